@@ -1,0 +1,153 @@
+"""One run's settings, under the lab's names; checked once, here, and never filled in later.
+
+The defaults are the lab template's, so that a definition that names nothing trains what the template trains;
+the one exception is `val_statistics`, whose template value makes the validation curve noise (see there).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cvaeopt.errors import SettingsError
+from cvaeopt.files import digest
+
+KlFormula = Literal["fu", "seed000", "seed001", "seed003", "seed004"]
+TfrFormula = Literal["linear", "seed000", "seed001", "seed003"]
+
+
+class Config(BaseModel):
+    """The settings of one training run.
+
+    Every field is a TOML key of a study's `[fixed]` and `[search]` tables, the name of an Optuna parameter
+    and a key of a recipe's `[settings]`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # The network (lab names; 1,585,620 parameters at these widths)
+    F_dim: int = Field(128, ge=8, multiple_of=8, description="channels of the frame features")
+    L_dim: int = Field(32, ge=2, multiple_of=2, description="channels of the label (pose) features")
+    N_dim: int = Field(12, ge=4, multiple_of=4, description="channels of the latent map z")
+    D_out_dim: int = Field(192, ge=8, multiple_of=8, description="channels between fusion and generator")
+    frame_H: int = Field(32, ge=8, description="frame height, pixels")
+    frame_W: int = Field(64, ge=8, description="frame width, pixels")
+    output: Literal["linear", "sigmoid", "clamp"] = Field(
+        "linear",
+        description="what makes a frame of the generator's output; clamp limits it to [0, 1] outside training only",
+    )
+
+    # The data
+    train_vi_len: int = Field(16, ge=2, description="frames of a training clip")
+    partial: float = Field(1.0, gt=0, le=1, description="temporal prefix of the training video that is used, fraction")
+    shuffle: bool = Field(False, description="draw the clips in a new order every epoch")
+    batch_size: int = Field(2, ge=1, description="clips of one optimiser step")
+
+    # The optimiser
+    num_epoch: int = Field(70, ge=1, description="epochs of the run; the schedules are functions of it")
+    optim: Literal["Adam", "AdamW", "SGD", "Adamax"] = Field("Adam", description="optimiser")
+    lr: float = Field(1e-3, gt=0, description="learning rate at the start")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimiser")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (SGD only)")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    lr_scheduler: Literal["MultiStepLR", "ExponentialLR", "cosine", "constant"] = Field(
+        "MultiStepLR", description="how lr falls over the run"
+    )
+    milestones: tuple[int, ...] = Field(
+        (2, 5), strict=False, description="epochs at which MultiStepLR multiplies lr by gamma"
+    )
+    gamma: float = Field(
+        0.1, gt=0, le=1, description="factor of MultiStepLR (a milestone) and ExponentialLR (an epoch)"
+    )
+    lr_min: float = Field(0.0, ge=0, description="where the cosine schedule would end, at epoch num_epoch")
+
+    # Teacher forcing
+    tfr: float = Field(1.0, ge=0, le=1, description="teacher forcing ratio at the start")
+    tfr_sde: int = Field(10, ge=0, description="epoch at which the ratio starts to decay")
+    tfr_d_step: float = Field(0.1, ge=0, le=1, description="how much the ratio falls in an epoch")
+    tfr_formula: TfrFormula = Field("linear", description="whose decay: linear (= seed000, seed001) or seed003")
+    tfr_coin: Literal["epoch", "step"] = Field("epoch", description="one forcing coin an epoch, or one a step")
+
+    # KL
+    kl_anneal_type: Literal["cyclical", "monotonic", "none"] = Field("cyclical", description="shape of the KL weight")
+    kl_anneal_cycle: int = Field(
+        10,
+        ge=1,
+        description="number of cycles over the run (fu, seed001, seed003) or epochs of one (seed000, seed004)",
+    )
+    kl_anneal_ratio: float = Field(
+        1.0,
+        gt=0,
+        description="fraction of a cycle spent climbing (fu, seed001, seed003 cyclical) or slope (others)",
+    )
+    kl_formula: KlFormula = Field("fu", description="whose KL weight; fu (Fu et al. 2019) is the canonical meaning")
+    kl_norm: Literal["batch", "element"] = Field(
+        "batch",
+        description="KL summed over the latents and divided by the batch (the lab's), or its mean per latent",
+    )
+
+    # What is computed, not how fast
+    label_bn: Literal["clip", "frame"] = Field(
+        "clip",
+        description="training statistics of the label encoder's BatchNorm: over the whole clip, or frame by frame, "
+        "as the lab's",
+    )
+    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of averaged weights used for validation; 0 is off")
+    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="arithmetic of the convolutions (CUDA only)")
+    val_statistics: Literal["recalibrated", "running", "own"] = Field(
+        "recalibrated",
+        description="BatchNorm statistics in validation: recomputed over the training labels, the last steps' running "
+        "averages, or each frame's own (the template's)",
+    )
+    val_noise: Literal["prior", "zero", "scaled"] = Field("prior", description="z in validation: N(0, I), 0, or scaled")
+    val_noise_scale: float = Field(0.5, ge=0, description="standard deviation of z when val_noise is scaled")
+    val_noise_seed: int = Field(0, ge=0, description="seed of z in validation, equal for all trials of a study")
+    seed: int = Field(0, ge=0, description="seed of weights, clip order, forcing coins and training noise")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.kl_formula in ("fu", "seed001") and self.kl_anneal_ratio > 1:
+            raise ValueError(f"kl_anneal_ratio is a fraction for kl_formula '{self.kl_formula}': at most 1")
+        if any(a >= b for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
+            raise ValueError("milestones must rise")
+        if self.lr_min > self.lr:
+            raise ValueError("lr_min is above lr")
+        return self
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any], where: str) -> Self:
+        """The checked settings; SettingsError names `where` they stand, the key and what it should be."""
+        check_names(settings, list(cls.model_fields), where)
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise settings_error(error, where) from None
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as JSON values (lists for tuples), in the order of the fields."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """Twelve hex digits that name these settings."""
+        return digest(self.plain())
+
+
+def check_names(given: dict[str, Any], known: list[str], where: str, kind: str = "setting") -> None:
+    """SettingsError with a suggestion if `given` has a key that is not in `known`."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}."
+            raise SettingsError(f"{where} has no {kind} '{name}'.", todo=hint)
+
+
+def settings_error(error: ValidationError, where: str) -> SettingsError:
+    """The first complaint of `error` as found, expected, what to do."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if not name:
+        return SettingsError(f"{where}: {message}.", todo="Change the value.")
+    return SettingsError(f"{where}: {name} = {first['input']!r}.", f"Expected: {message[:1].lower()}{message[1:]}.")

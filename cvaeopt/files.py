@@ -1,0 +1,119 @@
+"""Files that are whole or absent, and the paths of one run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A binary stream that becomes `path` when the block ends, or nothing when it fails.
+
+    The bytes go to a scratch file beside the target, are flushed to the disk and renamed over it, so a
+    reader (or a crash) sees the old file or the new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    scratch = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.chmod(0o666 & ~_umask())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with whole(path) as stream:
+        stream.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 `text` to `path`, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON (no NaN), whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """The first `length` hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The path `relative` under `root`; ValueError if it would leave `root`.
+
+    For names that come from a database, which another program may have written.
+    """
+    base = root.resolve()
+    path = (base / relative).resolve()
+    if path == base or not path.is_relative_to(base):
+        raise ValueError(f"{relative!r} is not inside {root}")
+    return path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """All paths of one run (a trial or a retrain).
+
+    config.json      the resolved settings, written before the first step
+    history.jsonl    one JSON object per finished epoch
+    last.pt          where to continue
+    best.pt          the best epoch by the metric
+    """
+
+    root: Path
+
+    @classmethod
+    def of_trial(cls, artifacts: Path, study: str, number: int) -> RunFolder:
+        """`artifacts/study/00042`; ValueError if the study's name would leave `artifacts`."""
+        return cls(inside(artifacts, study) / f"{number:05d}")
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def history(self) -> Path:
+        return self.root / "history.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.pt"
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Write the whole history, one JSON object a line (whole or not at all: a resumed run rewrites it)."""
+        write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """The rows of history.jsonl; an empty list when there is none yet."""
+        if not self.history.exists():
+            return []
+        return [json.loads(line) for line in self.history.read_text().splitlines() if line.strip()]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

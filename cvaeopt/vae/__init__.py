@@ -1,0 +1,1 @@
+"""The trainer: one network, one run. Knows nothing of Optuna or SQL."""

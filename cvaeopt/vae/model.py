@@ -1,0 +1,278 @@
+"""The lab's five modules, under the lab's names, so that weights interchange with the template.
+
+Every map keeps the frame's height and width: there is no down-sampling anywhere. `F`, `L`, `N`, `D` below are
+the channels F_dim, L_dim, N_dim, D_out_dim; M is any number of frames.
+
+Source: the lab's template as described in its specification; 1,585,620 parameters at F 128, L 32, N 12, D 192.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cvaeopt.config import Config
+from cvaeopt.errors import CheckpointError
+
+Statistics = Literal["batch", "frame", "stored", "own"]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each followed by LeakyReLU(0.01), and a 1x1 skip where the width changes."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_ch, out_ch, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_ch, out_ch, 3, padding=1)
+        self.skip = nn.Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, in_ch, H, W) -> (M, out_ch, H, W)."""
+        out = functional.leaky_relu(self.conv1(x), 0.01)
+        out = functional.leaky_relu(self.conv2(out), 0.01)
+        return out + (x if self.skip is None else self.skip(x))
+
+
+class DepthConv(nn.Module):
+    """1x1, LeakyReLU(0.01), depthwise 3x3, 1x1, and a 1x1 skip where the width changes."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(in_ch, in_ch, 1), nn.LeakyReLU(0.01))
+        self.depth_conv = nn.Conv2d(in_ch, in_ch, 3, padding=1, groups=in_ch)
+        self.conv2 = nn.Conv2d(in_ch, out_ch, 1)
+        self.adaptor = nn.Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, in_ch, H, W) -> (M, out_ch, H, W)."""
+        return self.after_first(self.conv1[0](x), x)
+
+    def after_first(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """The block's output when its first 1x1 convolution of `x` is already known (`mixed`)."""
+        out: Tensor = self.conv2(self.depth_conv(self.conv1[1](mixed)))
+        return out + (x if self.adaptor is None else self.adaptor(x))
+
+
+class ConvFFN(nn.Module):
+    """A gated 1x1 feed-forward block: half of the channels times LeakyReLU(0.1) of the other half."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels * 4, 1)
+        self.conv_out = nn.Conv2d(channels * 2, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, channels, H, W) -> the same shape."""
+        value, gate = self.conv(x).chunk(2, 1)
+        out: Tensor = self.conv_out(value * functional.leaky_relu(gate, 0.1))
+        return x + out
+
+
+class DepthConvBlock(nn.Module):
+    """A `DepthConv` and a `ConvFFN`."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(DepthConv(in_ch, out_ch), ConvFFN(out_ch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, in_ch, H, W) -> (M, out_ch, H, W)."""
+        return self.block(x)  # type: ignore[no-any-return]
+
+
+class RGB_Encoder(nn.Sequential):
+    """Frame features: (M, 3, H, W) -> (M, F, H, W)."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__(
+            ResidualBlock(in_ch, out_ch // 8),
+            DepthConvBlock(out_ch // 8, out_ch // 8),
+            ResidualBlock(out_ch // 8, out_ch // 4),
+            DepthConvBlock(out_ch // 4, out_ch // 4),
+            ResidualBlock(out_ch // 4, out_ch // 2),
+            DepthConvBlock(out_ch // 2, out_ch // 2),
+            nn.Conv2d(out_ch // 2, out_ch, 3, padding=1),
+        )
+
+
+class Label_Encoder(nn.Sequential):
+    """Pose features: (M, 3, H, W) -> (M, L, H, W). Holds the network's only BatchNorm."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__(
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(in_ch, out_ch // 2, 7),
+            nn.BatchNorm2d(out_ch // 2),
+            nn.Identity(),  # the template's LeakyReLU(True) is a slope of 1.0, that is, the identity
+            ResidualBlock(out_ch // 2, out_ch),
+        )
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        norm = self[2]
+        assert isinstance(norm, nn.BatchNorm2d)
+        return norm
+
+    def before_norm(self, labels: Tensor) -> Tensor:
+        """What the BatchNorm sees: (M, 3, H, W) -> (M, L / 2, H, W)."""
+        return self[1](self[0](labels))  # type: ignore[no-any-return]
+
+    def encode(self, labels: Tensor, statistics: Statistics) -> Tensor:
+        """Features of clips of labels: (B, T, 3, H, W) -> (B, T, L, H, W).
+
+        statistics   batch    mean and variance of all B * T labels together; running averages move once
+                     frame    of the B labels of each frame position, in turn, as the template's loop does
+                     stored   the running averages (evaluation)
+                     own      of each single label, which is what a batch of one does in training mode
+        """
+        batch, length = labels.shape[:2]
+        x = self.before_norm(labels.flatten(0, 1))
+        norm = self.norm
+        if statistics == "own":
+            x = functional.instance_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        elif statistics == "frame":
+            positions = [self._batch_norm(part, True) for part in x.unflatten(0, (batch, length)).unbind(1)]
+            x = torch.stack(positions, 1).flatten(0, 1)
+        else:
+            x = self._batch_norm(x, statistics == "batch")
+        return self[4](x).unflatten(0, (batch, length))  # type: ignore[no-any-return]
+
+    def _batch_norm(self, x: Tensor, training: bool) -> Tensor:
+        norm = self.norm
+        return functional.batch_norm(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            training,
+            norm.momentum or 0.1,
+            norm.eps,
+        )
+
+
+class Gaussian_Predictor(nn.Sequential):
+    """Posterior of the current frame and pose: (M, F + L, H, W) -> mu and logvar, (M, N, H, W) each."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__(
+            ResidualBlock(in_ch, out_ch // 4),
+            DepthConvBlock(out_ch // 4, out_ch // 4),
+            ResidualBlock(out_ch // 4, out_ch // 2),
+            DepthConvBlock(out_ch // 2, out_ch // 2),
+            ResidualBlock(out_ch // 2, out_ch),
+            nn.Identity(),  # LeakyReLU(True) in the template, see Label_Encoder
+            nn.Conv2d(out_ch, out_ch * 2, 1),
+        )
+
+    def posterior(self, frame: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and logvar of q(z | x_t, P_t) from features of the same frames: each (M, N, H, W)."""
+        mu, logvar = self(torch.cat([frame, label], 1)).chunk(2, 1)
+        return mu, logvar
+
+
+class Decoder_Fusion(nn.Sequential):
+    """Joins previous frame, pose and z: (M, F + L + N, H, W) -> (M, D, H, W)."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__(
+            DepthConvBlock(in_ch, in_ch),
+            ResidualBlock(in_ch, in_ch // 4),
+            DepthConvBlock(in_ch // 4, in_ch // 2),
+            ResidualBlock(in_ch // 2, in_ch // 2),
+            DepthConvBlock(in_ch // 2, out_ch // 2),
+            nn.Conv2d(out_ch // 2, out_ch, 1),
+        )
+
+    @property
+    def first(self) -> nn.Conv2d:
+        """The very first 1x1 convolution: linear in its input, so parts of it can be computed beforehand."""
+        return self[0].block[0].conv1[0]  # type: ignore[union-attr, index, no-any-return]
+
+    def after_first(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """The module's output for `x` when `first(x)` is already known (`mixed`)."""
+        entry, *rest = self
+        x = entry.block[1](entry.block[0].after_first(mixed, x))  # type: ignore[union-attr, index, operator]
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+class Generator(nn.Sequential):
+    """The frame: (M, D, H, W) -> (M, 3, H, W), not limited to any range."""
+
+    def __init__(self, in_ch: int, out_ch: int) -> None:
+        super().__init__(
+            DepthConvBlock(in_ch, in_ch),
+            ResidualBlock(in_ch, in_ch // 2),
+            DepthConvBlock(in_ch // 2, in_ch // 2),
+            ResidualBlock(in_ch // 2, in_ch // 4),
+            DepthConvBlock(in_ch // 4, in_ch // 4),
+            ResidualBlock(in_ch // 4, in_ch // 8),
+            DepthConvBlock(in_ch // 8, in_ch // 8),
+            nn.Conv2d(in_ch // 8, out_ch, 1),
+        )
+
+
+class CVAE(nn.Module):
+    """The five modules; how they are joined over time is `vae.loss` (training) and `vae.rollout`."""
+
+    def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192) -> None:
+        super().__init__()
+        self.frame_transformation = RGB_Encoder(3, F_dim)
+        self.label_transformation = Label_Encoder(3, L_dim)
+        self.Gaussian_Predictor = Gaussian_Predictor(F_dim + L_dim, N_dim)
+        self.Decoder_Fusion = Decoder_Fusion(F_dim + L_dim + N_dim, D_out_dim)
+        self.Generator = Generator(D_out_dim, 3)
+        self.widths = {"F_dim": F_dim, "L_dim": L_dim, "N_dim": N_dim, "D_out_dim": D_out_dim}
+
+    @classmethod
+    def of(cls, config: Config) -> CVAE:
+        """A network of the widths in `config`, initialised from `config.seed` alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return cls(config.F_dim, config.L_dim, config.N_dim, config.D_out_dim)
+
+    def decode(self, previous: Tensor, label: Tensor, z: Tensor) -> Tensor:
+        """Generator output from features of the previous frame, of the pose, and z: (M, 3, H, W)."""
+        return self.Generator(self.Decoder_Fusion(torch.cat([previous, label, z], 1)))  # type: ignore[no-any-return]
+
+
+def widths(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """F_dim, L_dim, N_dim and D_out_dim of a `state_dict`; CheckpointError if it is not one of this network."""
+    places = {
+        "F_dim": "frame_transformation.6.weight",
+        "L_dim": "label_transformation.4.conv1.weight",
+        "N_dim": "Gaussian_Predictor.4.conv1.weight",
+        "D_out_dim": "Decoder_Fusion.5.weight",
+    }
+    for key in places.values():
+        if key not in weights:
+            raise CheckpointError(
+                f"The weights have no tensor '{key}'.",
+                "Expected: the lab's five modules (frame_transformation, label_transformation, Gaussian_Predictor, "
+                "Decoder_Fusion, Generator).",
+                "Pass a checkpoint of this network.",
+            )
+    return {name: int(weights[key].shape[0]) for name, key in places.items()}
+
+
+def check_weights(model: CVAE, weights: Mapping[str, Tensor]) -> None:
+    """CheckpointError naming the first tensor of `weights` that `model` cannot take, with both shapes."""
+    own = model.state_dict()
+    for key, tensor in own.items():
+        if key not in weights:
+            raise CheckpointError(f"The weights have no tensor '{key}'.", f"Expected: shape {tuple(tensor.shape)}.")
+        if weights[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"Tensor '{key}' has shape {tuple(weights[key].shape)}.",
+                f"Expected: {tuple(tensor.shape)} (widths {model.widths}).",
+                "Use the settings that the checkpoint was trained with.",
+            )
+    for key in weights:
+        if key not in own:
+            raise CheckpointError(f"The weights have a tensor '{key}' that this network has not.")

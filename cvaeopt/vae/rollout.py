@@ -1,0 +1,163 @@
+"""Free-running prediction: each frame is made from the one predicted before it.
+
+Training, validation and `predict` share this loop. What does not depend on the prediction (pose features, z and
+their share of the first fusion layer) is computed for many frames at once; only the recurrent part is in the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cvaeopt.vae.model import CVAE, Statistics
+
+Output = Literal["linear", "sigmoid", "clamp"]
+
+CHUNK_FRAMES = 64
+"""Frames whose pose features are held at once: bounds the memory of a roll-out of any length."""
+
+
+def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
+    """A random generator on `device` whose stream depends on `parts` alone.
+
+    Every draw of a run has its own parts (seed, purpose, epoch), so a resumed run needs no saved state.
+    """
+    key = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") & (2**63 - 1))
+
+
+def noise(kind: str, scale: float, seed: int, frames: int, N_dim: int, height: int, width: int) -> Tensor:
+    """z of a roll-out, (frames, N_dim, H, W) float32 on the CPU (so that it is the same on every device).
+
+    kind   prior (standard normal), zero, or scaled (standard deviation `scale`)
+    """
+    shape = (frames, N_dim, height, width)
+    if kind == "zero":
+        return torch.zeros(shape)
+    z = torch.randn(shape, generator=generator("cpu", "roll-out noise", seed))
+    return z * scale if kind == "scaled" else z
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 [0, 1], the same shape."""
+    return pixels.float().div_(255)
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """float [0, 1] -> uint8 0..255: clipped first, then rounded, so that nothing wraps around."""
+    return frames.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def activate(raw: Tensor, output: Output, training: bool) -> Tensor:
+    """A frame of the generator's raw output; `clamp` acts outside training only."""
+    if output == "sigmoid":
+        return torch.sigmoid(raw)
+    if output == "clamp" and not training:
+        return raw.clamp(0, 1)
+    return raw
+
+
+def roll_features(
+    model: CVAE, first: Tensor, label_features: Tensor, z: Tensor, output: Output, training: bool = False
+) -> Tensor:
+    """Frames 1..T rolled out from `first` (B, 3, H, W): (B, T, 3, H, W). Call it without gradients.
+
+    label_features   (B, T, L, H, W), of the frames that are predicted
+    z                (B, T, N, H, W)
+    """
+    length = label_features.shape[1]
+    # The first 1x1 convolution is linear in (frame, pose, z): pose and z are known for all frames beforehand.
+    frame_channels = model.widths["F_dim"]
+    weight, bias = model.Decoder_Fusion.first.weight, model.Decoder_Fusion.first.bias
+    known = torch.cat([label_features, z], 2)
+    share = functional.conv2d(known.flatten(0, 1), weight[:, frame_channels:], bias).unflatten(0, known.shape[:2])
+    frame_weight = weight[:, :frame_channels].contiguous(memory_format=torch.channels_last)
+    previous = first
+    frames = []
+    for t in range(length):
+        feature = model.frame_transformation(previous)
+        mixed = functional.conv2d(feature, frame_weight) + share[:, t]
+        fused = model.Decoder_Fusion.after_first(mixed, torch.cat([feature, known[:, t]], 1))
+        previous = activate(model.Generator(fused), output, training)
+        frames.append(previous)
+    return torch.stack(frames, 1)
+
+
+def roll_chunks(
+    model: CVAE,
+    first: Tensor,
+    labels: Tensor,
+    z: Tensor,
+    output: Output,
+    statistics: Statistics = "stored",
+) -> Iterator[Tensor]:
+    """The frames of `roll_out` in pieces (B, <= CHUNK_FRAMES, 3, H, W), for sequences of any length.
+
+    labels   (B, T, 3, H, W) uint8 or float; only a piece at a time is moved to the model's device
+    z        (B, T, N, H, W), on any device
+    """
+    device = next(model.parameters()).device
+    previous = first.to(device)
+    for start in range(0, labels.shape[1], CHUNK_FRAMES):
+        piece = labels[:, start : start + CHUNK_FRAMES].to(device)
+        piece = to_float(piece) if piece.dtype == torch.uint8 else piece
+        with torch.no_grad():
+            features = model.label_transformation.encode(piece, statistics)
+            frames = roll_features(model, previous, features, z[:, start : start + CHUNK_FRAMES].to(device), output)
+        previous = frames[:, -1]
+        yield frames
+
+
+def roll_out(
+    model: CVAE, first: Tensor, labels: Tensor, z: Tensor, output: Output, statistics: Statistics = "stored"
+) -> Tensor:
+    """Frames 1..T predicted from the first one and the poses of frames 1..T: (B, T, 3, H, W) float.
+
+    first        (B, 3, H, W) float in [0, 1]
+    labels       (B, T, 3, H, W), float in [0, 1] or uint8: the poses of the frames that are predicted
+    z            (B, T, N, H, W), see `noise`
+    statistics   of the label encoder's BatchNorm: `stored` (evaluation) or `own`
+    """
+    return torch.cat(list(roll_chunks(model, first, labels, z, output, statistics)), 1)
+
+
+@torch.no_grad()
+def recalibrate(model: CVAE, labels: Tensor) -> None:
+    """Set the BatchNorm's running statistics to the exact mean and variance over `labels` (N, 3, H, W) uint8.
+
+    The running averages of training remember the last twenty steps' poses only; with them the validation curve
+    swings by several dB between neighbouring epochs, with these it does not. Sums are in float64, so the result
+    does not depend on the size of the pieces beyond float32 rounding of the convolution.
+    """
+    encoder = model.label_transformation
+    norm = encoder.norm
+    device = norm.weight.device
+    count = 0
+    total = torch.zeros(norm.num_features, dtype=torch.float64, device=device)
+    squares = torch.zeros_like(total)
+    for piece in labels.split(256):
+        x = encoder.before_norm(to_float(piece.to(device))).double()
+        count += x.numel() // norm.num_features
+        total += x.sum((0, 2, 3))
+        squares += x.square().sum((0, 2, 3))
+    mean = total / count
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_((squares / count - mean.square()).clamp_(min=0))
+
+
+@contextlib.contextmanager
+def evaluation(model: CVAE) -> Iterator[None]:
+    """Evaluation mode inside the block, the previous mode after it."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,163 @@
+"""The batched loss is the template's loop, in value and in every gradient."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvaeopt.vae.loss import clip_loss
+from cvaeopt.vae.model import CVAE
+from tests.vae import plain
+
+
+def network(*widths: int) -> CVAE:
+    torch.manual_seed(5)
+    return CVAE(*widths)
+
+
+def worst_gradient(one: CVAE, other: CVAE) -> float:
+    """Largest difference of any parameter's gradient, relative to its norm.
+
+    The bias of the convolution before a BatchNorm has a gradient of zero; what is computed for it is rounding, so
+    a norm below 1e-4 of the whole gradient's counts as that.
+    """
+    pairs = [(p.grad, q.grad) for p, q in zip(one.parameters(), other.parameters(), strict=True)]
+    whole = sum(float(q.square().sum()) for _, q in pairs if q is not None) ** 0.5
+    worst = 0.0
+    for mine, theirs in pairs:
+        assert mine is not None and theirs is not None
+        worst = max(worst, float((mine - theirs).norm()) / max(float(theirs.norm()), 1e-4 * whole))
+    return worst
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(2, 6),
+    height=st.sampled_from([8, 12]),
+    width=st.sampled_from([8, 20]),
+    widths=st.sampled_from([(8, 4, 4, 8), (16, 8, 8, 16)]),
+    forced=st.booleans(),
+    sigmoid=st.booleans(),
+    per_element=st.booleans(),
+    free_step=st.sampled_from(["replay", "sequential"]),
+    beta=st.sampled_from([0.0, 0.3, 1.0]),
+    template_statistics=st.booleans(),
+)
+def test_the_batched_loss_and_its_gradients_equal_the_frame_by_frame_loop(
+    batch: int,
+    length: int,
+    height: int,
+    width: int,
+    widths: tuple[int, int, int, int],
+    forced: bool,
+    sigmoid: bool,
+    per_element: bool,
+    free_step: Literal["replay", "sequential"],
+    beta: float,
+    template_statistics: bool,
+) -> None:
+    # In double precision the two agree to rounding; see the next test for what is left of that in single.
+    model = network(*widths).double()
+    reference = copy.deepcopy(model)
+    draws = torch.Generator().manual_seed(batch * 100 + length)
+    wide = {"generator": draws, "dtype": torch.float64}
+    frames = torch.rand(batch, length, 3, height, width, **wide)
+    labels = torch.rand(batch, length, 3, height, width, **wide)
+    eps = torch.randn(batch, length - 1, widths[2], height, width, **wide)
+
+    expected = plain.training_loss(
+        reference,
+        frames,
+        labels,
+        eps,
+        forced=forced,
+        sigmoid=sigmoid,
+        per_element=per_element,
+        beta=beta,
+        training=template_statistics,
+    )
+    expected.backward()
+    loss = clip_loss(
+        model,
+        frames,
+        labels,
+        eps,
+        forced=forced,
+        output="sigmoid" if sigmoid else "linear",
+        kl_norm="element" if per_element else "batch",
+        statistics="frame" if template_statistics else "stored",
+        free_step=free_step,
+    ).total(beta)
+    loss.backward()
+
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-11)
+    assert worst_gradient(model, reference) < 1e-9
+    for (name, mine), theirs in zip(model.named_buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("forced", [True, False])
+@pytest.mark.parametrize("free_step", ["replay", "sequential"])
+def test_in_single_precision_loss_agrees_to_1e_5_and_gradients_to_1e_4(
+    forced: bool, free_step: Literal["replay", "sequential"]
+) -> None:
+    model = network(32, 16, 4, 48).to(memory_format=torch.channels_last)
+    reference = network(32, 16, 4, 48)
+    frames, labels, eps = (
+        torch.rand(2, 6, 3, 16, 32),
+        torch.rand(2, 6, 3, 16, 32),
+        torch.randn(2, 5, 4, 16, 32),
+    )
+    expected = plain.training_loss(
+        reference, frames, labels, eps, forced=forced, sigmoid=True, per_element=True, beta=0.5, training=True
+    )
+    expected.backward()
+    loss = clip_loss(
+        model,
+        frames,
+        labels,
+        eps,
+        forced=forced,
+        output="sigmoid",
+        kl_norm="element",
+        statistics="frame",
+        free_step=free_step,
+    ).total(0.5)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert worst_gradient(model, reference) < 1e-4
+
+
+def test_statistics_over_the_clip_normalise_all_its_labels_together() -> None:
+    model = network(8, 4, 4, 8)
+    labels = torch.rand(2, 5, 3, 8, 8)
+    encoder = model.label_transformation
+    features = encoder.encode(labels, "batch")
+    with torch.no_grad():
+        together = plain.label_features(copy.deepcopy(model), labels.flatten(0, 1), training=True)
+    torch.testing.assert_close(features.detach().flatten(0, 1), together)
+
+
+def test_own_statistics_are_those_of_a_batch_of_one_in_training_mode() -> None:
+    model = network(8, 4, 4, 8)
+    labels = torch.rand(1, 4, 3, 8, 8)
+    with torch.no_grad():
+        features = model.label_transformation.encode(labels, "own")[0]
+        singly = [plain.label_features(copy.deepcopy(model), label[None], training=True) for label in labels[0]]
+    torch.testing.assert_close(features, torch.cat(singly), rtol=1e-4, atol=1e-5)
+
+
+def test_a_forced_clip_ignores_predictions_and_a_free_one_does_not() -> None:
+    model = network(8, 4, 4, 8)
+    frames, labels = torch.rand(1, 4, 3, 8, 8), torch.rand(1, 4, 3, 8, 8)
+    eps = torch.randn(1, 3, 4, 8, 8)
+    one = clip_loss(model, frames, labels, eps, forced=True, output="linear", kl_norm="element", statistics="stored")
+    two = clip_loss(model, frames, labels, eps, forced=False, output="linear", kl_norm="element", statistics="stored")
+    assert float(one.kl.detach()) == pytest.approx(float(two.kl.detach()), rel=1e-6)
+    assert abs(float((one.mse - two.mse).detach())) > 1e-6
