@@ -1,0 +1,125 @@
+"""A recipe: every setting of one run and where it comes from, as a TOML file that people read and keep.
+
+[settings]                  every setting of a run, nothing implied
+[provenance]                study, trial, value, how it was estimated, data, code, date
+[provenance.baselines]      what a model must beat
+[[provenance.runners_up]]   the trials that noise does not tell apart from this one
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import tomli_w
+
+from cvaeopt.config import Config, check_names
+from cvaeopt.errors import SettingsError
+from cvaeopt.files import write_text
+from cvaeopt.outcome.transfer import Transfer, landmarks, transfer
+
+_TRANSFERS: Final[tuple[Transfer, ...]] = ("proportional", "absolute")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run and its provenance (plain TOML values)."""
+
+    settings: Config
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def edited(self) -> bool:
+        """Whether the settings were changed by hand since they were exported."""
+        stored = self.provenance.get("settings_digest")
+        return stored is not None and stored != self.settings.digest()
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint trained with this recipe carries of its provenance."""
+        named = {"settings_digest": "searched_settings_digest", "data_digest": "searched_data_digest"}
+        kept = ("study", "trial", "value", "metric", "estimated", "search_epochs", "study_seed", "code_version")
+        return {named.get(key, key): value for key, value in self.provenance.items() if key in kept or key in named}
+
+
+def write(path: Path, recipe: Recipe, *, long_run_epochs: int = 500) -> None:
+    """Write `recipe` as TOML, whole or not at all; comments show its schedules in a run of `long_run_epochs`."""
+    provenance = {"settings_digest": recipe.settings.digest(), **_without_none(recipe.provenance)}
+    tables = {"settings": recipe.settings.plain(), "provenance": provenance}
+    head = (
+        "# Settings of one training run of cvaeopt, and where they come from.\n"
+        f"# Train with them:  cvaeopt retrain {path} --epochs {long_run_epochs}\n\n"
+    )
+    write_text(path, head + tomli_w.dumps(tables) + "\n" + _curves(recipe.settings, long_run_epochs))
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in `path`; SettingsError says what is wrong with it and what to do."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(p.stem for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        todo = f"There: {', '.join(near)}." if near else "Write one with: cvaeopt export-best --study NAME."
+        raise SettingsError(f"There is no recipe {path}.", todo=todo) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}.", "Expected: a recipe (TOML).") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}.", todo="Correct that line.") from None
+    return parse(tables, str(path))
+
+
+def parse(tables: dict[str, Any], where: str) -> Recipe:
+    """The recipe in parsed TOML `tables`; SettingsError names `where` it stands."""
+    if "search" in tables or "fixed" in tables:
+        raise SettingsError(
+            f"{where} is the definition of a study.",
+            "Expected: a recipe, with [settings] and [provenance].",
+            "Export one with: cvaeopt export-best --study NAME.",
+        )
+    check_names(tables, ["settings", "provenance"], where, kind="table")
+    settings, provenance = tables.get("settings"), tables.get("provenance", {})
+    if not isinstance(settings, dict) or not isinstance(provenance, dict):
+        raise SettingsError(
+            f"{where} has no table [settings].",
+            "Expected: every setting of a run in [settings].",
+            "Export the recipe again.",
+        )
+    check_names(settings, list(Config.model_fields), f"{where}: [settings]")
+    missing = [name for name in Config.model_fields if name not in settings]
+    if missing:
+        raise SettingsError(
+            f"{where}: [settings] lacks {', '.join(missing)}.",
+            "Expected: every setting, so that nothing is implied.",
+            "Add what is missing, or export the recipe again.",
+        )
+    return Recipe(Config.parse(settings, f"{where}: [settings]"), provenance)
+
+
+def runs(config: Config, epochs: int) -> dict[str, Config]:
+    """The settings as searched, and for a run of `epochs` epochs under both transfers, by name."""
+    return {"as searched": config, **{mode: transfer(config, epochs, mode) for mode in _TRANSFERS}}
+
+
+def _without_none(value: Any) -> Any:
+    """`value` without None, which TOML cannot write."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(inner) for inner in value]
+    return value
+
+
+def _curves(config: Config, epochs: int) -> str:
+    """A comment table: where the schedules turn, as searched and under both transfers."""
+    columns = ("epochs", "decay_starts", "decay_ends", "beta_full", "cycle", "lr_end")
+    lines = [
+        "# Where the schedules turn, in finished epochs ('-': never):",
+        "#   " + "run".ljust(14) + "".join(name.rjust(14) for name in columns),
+    ]
+    for name, run in runs(config, epochs).items():
+        values = landmarks(run).plain()
+        cells = ["-" if values[key] is None else f"{values[key]:g}" for key in columns]
+        lines.append("#   " + name.ljust(14) + "".join(cell.rjust(14) for cell in cells))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""The search: what to train next, and how many workers share it through SQL."""

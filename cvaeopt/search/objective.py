@@ -1,0 +1,274 @@
+"""One trial: suggest settings, train, report, prune, resume.
+
+`Objective` is a plain Optuna objective (`study.optimize(Objective(...))` works from a notebook). The worker drives
+the same `TrialRun` itself, because it also has leases, budgets and outages to think of.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import torch
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.trial import Trial, TrialState
+
+from cvaeopt import __version__
+from cvaeopt.config import Config
+from cvaeopt.errors import Diverged
+from cvaeopt.files import RunFolder, write_json
+from cvaeopt.outcome.pictures import trial_artifacts
+from cvaeopt.search.space import suggest
+from cvaeopt.search.study import Definition
+from cvaeopt.vae import checkpoint
+from cvaeopt.vae.dataset import Dataset
+from cvaeopt.vae.trainer import EpochResult, Trainer
+
+log = logging.getLogger(__name__)
+
+CONSTRAINTS = ("diverged", "out_of_memory", "crashed")
+"""Every finished trial carries all three, 0.0 when fine: samplers then learn from settings that cannot be trained."""
+
+DASHBOARD_STORE = "_dashboard"
+"""Folder of the dashboard's artifacts under the artifact folder. Checkpoints are never put there: deleting a study
+in the dashboard needs no password and deletes its artifacts. No study can have this name (they start with a letter
+or a digit)."""
+
+
+def artifact_store(artifacts: Path) -> FileSystemArtifactStore:
+    """The store from which the dashboard serves pictures; its folder is made if missing."""
+    folder = artifacts / DASHBOARD_STORE
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(folder)
+
+
+class TrialRun:
+    """One trial being trained, from its first epoch or from its newest checkpoint.
+
+    folder    config.json, history.jsonl, checkpoints and pictures of the trial
+    token     rises with every owner of the trial and is part of the checkpoint's name, so that an owner who lost
+              the trial without knowing cannot spoil the files of the next one
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        config: Config,
+        data: Dataset,
+        device: str,
+        folder: RunFolder,
+        trial: Trial,
+        token: int = 0,
+        store: FileSystemArtifactStore | None = None,
+    ) -> None:
+        self.definition = definition
+        self.trial = trial
+        self.number = trial.number
+        self.folder = folder
+        self.epochs = config.num_epoch
+        self.resumed_from: Path | None = None
+        self._store = store
+        self._checkpoint = folder.root / f"last.{token}.pt"
+        folder.root.mkdir(parents=True, exist_ok=True)
+        write_json(folder.config, config.plain())
+        self.trainer = Trainer(config, data, device)
+        found = checkpoint.newest(sorted(folder.root.glob("last*.pt")))
+        if found is not None:
+            self.trainer.restore(found)
+            self.resumed_from = found
+        attributes = {
+            "seed": config.seed,
+            "settings_digest": config.digest(),
+            "data_digest": data.digest,
+            "versions": {
+                "cvaeopt": __version__,
+                "torch": torch.__version__,
+                "optuna": optuna.__version__,
+                "python": platform.python_version(),
+            },
+            "device": _device_name(device),
+            "host": socket.gethostname(),
+        }
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished, those before a resume included."""
+        return self.trainer.epoch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per finished epoch, see `EpochResult`."""
+        return self.trainer.history
+
+    def run(self) -> Iterator[EpochResult]:
+        """Train the epochs that are left."""
+        return self.trainer.run()
+
+    def value_of(self, row: dict[str, Any]) -> float:
+        """What is reported to Optuna for this epoch, dB."""
+        return float(row[self.definition.metric])
+
+    def final_value(self) -> float:
+        """The trial's value: mean of the metric over the last `window` epochs, dB."""
+        rows = self.history[-self.definition.window :]
+        return math.fsum(self.value_of(row) for row in rows) / len(rows)
+
+    def save(self) -> None:
+        """Write checkpoint and history (OSError when the disk is full); older owners' checkpoints go."""
+        self.trainer.save(self._checkpoint, self._provenance())
+        self.folder.write_history(self.history)
+        for other in self.folder.root.glob("last*.pt"):
+            if other != self._checkpoint:
+                other.unlink(missing_ok=True)
+
+    def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
+        """Leave what people want to see: history, pictures, attributes, a note. Never fails the trial.
+
+        Only a complete trial keeps its checkpoint, as last.pt; how many of those are kept is `tidy`'s business.
+        """
+        try:
+            self._finish(state, reason)
+        except Exception as error:  # pictures and notes are worth less than the trial
+            log.warning("Trial %d: not all of its files could be written (%s).", self.number, error)
+
+    def _finish(self, state: str, reason: str) -> None:
+        self.folder.write_history(self.history)
+        if self.history:
+            last = self.history[-1]
+            for key in ("val_psnr", "val_psnr_late"):
+                self.trial.set_user_attr(key, last[key])
+            self.trial.set_user_attr("seconds", math.fsum(row["seconds"] for row in self.history))
+        if state == "complete":
+            if not self._checkpoint.exists():
+                self.trainer.save(self._checkpoint, self._provenance())
+            self._checkpoint.replace(self.folder.last)
+        for leftover in self.folder.root.glob("last.*.pt"):
+            leftover.unlink(missing_ok=True)
+        if not self.history:
+            return
+        frames = psnr = None
+        if state != "failed":
+            validation = self.trainer.validate()
+            frames, psnr = validation.frames, validation.psnr_frames.numpy()
+        val = self.trainer.data.val
+        pictures = trial_artifacts(
+            self.folder.root,
+            self.history,
+            psnr_frames=psnr,
+            prediction=None if frames is None else frames.numpy(),
+            truth=val.frames[1:],
+            labels=val.labels[1:],
+            title=f"{self.definition.name} / trial {self.number}",
+        )
+        if self._store is not None:
+            for picture in [*pictures, self.folder.config, self.folder.history]:
+                upload_artifact(
+                    artifact_store=self._store,
+                    file_path=str(picture),
+                    study_or_trial=self.trial,
+                    mimetype="application/x-ndjson" if picture.suffix == ".jsonl" else None,
+                )
+        self._note(state, reason)
+
+    def _note(self, state: str, reason: str) -> None:
+        from optuna_dashboard import save_note
+
+        last = self.history[-1]
+        save_note(
+            self.trial,
+            f"**{state}** after {self.epoch} of {self.epochs} epochs: {reason}\n\n"
+            f"validation PSNR {last['val_psnr']:.2f} dB (late frames {last['val_psnr_late']:.2f} dB), "
+            f"run on {socket.gethostname()}, {_device_name(str(self.trainer.device))}\n",
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "study": self.definition.name,
+            "trial": self.number,
+            "definition_digest": self.definition.digest(),
+            "settings_digest": self.trainer.config.digest(),
+            "data_digest": self.trainer.data.digest,
+            "version": __version__,
+            "seed": self.trainer.config.seed,
+        }
+
+
+class Objective:
+    """Trains one configuration of `definition` and returns its value in dB.
+
+    artifacts    run folders are made under it, one per trial
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        data: Dataset,
+        device: str = "cpu",
+        artifacts: Path = Path("storage/artifacts"),
+    ) -> None:
+        self.definition = definition
+        self.data = data
+        self.device = device
+        self.artifacts = artifacts
+        self._store = artifact_store(artifacts)
+
+    def open(self, trial: Trial, token: int = 0) -> TrialRun:
+        """The run of `trial`: settings suggested, folder made, newest checkpoint restored."""
+        config = suggest(self.definition, trial)
+        folder = RunFolder.of_trial(self.artifacts, self.definition.name, trial.number)
+        return TrialRun(self.definition, config, self.data, self.device, folder, trial, token, self._store)
+
+    def __call__(self, trial: Trial) -> float:
+        """The trial's value, dB; raises TrialPruned when the pruner, or a diverged loss, ends it."""
+        run = self.open(trial)
+        try:
+            for result in run.run():
+                run.save()
+                trial.report(run.value_of(result.row()), result.epoch)
+                if trial.should_prune() and result.epoch < run.epochs:
+                    reason = f"pruned at epoch {result.epoch}"
+                    self._close(run, "pruned", reason)
+                    raise optuna.TrialPruned(reason)
+        except Diverged as error:
+            self._close(run, "failed", str(error), diverged=1.0)
+            trial.set_user_attr("failed", "diverged")
+            raise optuna.TrialPruned(str(error)) from error
+        self._close(run, "complete", "all epochs trained")
+        return run.final_value()
+
+    def _close(self, run: TrialRun, state: Literal["complete", "pruned", "failed"], reason: str, **bad: float) -> None:
+        for key in CONSTRAINTS:
+            run.trial.set_constraint(key, bad.get(key, 0.0))
+        run.trial.set_user_attr("epochs_done", run.epoch)
+        run.trial.set_user_attr("reason", reason)
+        run.finish(state, reason)
+
+
+def tidy(study: optuna.Study, artifacts: Path, keep_best: int) -> list[Path]:
+    """Delete the checkpoints of complete trials that are not among the best `keep_best`; the paths deleted.
+
+    Pictures, settings and histories stay. A trial that is still running is never touched.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranked = sorted(complete, key=lambda trial: (-trial.values[0], trial.number))
+    deleted = []
+    for trial in ranked[keep_best:]:
+        path = RunFolder.of_trial(artifacts, study.study_name, trial.number).last
+        if path.exists():
+            path.unlink(missing_ok=True)
+            deleted.append(path)
+    return deleted
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return "cpu"

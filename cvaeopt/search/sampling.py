@@ -1,0 +1,228 @@
+"""Samplers and pruners, built from a definition.
+
+A suggestion depends on the study's seed, the trial's number and the other trials, never on which worker asks:
+the samplers keep nothing between trials and draw from a stream of their own for every trial and parameter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+
+from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.search.definition import (
+    Definition,
+    GpSampler,
+    GridSampler,
+    HalvingPruner,
+    HyperbandPruner,
+    MedianPruner,
+    NoPruner,
+    PercentilePruner,
+    QmcSampler,
+    TpeSampler,
+)
+from cvaeopt.search.space import stream
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+
+def sampler_for(definition: Definition) -> BaseSampler:
+    """The study's sampler; every worker makes its own, and all of them suggest alike."""
+    chosen = definition.sampler
+    if isinstance(chosen, GridSampler):
+        return _GridSampler(definition.name)
+    if isinstance(chosen, QmcSampler):
+        return _HaltonSampler(definition.seed, list(definition.search))
+    return _StreamSampler(definition.seed, _maker(definition))
+
+
+def pruner_for(definition: Definition) -> BasePruner:
+    """The study's pruner; steps are epochs finished, so the first report is step 1."""
+    chosen = definition.pruner
+    if isinstance(chosen, NoPruner):
+        return optuna.pruners.NopPruner()
+    if isinstance(chosen, HalvingPruner):
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=chosen.warmup_epochs,
+            reduction_factor=chosen.reduction_factor,
+            min_early_stopping_rate=0,
+            bootstrap_count=0,
+        )
+    if isinstance(chosen, HyperbandPruner):
+        return optuna.pruners.HyperbandPruner(
+            min_resource=chosen.warmup_epochs,
+            max_resource=definition.epochs,
+            reduction_factor=chosen.reduction_factor,
+            bootstrap_count=0,
+        )
+    return optuna.pruners.PercentilePruner(
+        _percentile(chosen),
+        n_startup_trials=chosen.n_startup_trials,
+        n_warmup_steps=chosen.warmup_epochs,
+        interval_steps=chosen.interval_epochs,
+        n_min_trials=chosen.n_min_trials,
+    )
+
+
+def _percentile(chosen: MedianPruner | PercentilePruner) -> float:
+    return 50.0 if isinstance(chosen, MedianPruner) else chosen.percentile
+
+
+def _maker(definition: Definition) -> Callable[[int], BaseSampler]:
+    """What makes the sampler of one stream."""
+    chosen = definition.sampler
+    if isinstance(chosen, TpeSampler):
+        # Without groups, a setting that only some trials have would be modelled apart from all others.
+        conditional = any(dimension.when for dimension in definition.search.values())
+        return lambda seed: optuna.samplers.TPESampler(
+            n_startup_trials=chosen.n_startup_trials,
+            n_ei_candidates=chosen.n_ei_candidates,
+            multivariate=True,
+            group=conditional,
+            constant_liar=chosen.constant_liar,
+            seed=seed,
+        )
+    if isinstance(chosen, GpSampler):
+        if importlib.util.find_spec("scipy") is None:
+            raise SettingsError(
+                f"Study '{definition.name}': [sampler] kind = 'gp' needs scipy, which is not installed.",
+                todo="Install it: pip install 'cvaeopt[gp]'.",
+            )
+        return lambda seed: optuna.samplers.GPSampler(
+            n_startup_trials=chosen.n_startup_trials,
+            deterministic_objective=chosen.deterministic_objective,
+            seed=seed,
+        )
+    return lambda seed: optuna.samplers.RandomSampler(seed=seed)
+
+
+class _StreamSampler(BaseSampler):
+    """An Optuna sampler made anew for every trial, and for every parameter drawn by itself.
+
+    The second so that a trial whose worker died between two parameters is continued with the same values.
+    """
+
+    def __init__(self, seed: int, make: Callable[[int], BaseSampler]) -> None:
+        self._seed = seed
+        self._make = make
+        self._thread = threading.local()
+        self._fresh(0, "")  # complain now, not in the first trial
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        # Optuna asks for the values next, of the same thread; the inner sampler keeps its groups till then.
+        self._thread.inner = self._fresh(trial.number, "together")
+        return self._thread.inner.infer_relative_search_space(study, trial)  # type: ignore[no-any-return]
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._thread.inner.sample_relative(study, trial, search_space)  # type: ignore[no-any-return]
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        inner = self._fresh(trial.number, param_name)
+        return inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def _fresh(self, number: int, purpose: str) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return self._make(stream(self._seed, number, f"sampler {purpose}"))
+
+
+class _IndependentSampler(BaseSampler):
+    """A sampler that draws every parameter by itself."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+
+class _GridSampler(_IndependentSampler):
+    """No suggestion: all points of a grid wait in the study from its start; each is taken by one worker."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise StudyError(
+            f"Study '{self._name}' has no point left: every point of its grid was taken.",
+            todo="Read its result, or search more values under a new name.",
+        )
+
+
+class _HaltonSampler(_IndependentSampler):
+    """Point number n of a Halton sequence with scrambled digits, one prime base a setting."""
+
+    def __init__(self, seed: int, names: list[str]) -> None:
+        self._seed = seed
+        self._bases = dict(zip(names, _primes(len(names)), strict=True))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        fraction = _radical_inverse(trial.number, self._bases[param_name], self._seed)
+        return _value_at(param_distribution, fraction)
+
+
+def _value_at(distribution: BaseDistribution, fraction: float) -> Any:
+    """The value at `fraction` of the way, 0 <= fraction < 1; all steps and all choices are equally wide."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(fraction * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = distribution.low, distribution.high
+    if isinstance(distribution, FloatDistribution) and distribution.step is None:
+        if distribution.log:
+            return min(high, low * (high / low) ** fraction)
+        return low + (high - low) * fraction
+    if distribution.log:  # whole numbers: from half below the first to half above the last
+        value = (low - 0.5) * ((high + 0.5) / (low - 0.5)) ** fraction
+        return min(int(high), max(int(low), round(value)))
+    step = distribution.step or 1
+    count = round((high - low) / step) + 1
+    return type(low)(low + int(fraction * count) * step)
+
+
+def _radical_inverse(index: int, base: int, seed: int) -> float:
+    """The digits of `index` behind the point, each place with its own shuffle of the digits; in [0, 1)."""
+    places = math.ceil(32 / math.log2(base))  # finer than any setting can tell apart
+    value, scale = 0.0, 1.0
+    for place in range(places):
+        index, digit = divmod(index, base)
+        shuffled = sorted(range(base), key=lambda one: stream(seed, one, f"base {base} place {place}"))
+        scale /= base
+        value += shuffled[digit] * scale
+    return min(value, 1 - 2**-53)
+
+
+def _primes(count: int) -> list[int]:
+    found: list[int] = []
+    candidate = 2
+    while len(found) < count:
+        if all(candidate % prime for prime in found):
+            found.append(candidate)
+        candidate += 1
+    return found

@@ -1,0 +1,410 @@
+"""A study in the storage: created once by whoever is first, verified by everybody else, counted, ranked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import Connection, String, cast, column, delete, func, insert, select, table, update
+from sqlalchemy.orm import Session
+
+from cvaeopt.errors import StudyError
+from cvaeopt.search import fleet
+from cvaeopt.search.definition import Definition, load_definition
+from cvaeopt.search.sampling import pruner_for, sampler_for
+from cvaeopt.search.storage import Storage, lease_table, study_table
+
+__all__ = [
+    "Definition",
+    "best",
+    "counts",
+    "create_or_open",
+    "load_definition",
+    "open_existing",
+    "pruner_for",
+    "record_facts",
+    "sampler_for",
+    "status",
+    "stored_definition",
+]
+
+ENQUEUED = "cvaeopt:enqueued"
+"""System attribute of a trial that waited in the study from its start: the index of its point."""
+
+MARK = "cvaeopt:digest"
+"""System attribute of a study that ties it to its row in cvaeopt_study: SQLite gives the id of a deleted study to the
+next one, so that the id alone does not say that the row is this study's."""
+
+FAILED = "failed"
+"""User attribute of a trial that failed; Optuna's state is then PRUNED, so that samplers learn from it."""
+
+# Optuna's own tables, as far as they are read here.
+_STUDIES = table("studies", column("study_id"), column("study_name"))
+_STUDY_ATTRS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+_TRIALS = table("trials", column("trial_id"), column("number"), column("study_id"), column("state"))
+_VALUES = table("trial_values", column("trial_id"), column("value"), column("value_type"))
+_STEPS = table("trial_intermediate_values", column("trial_id"), column("step"))
+_USER_ATTRS = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
+_SYSTEM_ATTRS = table("trial_system_attributes", column("trial_id"), column("key"), column("value_json"))
+
+
+def create_or_open(storage: Storage, definition: Definition) -> Study:
+    """The study of `definition`, created (with its enqueued points, once) if it is not there yet.
+
+    Any number of workers may call this at the same time, and any of them may be killed in it.
+    StudyError if a study of this name was created from another definition or by another program.
+    """
+    entry = _entry(storage, definition.name)
+    if entry is None:
+        _create(storage, definition)
+        entry = _entry(storage, definition.name)
+        if entry is None:
+            raise StudyError(f"Study '{definition.name}' was deleted while it was being created.", todo="Start again.")
+    if entry["digest"] != definition.digest():
+        raise StudyError(
+            f"Study '{definition.name}' was created from another definition "
+            f"(stored {entry['digest']}, file {definition.digest()}).",
+            todo=f"Restore studies/{definition.name}.toml or create the study under a new name.",
+        )
+    return _load(storage, definition)
+
+
+def open_existing(storage: Storage, name: str) -> tuple[Study, Definition]:
+    """The study of this name and the definition it was created from ([service] at its defaults).
+
+    StudyError with the names that exist if there is none.
+    """
+    definition = stored_definition(storage, name)
+    return _load(storage, definition), definition
+
+
+def stored_definition(storage: Storage, name: str) -> Definition:
+    """The definition a study was created from; StudyError with the names that exist if there is none."""
+    entry = _require(storage, name)
+    return Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
+
+
+def record_facts(
+    storage: Storage, name: str, data_digest: str, measure: Callable[[], dict[str, float]]
+) -> dict[str, Any]:
+    """The study's facts: `data_digest` and `baselines` (dB), measured and stored by the first worker.
+
+    StudyError if the study's trials were measured on data with another digest: values could not be compared.
+    """
+    entry = _require(storage, name)
+    facts = json.loads(entry["facts"])
+    if "data_digest" not in facts:
+        measured = {"data_digest": data_digest, "baselines": measure()}
+
+        def record() -> dict[str, Any]:
+            with storage.transaction() as connection:
+                stored: dict[str, Any] = json.loads(storage.lock_study(connection, name).facts)
+                if "data_digest" not in stored:
+                    stored |= measured
+                    connection.execute(
+                        update(study_table)
+                        .where(study_table.c.name == name)
+                        .values(facts=json.dumps(stored, allow_nan=False))
+                    )
+                return stored
+
+        facts = storage.retry(record)
+    if facts["data_digest"] != data_digest:
+        raise StudyError(
+            f"Study '{name}' was measured on other data (stored {facts['data_digest']}, here {data_digest}).",
+            todo="Give the same --data to every worker, or create the study under a new name.",
+        )
+    return dict(facts)
+
+
+def best(study: Study) -> FrozenTrial | None:
+    """The complete feasible trial with the highest value, the earliest of equals; None when there is none."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranked = [
+        trial
+        for trial in trials
+        if math.isfinite(trial.values[0]) and all(value <= 0 for value in trial.constraints.values())
+    ]
+    return min(ranked, key=lambda trial: (-trial.values[0], trial.number), default=None)
+
+
+def counts(storage: Storage, name: str) -> dict[str, int]:
+    """Trials by state: complete, pruned, running, waiting, failed; StudyError for an unknown study."""
+    study_id = _require(storage, name)["study_id"]
+
+    def read() -> dict[str, int]:
+        with storage.reading() as connection:
+            states = _states(connection, study_id)
+            attributes = _attributes(connection, study_id, _USER_ATTRS, (FAILED,))
+            return _count(states, {trial_id for trial_id, _ in attributes})
+
+    return storage.retry(read)
+
+
+def status(storage: Storage, name: str) -> dict[str, Any]:
+    """What `cvaeopt status --json` prints; StudyError for an unknown study.
+
+    A fixed number of queries, none of which reads the trials' curves.
+    """
+    entry = _require(storage, name)
+    definition = Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
+
+    def read() -> dict[str, Any]:
+        with storage.reading() as connection:
+            return _status(connection, entry["study_id"])
+
+    found = storage.retry(read)
+    winner = found.pop("best")
+    if winner is not None:
+        trial_id, number, value = winner
+        params = storage.get_trial(trial_id).params
+        ordered = {name: params[name] for name in definition.search if name in params}
+        winner = {"number": number, "value": round(value, 4), "params": ordered}
+    return {
+        "study": name,
+        "storage": storage.url,
+        "direction": "maximize",
+        "metric": definition.metric,
+        "budget": {
+            "trials": entry["trials"],
+            "epochs": entry["epochs"],
+            "total_epochs": entry["total_epochs"],
+            "wall_clock_h": definition.budget.wall_clock_h,
+        },
+        "trials": found["trials"],
+        "epochs_spent": found["epochs_spent"],
+        "best": winner,
+        "baselines": {key: round(value, 2) for key, value in json.loads(entry["facts"]).get("baselines", {}).items()},
+        "failures": found["failures"],
+        "stopped": entry["stopped_reason"],
+        "workers": [
+            {
+                "id": worker.id,
+                "host": worker.host,
+                "device": worker.device,
+                "state": worker.state,
+                "trial": worker.trial,
+                "epoch": worker.epoch,
+                "beat_age_s": round(worker.beat_age_s, 1),
+            }
+            for worker in fleet.workers(storage, name)
+        ],
+    }
+
+
+def _status(connection: Connection, study_id: int) -> dict[str, Any]:
+    states = _states(connection, study_id)
+    notes = _attributes(connection, study_id, _USER_ATTRS, (FAILED, "reason"))
+    failed = {trial_id for trial_id, key in notes if key == FAILED}
+    failures = [
+        {
+            "number": number,
+            "reason": str(notes.get((trial_id, "reason"), notes.get((trial_id, FAILED), "unknown"))),
+        }
+        for trial_id, number, state in states
+        if state == "FAIL" or (state == "PRUNED" and trial_id in failed)
+    ]
+    deepest = (
+        select(func.max(_STEPS.c.step).label("epochs"))
+        .select_from(_STEPS.join(_TRIALS, _TRIALS.c.trial_id == _STEPS.c.trial_id))
+        .where(_TRIALS.c.study_id == study_id)
+        .group_by(_STEPS.c.trial_id)
+        .subquery()
+    )
+    epochs_spent = connection.execute(select(func.sum(deepest.c.epochs))).scalar()
+    return {
+        "trials": _count(states, failed),
+        "epochs_spent": int(epochs_spent or 0),
+        "failures": failures,
+        "best": _best(connection, study_id, states),
+    }
+
+
+def _best(
+    connection: Connection, study_id: int, states: Sequence[tuple[int, int, str]]
+) -> tuple[int, int, float] | None:
+    """(trial_id, number, value) of the best complete feasible trial, as `best` has it."""
+    constraints = _attributes(connection, study_id, _SYSTEM_ATTRS, "constraints")
+    infeasible = {trial_id for (trial_id, _), value in constraints.items() if not _satisfied(value)}
+    complete = {trial_id: number for trial_id, number, state in states if state == "COMPLETE"}
+    values = connection.execute(
+        select(_VALUES.c.trial_id, _VALUES.c.value)
+        .select_from(_VALUES.join(_TRIALS, _TRIALS.c.trial_id == _VALUES.c.trial_id))
+        .where(_TRIALS.c.study_id == study_id, cast(_VALUES.c.value_type, String) == "FINITE")
+    )
+    ranked = [
+        (-value, complete[trial_id], trial_id)
+        for trial_id, value in values
+        if trial_id in complete and trial_id not in infeasible
+    ]
+    if not ranked:
+        return None
+    value, number, trial_id = min(ranked)
+    return trial_id, number, -value
+
+
+def _satisfied(value: Any) -> bool:
+    return all(one <= 0 for one in value) if isinstance(value, list) else value <= 0
+
+
+def _states(connection: Connection, study_id: int) -> list[tuple[int, int, str]]:
+    """(trial_id, number, state) of all trials of the study."""
+    rows = connection.execute(
+        select(_TRIALS.c.trial_id, _TRIALS.c.number, cast(_TRIALS.c.state, String))
+        .where(_TRIALS.c.study_id == study_id)
+        .order_by(_TRIALS.c.number)
+    )
+    return [(trial_id, number, state) for trial_id, number, state in rows]
+
+
+def _attributes(
+    connection: Connection, study_id: int, source: Any, keys: tuple[str, ...] | str
+) -> dict[tuple[int, str], Any]:
+    """The attributes of the study's trials by (trial_id, key): some keys, or all that start with a string."""
+    wanted = source.c.key.startswith(keys) if isinstance(keys, str) else source.c.key.in_(keys)
+    rows = connection.execute(
+        select(source.c.trial_id, source.c.key, source.c.value_json)
+        .select_from(source.join(_TRIALS, _TRIALS.c.trial_id == source.c.trial_id))
+        .where(_TRIALS.c.study_id == study_id, wanted)
+    )
+    return {(trial_id, key): json.loads(value) for trial_id, key, value in rows}
+
+
+def _count(states: Sequence[tuple[int, int, str]], failed: set[int]) -> dict[str, int]:
+    found = Counter("FAIL" if state == "PRUNED" and trial_id in failed else state for trial_id, _, state in states)
+    return {
+        "complete": found["COMPLETE"],
+        "pruned": found["PRUNED"],
+        "running": found["RUNNING"],
+        "waiting": found["WAITING"],
+        "failed": found["FAIL"],
+    }
+
+
+def _load(storage: Storage, definition: Definition) -> Study:
+    return optuna.load_study(
+        study_name=definition.name,
+        storage=storage,
+        sampler=sampler_for(definition),
+        pruner=pruner_for(definition),
+    )
+
+
+def _require(storage: Storage, name: str) -> dict[str, Any]:
+    entry = _entry(storage, name)
+    if entry is not None:
+        return entry
+
+    def read() -> list[str]:
+        with storage.reading() as connection:
+            return list(connection.execute(select(study_table.c.name).order_by(study_table.c.name)).scalars())
+
+    there = [other for other in storage.retry(read) if other != name]
+    near = difflib.get_close_matches(name, there, n=1)
+    if near:
+        todo = f"Did you mean '{near[0]}'?"
+    elif there:
+        todo = f"There are: {', '.join(there)}."
+    else:
+        todo = "It has no study yet: start a worker to create one."
+    raise StudyError(f"{storage.url} has no study '{name}'.", todo=todo)
+
+
+def _entry(storage: Storage, name: str) -> dict[str, Any] | None:
+    """The study's row; None if there is none, or if its study was deleted from Optuna's tables since."""
+
+    def read() -> dict[str, Any] | None:
+        with storage.reading() as connection:
+            return _current(connection, name)
+
+    return storage.retry(read)
+
+
+def _current(connection: Connection, name: str) -> dict[str, Any] | None:
+    rows = connection.execute(
+        select(study_table, _STUDY_ATTRS.c.value_json)
+        .select_from(
+            study_table.join(
+                _STUDIES,
+                (_STUDIES.c.study_id == study_table.c.study_id) & (_STUDIES.c.study_name == study_table.c.name),
+            ).join(
+                _STUDY_ATTRS,
+                (_STUDY_ATTRS.c.study_id == study_table.c.study_id) & (_STUDY_ATTRS.c.key == MARK),
+            )
+        )
+        .where(study_table.c.name == name)
+    )
+    row = rows.mappings().one_or_none()
+    if row is None or json.loads(row["value_json"]) != row["digest"]:
+        return None
+    return dict(row)
+
+
+def _create(storage: Storage, definition: Definition) -> None:
+    """Make the study, its row and its waiting trials; of several callers the first one does."""
+    try:
+        study_id = storage.create_new_study([StudyDirection.MAXIMIZE], definition.name)
+    except DuplicatedStudyError:  # made by another worker, perhaps a moment ago
+        study_id = storage.get_study_id_from_name(definition.name)
+    study = optuna.load_study(study_name=definition.name, storage=storage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([definition.metric])
+
+    def enter() -> None:
+        with storage.transaction() as connection:
+            _enter(connection, storage, definition, study_id)
+
+    storage.retry(enter)
+
+
+def _enter(connection: Connection, storage: Storage, definition: Definition, study_id: int) -> None:
+    """The row and the waiting trials, in one transaction: a crash leaves both or neither."""
+    connection.execute(select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update())
+    if _current(connection, definition.name) is not None:
+        return
+    if _states(connection, study_id):
+        raise StudyError(
+            f"{storage.url} has a study '{definition.name}' that another program made.",
+            todo="Give this study another name, or use another storage.",
+        )
+    # What is there under this name belonged to a study that was deleted in the dashboard.
+    connection.execute(delete(study_table).where(study_table.c.name == definition.name))
+    connection.execute(delete(lease_table).where(lease_table.c.study == definition.name))
+    budget = definition.budget
+    connection.execute(
+        insert(study_table).values(
+            name=definition.name,
+            study_id=study_id,
+            definition=json.dumps(definition.plain(), allow_nan=False),
+            digest=definition.digest(),
+            seed=definition.seed,
+            created_at=storage.now(connection),
+            trials=budget.trials,
+            epochs=budget.epochs,
+            total_epochs=budget.total_epochs,
+            wall_clock_s=None if budget.wall_clock_h is None else budget.wall_clock_h * 3600,
+            facts="{}",
+            stopped_reason=None,
+        )
+    )
+    connection.execute(delete(_STUDY_ATTRS).where(_STUDY_ATTRS.c.study_id == study_id, _STUDY_ATTRS.c.key == MARK))
+    connection.execute(
+        insert(_STUDY_ATTRS).values(study_id=study_id, key=MARK, value_json=json.dumps(definition.digest()))
+    )
+    # Optuna's public enqueue_trial opens a transaction of its own, so that a crash could lose or repeat
+    # points; the method below it takes ours.
+    with Session(bind=connection, join_transaction_mode="rollback_only") as session:
+        for index, point in enumerate(definition.points()):
+            waiting = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": point, ENQUEUED: index})
+            storage._get_prepared_new_trial(study_id, waiting, session)
+        session.flush()

@@ -1,0 +1,199 @@
+"""Folders of numbered PNG files: listed in the order of their numbers, checked, decoded.
+
+A problem goes to a `Report`, so that the same code serves a reader who cannot go on (`stop`) and a check that
+wants to know everything (a method that notes it and returns).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cvaeopt.errors import DataError
+
+Report = Callable[[DataError], None]
+
+_NAME = re.compile(r"[^0-9]*([0-9]+)\.png", re.IGNORECASE)
+_BLOCK = 512  # pictures that are decoded together: 3 MB at 32 x 64
+_THREADS = 8  # PIL decodes without the interpreter lock, and files on a network are waited for
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Png:
+    """One file of a numbered folder."""
+
+    number: int
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+def stop(problem: DataError) -> NoReturn:
+    """The `Report` of a reader who cannot go on: raises the problem."""
+    raise problem
+
+
+def list_folder(folder: Path, report: Report) -> list[Png]:
+    """The PNG files of a folder in the order of the numbers in their names (`17.png`, `frame000017.png`).
+
+    Reports an unreadable or empty folder, a name without one number, and a number that comes twice. Hidden files
+    and files of other kinds are passed over.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
+        listed = [(name, (folder / name).stat()) for name in found if name.lower().endswith(".png")]
+    except OSError as error:
+        report(DataError(f"{folder} cannot be read: {error.strerror}.", todo="Check the path and its permissions."))
+        return []
+    if not listed:
+        others = f" (but {len(found)} other files, such as {found[0]})" if found else ""
+        report(
+            DataError(
+                f"{folder} holds no PNG file{others}.",
+                "Expected frames named 0.png, 1.png, ... or frame000000.png, ...",
+                "Copy the frames there.",
+            )
+        )
+    by_number: dict[int, Png] = {}
+    for name, status in listed:
+        path = folder / name
+        match = _NAME.fullmatch(name)
+        if not match:
+            report(
+                DataError(
+                    f"{path} has not one number in its name.",
+                    "Expected a name like 17.png or frame000017.png.",
+                    "Rename the file or move it out of the folder.",
+                )
+            )
+            continue
+        number = int(match[1])
+        if number in by_number:
+            report(
+                DataError(
+                    f"{path} has the same number as {by_number[number].path.name}.",
+                    "Expected one file for each number.",
+                    "Remove one of them.",
+                )
+            )
+            continue
+        by_number[number] = Png(number, path, status.st_size, status.st_mtime_ns)
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def check_pairs(frames_folder: Path, frames: list[Png], labels_folder: Path, labels: list[Png], report: Report) -> None:
+    """Report frames without label, labels without frame, and gaps that both have.
+
+    Says nothing of an empty list, which `list_folder` has reported already.
+    """
+    if not frames or not labels:
+        return
+    framed, labelled = {png.number for png in frames}, {png.number for png in labels}
+    for pngs, partners, folder in ((frames, labelled, labels_folder), (labels, framed, frames_folder)):
+        for png in pngs:
+            if png.number not in partners:
+                report(
+                    DataError(
+                        f"{png.path} has no partner in {folder}.",
+                        f"Expected a file with the number {png.number} in both folders.",
+                        "Copy the missing file, or remove this one.",
+                    )
+                )
+    check_gaps(frames_folder, sorted(framed | labelled), report)
+
+
+def check_gaps(folder: Path, numbers: list[int], report: Report) -> None:
+    """Report what is missing between rising numbers, or before the first unless that is 0 or 1."""
+    if numbers[0] > 1:
+        report(
+            DataError(
+                f"{folder} starts at number {numbers[0]}: {numbers[0] - 1}.png is missing.",
+                "Expected numbers from 0 or 1 on.",
+                "Copy the missing frames, or renumber the others.",
+            )
+        )
+    for before, after in itertools.pairwise(numbers):
+        if after != before + 1:
+            missing = f"{before + 1}.png is" if after == before + 2 else f"{before + 1}.png to {after - 1}.png are"
+            report(
+                DataError(
+                    f"{folder} has a gap in its numbers: {missing} missing.",
+                    "Expected every number once: a clip must not jump.",
+                    "Copy the missing frames, or renumber those after the gap.",
+                )
+            )
+
+
+def blocks(
+    pngs: list[Png], height: int, width: int, report: Report, sizes: Counter[str] | None = None
+) -> Iterator[np.ndarray]:
+    """The pictures in order, uint8 (n, 3, height, width) a block; counts their native "WxH" in `sizes`.
+
+    RGB, PIL bilinear. A picture that cannot be decoded, or is not of the native size that most of the first block
+    have, is reported, and left out where that returns.
+    """
+    sizes = Counter() if sizes is None else sizes
+    usual = ""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(pngs), _BLOCK):
+            block = pngs[start : start + _BLOCK]
+            decoded = list(pool.map(lambda png: _decode(png.path, height, width), block))
+            sizes.update(result[1] for result in decoded if not isinstance(result, DataError))
+            usual = usual or next((size for size, _ in sizes.most_common(1)), "")
+            pictures = []
+            for png, result in zip(block, decoded, strict=True):
+                if isinstance(result, DataError):
+                    report(result)
+                elif result[1] != usual:
+                    report(
+                        DataError(
+                            f"{png.path} is {result[1]} pixels.",
+                            f"Expected {usual}, like the rest of its folder.",
+                            "Replace the file.",
+                        )
+                    )
+                else:
+                    pictures.append(result[0])
+            if pictures:
+                yield np.stack(pictures)
+
+
+def _decode(path: Path, height: int, width: int) -> tuple[np.ndarray, str] | DataError:
+    """The picture as uint8 (3, height, width) and its native size as "WxH"; or why there is none."""
+    try:
+        data = path.read_bytes()
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            image.verify()  # all checksums: a file cut short within its last bytes would still decode
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            size = f"{image.width}x{image.height}"
+            if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
+                rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            elif "transparency" in image.info:  # PIL warns of a direct conversion
+                rgb = image.convert("RGBA").convert("RGB")
+            else:
+                rgb = image.convert("RGB")
+    except _UNREADABLE as error:
+        reason = "not a PNG file" if isinstance(error, UnidentifiedImageError) else str(error)
+        return DataError(
+            f"{path} cannot be decoded: {reason}.",
+            "Expected a whole PNG file.",
+            "Copy it again from where it came.",
+        )
+    if rgb.size != (width, height):
+        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), size

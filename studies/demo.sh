@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The main job on demonstration data, through the commands that users type; `make demo` runs it.
+#   DEMO     folder of everything it makes (default: demo); what is there already is continued
+#   BIN      folder of the `cvaeopt` command (default: found on PATH)
+#   WORKERS  worker processes on this machine (default: 2)
+set -euo pipefail
+demo=${DEMO:-demo}
+[ -n "${BIN:-}" ] && PATH="$(cd "$BIN" && pwd):$PATH"
+workers=${WORKERS:-2}
+
+export CVAEOPT_STORAGE="sqlite:///$demo/cvaeopt.db" CVAEOPT_DATA="$demo/data" CVAEOPT_ARTIFACTS="$demo/artifacts"
+if [ -z "${CVAEOPT_GPU:-}" ]; then
+  CVAEOPT_GPU=$(python -c 'import torch; print("0" if torch.cuda.is_available() else "cpu")')
+  export CVAEOPT_GPU
+fi
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+mkdir -p "$demo"
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+began=$SECONDS
+
+say "1/7  demonstration data"
+cvaeopt demo-data "$demo/data"
+cvaeopt check-data "$demo/data"
+
+say "2/7  search: study 'demo', $workers workers on $CVAEOPT_GPU"
+export CVAEOPT_THREADS=$(((cores + workers - 1) / workers))
+pids=()
+trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
+for _ in $(seq "$workers"); do cvaeopt worker --study demo & pids+=($!); done
+for pid in "${pids[@]}"; do wait "$pid"; done
+trap - INT TERM
+unset CVAEOPT_THREADS
+cvaeopt status --study demo
+
+say "3/7  export the best"
+cvaeopt export-best --study demo --out "$demo/best.toml"
+
+say "4/7  retrain it"
+cvaeopt retrain "$demo/best.toml" --epochs "${EPOCHS:-14}" --out "$demo/retrain"
+
+say "5/7  predict the test sequences"
+cvaeopt predict "$demo/retrain/best.pt" --out "$demo/predictions"
+
+say "6/7  score"
+cvaeopt score "$demo/retrain/best.pt" --out "$demo/score"
+
+say "7/7  report"
+cvaeopt report --study demo --out "$demo/report"
+
+say "done in $((SECONDS - began)) s; look at"
+cat <<EOF
+  $demo/report/report.html           the study: curves, parameters, the best run
+  $demo/retrain/                     the retrained network: best.pt, last.pt, history.jsonl, score.json
+  $demo/predictions/pred_seq0.gif    a predicted sequence (and submission.csv)
+  $demo/score/psnr_per_frame.png     where it is good and where it is not
+  cvaeopt dashboard --study demo --storage $CVAEOPT_STORAGE --artifacts $CVAEOPT_ARTIFACTS
+EOF

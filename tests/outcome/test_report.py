@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial
+
+from cvaeopt.outcome import report
+from cvaeopt.outcome.importance import importances
+from cvaeopt.outcome.trials import axes, best_of, facts
+from cvaeopt.search.storage import open_storage
+from cvaeopt.search.study import Definition, create_or_open
+from tests.outcome.made_up import BASELINES, NOON, definition, run_folder, trials
+
+OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
+
+
+class Page(HTMLParser):
+    """The tags of a page: name, attributes, and the text of the whole."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.source = path.read_text()
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, name: str) -> list[dict[str, Any]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def page(
+    tmp_path: Path,
+    shown: Sequence[FrozenTrial],
+    study: Definition | None = None,
+    artifacts: Path | None = None,
+    **overview: Any,
+) -> Page:
+    made = report.write(
+        study or definition(),
+        shown,
+        {**OVERVIEW, **overview},
+        tmp_path / "out",
+        artifacts=artifacts or tmp_path / "none",
+        now=NOON,
+    )
+    assert made.page == tmp_path / "out" / "report.html"
+    for picture in made.pictures:
+        assert picture.stat().st_size > 0
+    return Page(made.page)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 40])
+def test_a_page_needs_nothing_but_itself_and_describes_its_pictures(tmp_path: Path, count: int):
+    found = page(tmp_path, trials(count))
+    pictures = found.all("img")
+    assert len(pictures) >= 6
+    for picture in pictures:
+        assert picture["src"].startswith("data:image/png;base64,")
+        assert len(picture["alt"]) > 10
+        assert int(picture["width"]) > 0
+    assert not found.all("script")
+    assert all(link["href"] == "data:," for link in found.all("link"))
+    assert not re.search(r"https?://|url\(", found.source)
+    assert found.all("html")[0]["lang"] == "en"
+    levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
+    assert all(header.get("scope") in ("col", "row") for header in found.all("th"))
+    identifiers = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_names_and_reasons_are_text_and_never_markup(tmp_path: Path):
+    shown = trials(8)
+    shown[6].set_user_attr("reason", '<script>alert(1)</script> & "quotes"')
+    study = definition(study={"description": "<img src=x onerror=alert(2)>"})
+    found = page(tmp_path, shown, study)
+    assert not found.all("script")
+    assert '<script>alert(1)</script> & "quotes"' in found.text
+    assert "<img src=x onerror=alert(2)>" in found.text
+
+
+def test_a_page_of_2000_trials_lists_200_and_says_so(tmp_path: Path):
+    found = page(tmp_path, trials(2000, epochs=30), definition(trials=2000, epochs=30))
+    assert "200 of 2000 trials" in found.text
+    rows = found.source.count("<tr")
+    assert 200 < rows < 300
+
+
+def test_the_summary_compares_with_the_baselines(tmp_path: Path):
+    good = page(tmp_path / "good", trials(16))
+    assert "above the hardest baseline (nearest pose)" in good.text
+    assert "NOT" not in good.text
+    poor = page(tmp_path / "poor", trials(16, level=20))
+    assert "does NOT beat" in poor.text
+    unknown = page(tmp_path / "unknown", trials(16), baselines={})
+    assert "knows no baselines" in unknown.text
+
+
+def test_the_best_run_is_shown_and_what_is_missing_is_named(tmp_path: Path):
+    shown = trials(16)
+    best = max((t for t in shown if t.value is not None), key=lambda t: t.value or 0.0)
+    folder = run_folder(tmp_path / "artifacts", best)
+    found = page(tmp_path, shown, artifacts=tmp_path / "artifacts")
+    assert any(picture["src"].startswith("data:image/gif;base64,") for picture in found.all("img"))
+    assert "not shown here" not in found.text
+    (folder.root / "prediction.gif").unlink()
+    folder.history.write_text("{torn")
+    again = page(tmp_path, shown, artifacts=tmp_path / "artifacts")
+    assert "history.jsonl, prediction.gif" in again.text
+
+
+def test_failures_are_listed_with_their_reasons_and_cost_is_counted(tmp_path: Path):
+    found = page(tmp_path, trials(16))
+    assert found.text.count("The training loss became nan in epoch 2.") == 4  # two trials, in two tables
+    assert "Pruning ended 2 trials early and saved 12 epochs" in " ".join(found.text.split())
+
+
+def test_a_grid_over_the_kl_weight_becomes_the_seeds_comparison(tmp_path: Path):
+    study = definition(
+        trials=3,
+        search={"kl_anneal_type": {"type": "categorical", "choices": ["cyclical", "monotonic", "none"]}},
+        sampler={"kind": "grid"},
+    )
+    shown = [trial for trial in trials(12) if trial.value is not None][:3]
+    for number, trial in enumerate(shown):
+        trial.number = number
+        trial.params = {"kl_anneal_type": ["cyclical", "monotonic", "none"][number]}
+        trial.distributions = {"kl_anneal_type": trial.distributions["kl_anneal_type"]}
+        run_folder(tmp_path / "artifacts", trial)
+    found = page(tmp_path, shown, study, tmp_path / "artifacts")
+    names = {path.name for path in (tmp_path / "out").glob("compare_*.png")}
+    assert names == {"compare_loss.png", "compare_mse.png", "compare_psnr.png", "compare_frames.png"}
+    assert "The comparison" in found.text
+
+
+def test_a_report_is_made_from_the_storage(tmp_path: Path):
+    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
+    create_or_open(storage, definition()).add_trials(trials(6))
+    made = report.report(storage, "made-up", tmp_path / "out", artifacts=tmp_path / "none", now=NOON)
+    storage.close()
+    assert "made up" in Page(made.page).text
+    assert (tmp_path / "out" / "history.png") in made.pictures
+
+
+def test_facts_take_a_diverged_trial_as_failed_and_the_first_of_equals_as_best():
+    known = facts(trials(16))
+    assert [trial.state for trial in known[4:8]] == ["complete", "complete", "failed", "complete"]
+    assert known[2].level == known[2].curve[-1][1]
+    best = best_of(known)
+    assert best is not None
+    assert best.value == max(trial.value for trial in known if trial.value is not None)
+    assert best_of([]) is None
+
+
+def test_importance_finds_the_setting_that_matters_and_says_how_sure_it_is():
+    shown = trials(200)
+    first = importances(shown)[0]
+    assert first.name == "tfr"
+    assert 0 <= first.low <= first.share <= first.high <= 1
+    assert importances(shown[:9]) == []
+    assert [axis.name for axis in axes(shown)] == ["lr", "tfr", "kl_anneal_type"]

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvaeopt.errors import SettingsError
+from cvaeopt.files import RunFolder
+from cvaeopt.outcome.recipe import Recipe
+from cvaeopt.outcome.retrain import Retraining, resolve
+from cvaeopt.vae import checkpoint
+from cvaeopt.vae.trainer import Trainer
+from tests.vae import tiny
+
+# A schedule that moves in every epoch, shuffled clips and averaged weights: all that a resume must get right.
+SETTINGS = {"num_epoch": 6, "tfr_sde": 1, "tfr_d_step": 0.2, "shuffle": True, "ema": 0.9, "tfr_coin": "step"}
+
+CHILD = """
+import sys
+from pathlib import Path
+from cvaeopt.files import RunFolder
+from cvaeopt.outcome.retrain import Retraining
+from tests.vae import tiny
+
+run = Retraining(tiny.config(**{settings}), tiny.dataset(), RunFolder(Path(sys.argv[1])))
+for result in run.run():
+    print(result.epoch, flush=True)
+"""
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint that training goes on with."""
+    payload = checkpoint.read(path)
+    return {**payload["state_dict"], **{f"training.{k}": v for k, v in payload["cvaeopt"]["training"].items()}}
+
+
+def trained(folder: Path, **settings: object) -> Retraining:
+    run = Retraining(tiny.config(**{**SETTINGS, **settings}), tiny.dataset(), RunFolder(folder))
+    for _ in run.run():
+        pass
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_with_the_same_weights(tmp_path: Path):
+    child = CHILD.replace("{settings}", repr(SETTINGS))
+    seen = []
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", child, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        seen.append(int(process.stdout.readline()))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert seen == sorted(set(seen))  # every life went on after the one before it
+    killed = trained(tmp_path / "killed")
+    whole = trained(tmp_path / "whole")
+    assert killed.resumed_at >= 3
+    one, other = weights(tmp_path / "killed" / "last.pt"), weights(tmp_path / "whole" / "last.pt")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    best, same = weights(tmp_path / "killed" / "best.pt"), weights(tmp_path / "whole" / "best.pt")
+    assert all(torch.equal(best[key], same[key]) for key in best)
+    rows, others = killed.trainer.history, whole.trainer.history
+    assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in others]
+    assert RunFolder(tmp_path / "killed").read_history() == rows
+
+
+def test_a_run_leaves_checkpoints_history_and_a_score_sheet(tmp_path: Path):
+    run = trained(tmp_path, num_epoch=3)
+    sheet = run.finish()
+    best = max(run.trainer.history, key=lambda row: row["val_psnr"])
+    assert checkpoint.load_model(tmp_path / "best.pt").epoch == best["epoch"]
+    assert checkpoint.load_model(tmp_path / "last.pt").epoch == 3
+    assert sheet.mean == pytest.approx(best["val_psnr"], abs=1e-4)
+    assert sheet.late == pytest.approx(best["val_psnr_late"], abs=1e-4)
+    stored = json.loads((tmp_path / "score.json").read_text())
+    assert stored["val_psnr"] == pytest.approx(sheet.mean, abs=1e-4)
+    assert set(stored["baselines"]) == {"copy_first", "train_mean", "nearest_pose"}
+    assert json.loads((tmp_path / "config.json").read_text()) == run.config.plain()
+    for name in ("psnr_per_frame.png", "curves.png", "worst_frames.png", "prediction.gif", "film_strip.png"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path):
+    trained(tmp_path, num_epoch=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    again = Retraining(tiny.config(**{**SETTINGS, "num_epoch": 2}), tiny.dataset(), RunFolder(tmp_path))
+    assert again.finished
+    assert list(again.run()) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
+
+
+def test_a_kill_between_best_and_last_costs_one_epoch_and_nothing_else(tmp_path: Path):
+    config = tiny.config(**SETTINGS)
+    run = Retraining(config, tiny.dataset(), RunFolder(tmp_path / "torn"))
+    steps = run.run()
+    next(steps)
+    kept = (tmp_path / "torn" / "last.pt").read_bytes()
+    next(steps)
+    steps.close()
+    (tmp_path / "torn" / "last.pt").write_bytes(kept)  # as if killed after best.pt of epoch 2
+    again = trained(tmp_path / "torn")
+    assert again.resumed_at == 1
+    whole = trained(tmp_path / "whole")
+    assert [row["val_psnr"] for row in again.trainer.history] == [row["val_psnr"] for row in whole.trainer.history]
+
+
+def test_a_folder_of_other_settings_is_refused_with_both_digests(tmp_path: Path):
+    first = trained(tmp_path, num_epoch=1)
+    other = tiny.config(**{**SETTINGS, "num_epoch": 1, "lr": 0.5})
+    with pytest.raises(SettingsError, match="lr differ") as refused:
+        Retraining(other, tiny.dataset(), RunFolder(tmp_path))
+    assert first.config.digest() in str(refused.value)
+    assert other.digest() in str(refused.value)
+
+
+def test_a_folder_that_retrain_did_not_write_is_refused(tmp_path: Path):
+    (tmp_path / "last.pt").write_bytes(b"something of the user's")
+    with pytest.raises(SettingsError, match=r"no config\.json"):
+        Retraining(tiny.config(), tiny.dataset(), RunFolder(tmp_path))
+    assert (tmp_path / "last.pt").read_bytes() == b"something of the user's"
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path):
+    # A learning rate this small changes nothing that a float32 PSNR could see.
+    config = tiny.config(num_epoch=9, lr=1e-30, lr_scheduler="constant")
+    run = Retraining(config, tiny.dataset(), RunFolder(tmp_path), patience=2)
+    assert len(list(run.run())) == 3
+    again = Retraining(config, tiny.dataset(), RunFolder(tmp_path), patience=2)
+    assert again.finished
+    patient = Retraining(config, tiny.dataset(), RunFolder(tmp_path), patience=3)
+    assert not patient.finished
+
+
+@pytest.mark.parametrize("lab", [True, False])
+def test_a_run_can_start_from_other_weights(tmp_path: Path, lab: bool):
+    donor = Trainer(tiny.config(seed=5), tiny.dataset())
+    start = tmp_path / "start.pt"
+    if lab:
+        state = donor.model.state_dict()
+        torch.save({"state_dict": state, "optimizer": state, "lr": 1e-3, "tfr": 0.0, "last_epoch": 3}, start)
+    else:
+        donor.save(start)
+    run = Retraining(tiny.config(), tiny.dataset(), RunFolder(tmp_path / "run"), start=start)
+    for name, value in donor.model.named_parameters():
+        assert torch.equal(value, dict(run.trainer.model.named_parameters())[name])
+    next(run.run())
+    other = tmp_path / "other.pt"
+    Trainer(tiny.config(seed=6), tiny.dataset()).save(other)
+    with pytest.raises(SettingsError, match="started from other weights"):
+        Retraining(tiny.config(), tiny.dataset(), RunFolder(tmp_path / "run"), start=other)
+    resumed = Retraining(tiny.config(), tiny.dataset(), RunFolder(tmp_path / "run"))
+    assert resumed.resumed_at == 1
+    assert resumed.provenance["start"] == run.provenance["start"] is not None
+
+
+def test_settings_are_resolved_from_recipe_epochs_and_changes():
+    found = Recipe(tiny.config(num_epoch=10, tfr_sde=2, tfr_d_step=0.5, milestones=[1, 5]))
+    assert resolve(found) == found.settings
+    long = resolve(found, 100, changes={"seed": 9})
+    assert (long.num_epoch, long.seed, long.tfr_sde, long.milestones) == (100, 9, 20, (10, 50))
+    assert resolve(found, 100, "absolute").tfr_sde == 2
+    with pytest.raises(SettingsError, match="Did you mean 'optim'"):
+        resolve(found, 100, changes={"optm": "SGD"})
+
+
+def test_retrain_predict_and_score_need_neither_optuna_nor_a_database():
+    hidden = (
+        "import sys\n"
+        "for name in ('optuna', 'sqlalchemy', 'cvaeopt.search'): sys.modules[name] = None\n"
+        "import cvaeopt.outcome.retrain, cvaeopt.outcome.predict, cvaeopt.outcome.score, cvaeopt.outcome.recipe\n"
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", hidden], check=True)

@@ -1,0 +1,212 @@
+"""Samplers and pruners: the same suggestion whoever asks, no holes, no point twice, no silent defaults."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.sampling import _radical_inverse, _value_at, pruner_for, sampler_for
+from cvaeopt.search.space import suggest
+
+SEARCH = {
+    "lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+    "tfr": {"type": "float", "low": 0.0, "high": 1.0},
+    "kl_anneal_type": {"type": "categorical", "choices": ["cyclical", "monotonic", "none"]},
+    "kl_anneal_cycle": {"type": "int", "low": 2, "high": 9, "when": {"kl_anneal_type": ["cyclical"]}},
+}
+
+
+def define(sampler, seed=0, pruner=None, search=SEARCH, budget=None):
+    tables = {
+        "study": {"seed": seed},
+        "budget": budget or {"trials": 40, "epochs": 30},
+        "search": search,
+        "sampler": sampler,
+        "pruner": pruner or {"kind": "none"},
+    }
+    return Definition.parse(tables, "test", "studies/test.toml")
+
+
+def value_of(config):
+    return -abs(config.lr - 3e-3) * 100 - config.tfr - (config.kl_anneal_type == "none")
+
+
+def run(definition, trials, workers=1):
+    """The configurations of a study whose `workers` take turns, each with a sampler of its own."""
+    storage = optuna.storages.InMemoryStorage()
+    studies = [
+        optuna.create_study(
+            study_name="test",
+            storage=storage,
+            direction="maximize",
+            load_if_exists=True,
+            sampler=sampler_for(definition),
+            pruner=pruner_for(definition),
+        )
+        for _ in range(workers)
+    ]
+    configs = []
+    for number in range(trials):
+        trial = studies[number % workers].ask()
+        configs.append(suggest(definition, trial))
+        studies[number % workers].tell(trial, value_of(configs[-1]))
+    return configs
+
+
+KINDS = [
+    {"kind": "tpe", "n_startup_trials": 6},
+    {"kind": "tpe", "n_startup_trials": 6, "constant_liar": False},
+    {"kind": "random"},
+    {"kind": "qmc"},
+]
+
+
+@pytest.mark.parametrize("sampler", KINDS)
+def test_it_does_not_matter_which_worker_asks(sampler):
+    definition = define(sampler)
+    alone = run(definition, 20)
+    assert run(definition, 20, workers=3) == alone
+    assert len({config.digest() for config in alone}) == 20
+
+
+@pytest.mark.parametrize("sampler", KINDS)
+def test_another_study_seed_is_another_search(sampler):
+    first, second = run(define(sampler, seed=1), 8), run(define(sampler, seed=2), 8)
+    assert not {config.lr for config in first} & {config.lr for config in second}
+
+
+@pytest.mark.parametrize("sampler", KINDS)
+def test_a_trial_broken_off_between_two_parameters_is_continued_with_the_same_values(sampler):
+    definition = define(sampler)
+    whole = run(definition, 10)[-1]
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=sampler_for(definition))
+    for _ in range(9):
+        trial = study.ask()
+        study.tell(trial, value_of(suggest(definition, trial)))
+    broken = study.ask()
+    assert definition.search["lr"].suggest("lr", broken) == whole.lr
+    other = optuna.load_study(study_name=study.study_name, storage=storage, sampler=sampler_for(definition))
+    assert suggest(definition, optuna.trial.Trial(other, broken._trial_id)) == whole
+
+
+def test_running_trials_are_not_repeated():
+    definition = define({"kind": "tpe", "n_startup_trials": 5})
+    study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+    for _ in range(8):
+        trial = study.ask()
+        study.tell(trial, value_of(suggest(definition, trial)))
+    together = [suggest(definition, study.ask()) for _ in range(6)]
+    assert len({config.lr for config in together}) == 6
+
+
+def test_tpe_finds_a_good_corner_sooner_than_chance():
+    better = 0
+    for seed in range(5):
+        tpe = run(define({"kind": "tpe", "n_startup_trials": 8}, seed), 30)[15:]
+        chance = run(define({"kind": "random"}, seed), 30)[15:]
+        better += sum(map(value_of, tpe)) > sum(map(value_of, chance))
+    assert better >= 4
+
+
+def test_halton_points_leave_no_holes():
+    for base in (2, 3, 5, 7):
+        for seed in (0, 1):
+            bins = sorted(int(_radical_inverse(index, base, seed) * base**2) for index in range(base**2))
+            assert bins == list(range(base**2))
+
+
+def test_every_step_and_choice_is_equally_wide():
+    fractions = [(index + 0.5) / 1200 for index in range(1200)]
+
+    def shares(distribution):
+        values = [_value_at(distribution, fraction) for fraction in fractions]
+        assert all(distribution._contains(distribution.to_internal_repr(value)) for value in values)
+        return {value: values.count(value) for value in values}
+
+    assert shares(CategoricalDistribution(["a", "b", "c"])) == {"a": 400, "b": 400, "c": 400}
+    assert shares(IntDistribution(2, 8, step=2)) == {2: 300, 4: 300, 6: 300, 8: 300}
+    assert shares(FloatDistribution(0.0, 1.0, step=0.5)) == {0.0: 400, 0.5: 400, 1.0: 400}
+    assert set(shares(IntDistribution(1, 8, log=True))) == set(range(1, 9))
+    logs = list(shares(FloatDistribution(1e-4, 1e-2, log=True)))
+    assert sum(value < 1e-3 for value in logs) == 600
+    assert max(shares(FloatDistribution(-1.0, 1.0))) < 1.0
+
+
+def test_a_grid_s_sampler_says_that_the_grid_is_done():
+    search = {"tfr": {"type": "categorical", "choices": [0.0, 1.0]}}
+    definition = define({"kind": "grid"}, search=search, budget={"trials": 2, "epochs": 3})
+    study = optuna.create_study(sampler=sampler_for(definition))
+    with pytest.raises(StudyError, match="every point of its grid was taken"):
+        suggest(definition, study.ask())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("scipy") is not None, reason="scipy is installed")
+def test_a_gaussian_process_without_scipy_is_refused_at_once():
+    with pytest.raises(SettingsError, match=r"pip install 'cvaeopt\[gp\]'"):
+        sampler_for(define({"kind": "gp"}))
+
+
+def pruned_at(pruner, curves):
+    """The epoch at which each curve is pruned (None: never), the trials run one after the other."""
+    definition = define({"kind": "random"}, pruner=pruner)
+    study = optuna.create_study(study_name="test", direction="maximize", pruner=pruner_for(definition))
+    ends = []
+    for curve in curves:
+        trial = study.ask()
+        for epoch, value in enumerate(curve, start=1):
+            trial.report(value, epoch)
+            if trial.should_prune():
+                ends.append(epoch)
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            ends.append(None)
+            study.tell(trial, curve[-1])
+    return ends
+
+
+def flat(value):
+    return [float(value)] * 30
+
+
+def test_nothing_is_pruned_without_a_pruner():
+    assert pruned_at({"kind": "none"}, [flat(9), flat(1), flat(0)]) == [None] * 3
+
+
+def test_the_median_pruner_waits_for_startup_warmup_and_interval():
+    pruner = {"kind": "median", "n_startup_trials": 2, "warmup_epochs": 10, "interval_epochs": 4}
+    late = [9.0] * 10 + [0.0] * 20
+    assert pruned_at(pruner, [flat(5), flat(6), flat(1), flat(7), late]) == [None, None, 10, None, None]
+    slow = [float(epoch) for epoch in range(1, 31)]  # passes the others after the warm-up
+    assert pruned_at(pruner, [flat(5), flat(6), slow]) == [None, None, None]
+    not_yet = pruner | {"n_min_trials": 3}
+    assert pruned_at(not_yet, [flat(5), flat(6), flat(1), flat(1)]) == [None, None, None, 10]
+
+
+def test_the_percentile_pruner_keeps_its_share():
+    options = {"n_startup_trials": 4, "warmup_epochs": 5, "interval_epochs": 1}
+    curves = [flat(value) for value in (1, 2, 3, 4)]
+    assert pruned_at({"kind": "percentile", "percentile": 75.0, **options}, [*curves, flat(2.5)])[-1] is None
+    assert pruned_at({"kind": "percentile", "percentile": 25.0, **options}, [*curves, flat(2.5)])[-1] == 5
+
+
+def test_halving_compares_at_its_rungs_only():
+    pruner = {"kind": "halving", "warmup_epochs": 7, "reduction_factor": 2}
+    assert pruned_at(pruner, [flat(5), flat(1), flat(9), flat(4)]) == [None, 7, None, 7]
+    later = [9.0] * 7 + [0.0] * 23  # good at the first rung (epoch 7), not at the second (epoch 14)
+    assert pruned_at(pruner, [flat(5), flat(6), later])[-1] == 14
+
+
+def test_hyperband_ends_at_the_trial_s_epochs():
+    pruner = pruner_for(
+        define({"kind": "random"}, pruner={"kind": "hyperband", "warmup_epochs": 5, "reduction_factor": 2})
+    )
+    assert isinstance(pruner, optuna.pruners.HyperbandPruner)
+    assert (pruner._min_resource, pruner._max_resource, pruner._reduction_factor) == (5, 30, 2)
