@@ -339,7 +339,7 @@ def ablation(
         better = "lowest" if lower_is_better else "highest"
         title(drawing, f"{what}: {order[0]} ends {better}, at {last[order[0]]:.4g} {unit}".rstrip())
         axes.set_xlabel("epochs finished")
-        axes.set_ylabel(f"{what.lower()}{', ' + unit if unit else ''}")
+        axes.set_ylabel(f"{what[:1].lower() + what[1:]}{', ' + unit if unit else ''}")
         whole_ticks(axes)
         legend_below(drawing, axes)
         return png(drawing)

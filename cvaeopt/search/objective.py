@@ -24,16 +24,14 @@ from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.pictures import trial_artifacts
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.fleet import CONSTRAINTS
 from cvaeopt.search.space import suggest
-from cvaeopt.search.study import Definition
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
 
 log = logging.getLogger(__name__)
-
-CONSTRAINTS = ("diverged", "out_of_memory", "crashed")
-"""Every finished trial carries all three, 0.0 when fine: samplers then learn from settings that cannot be trained."""
 
 DASHBOARD_STORE = "_dashboard"
 """Folder of the dashboard's artifacts under the artifact folder. Checkpoints are never put there: deleting a study
@@ -78,7 +76,7 @@ class TrialRun:
         folder.root.mkdir(parents=True, exist_ok=True)
         write_json(folder.config, config.plain())
         self.trainer = Trainer(config, data, device)
-        found = checkpoint.newest(sorted(folder.root.glob("last*.pt")))
+        found = checkpoint.newest(sorted(folder.root.glob("last*.pt")), config, data.digest)
         if found is not None:
             self.trainer.restore(found)
             self.resumed_from = found

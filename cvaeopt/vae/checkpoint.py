@@ -120,10 +120,16 @@ def own_part(payload: dict[str, Any], path: Path) -> dict[str, Any]:
     return own
 
 
-def newest(paths: list[Path]) -> Path | None:
-    """The readable checkpoint with the most finished epochs, or None; unreadable ones are passed over."""
+def newest(paths: list[Path], config: Config, data_digest: str) -> Path | None:
+    """The checkpoint of this very run with the most finished epochs, or None.
+
+    Passed over: files that cannot be read, and those of other settings or other data, which a deleted study of the
+    same name may have left.
+    """
     found: list[tuple[int, Path]] = []
     for path in paths:
         with contextlib.suppress(CheckpointError):
-            found.append((int(own_part(read(path), path)["epoch"]), path))
+            own = own_part(read(path), path)
+            if own["config"] == config.plain() and own["data_digest"] == data_digest:
+                found.append((int(own["epoch"]), path))
     return max(found)[1] if found else None

@@ -246,10 +246,13 @@ def test_a_truncated_checkpoint_is_passed_over_for_an_older_whole_one(tmp_path: 
     list(trainer.run(2))
     trainer.save(tmp_path / "last.2.pt")
     whole = (tmp_path / "last.2.pt").read_bytes()
-    assert checkpoint.newest(sorted(tmp_path.glob("last*.pt"))) == tmp_path / "last.2.pt"
+    paths, other = sorted(tmp_path.glob("last*.pt")), tiny.config(seed=1)
+    assert checkpoint.newest(paths, trainer.config, DATA.digest) == tmp_path / "last.2.pt"
+    assert checkpoint.newest(paths, other, DATA.digest) is None
+    assert checkpoint.newest(paths, trainer.config, "other data") is None
     (tmp_path / "last.2.pt").write_bytes(whole[: len(whole) // 2])
-    assert checkpoint.newest(sorted(tmp_path.glob("last*.pt"))) == tmp_path / "last.1.pt"
-    assert checkpoint.newest([]) is None
+    assert checkpoint.newest(paths, trainer.config, DATA.digest) == tmp_path / "last.1.pt"
+    assert checkpoint.newest([], trainer.config, DATA.digest) is None
 
 
 def test_the_data_of_a_process_is_on_the_device_once() -> None:

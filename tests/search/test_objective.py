@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from cvaeopt.errors import Diverged
+from cvaeopt.files import RunFolder
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.objective import DASHBOARD_STORE, Objective, tidy
+from cvaeopt.vae import checkpoint, trainer
+from cvaeopt.vae.trainer import Trainer
+from tests.vae import tiny
+
+DATA = tiny.dataset()
+
+
+def definition(**changes: Any) -> Definition:
+    tables: dict[str, Any] = {
+        "study": {"metric": "val_psnr", "window": 2, "seed": 7},
+        "budget": {"trials": 3, "epochs": 3},
+        "fixed": {**tiny.WIDTHS, "tfr": 0.0, "kl_norm": "element", "output": "sigmoid"},
+        "search": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
+    }
+    for table, values in changes.items():
+        tables[table] = {**tables.get(table, {}), **values}
+    return Definition.parse(tables, "tiny", "test")
+
+
+def new_study() -> optuna.Study:
+    return optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0), study_name="tiny")
+
+
+def test_the_objective_is_a_plain_optuna_objective(tmp_path: Path) -> None:
+    study = new_study()
+    study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=2)
+    for trial in study.trials:
+        assert trial.state == TrialState.COMPLETE
+        curve = trial.intermediate_values
+        assert sorted(curve) == [1, 2, 3]
+        assert trial.value == pytest.approx((curve[2] + curve[3]) / 2)  # window = 2
+        assert trial.constraints == {"diverged": 0.0, "out_of_memory": 0.0, "crashed": 0.0}
+        assert {"seed", "settings_digest", "data_digest", "versions", "device", "host"} <= set(trial.user_attrs)
+        folder = RunFolder.of_trial(tmp_path, "tiny", trial.number)
+        assert [row["val_psnr"] for row in folder.read_history()] == list(curve.values())
+        assert json.loads(folder.config.read_text())["lr"] == trial.params["lr"]
+        loaded = checkpoint.load_model(folder.last)
+        assert loaded.provenance["trial"] == trial.number
+        assert [path.name for path in folder.root.glob("last*.pt")] == ["last.pt"]
+        assert (folder.root / "curves.png").exists() and (folder.root / "prediction.gif").exists()
+
+
+def test_trials_have_their_own_seeds_that_depend_on_study_and_number_alone(tmp_path: Path) -> None:
+    seeds = []
+    for part in ("one", "two"):
+        study = new_study()
+        study.optimize(Objective(definition(), DATA, artifacts=tmp_path / part), n_trials=2)
+        seeds.append([trial.user_attrs["seed"] for trial in study.trials])
+    assert seeds[0] == seeds[1]
+    assert seeds[0][0] != seeds[0][1]
+
+
+def test_the_dashboard_gets_pictures_and_never_a_checkpoint(tmp_path: Path) -> None:
+    study = new_study()
+    study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=1)
+    attached = optuna.artifacts.get_all_artifact_meta(study.trials[0], storage=study._storage)
+    names = {meta.filename for meta in attached}
+    assert {"curves.png", "psnr_per_frame.png", "prediction.gif", "config.json", "history.jsonl"} <= names
+    assert not any(name.endswith(".pt") for name in names)
+    assert len(list((tmp_path / DASHBOARD_STORE).iterdir())) == len(attached)
+
+
+def test_a_trial_resumes_from_its_newest_checkpoint_and_ends_as_if_never_stopped(tmp_path: Path) -> None:
+    objective = Objective(definition(), DATA, artifacts=tmp_path / "stopped")
+    study = new_study()
+    trial = study.ask()
+    first = objective.open(trial, token=1)
+    for result in first.run():
+        first.save()
+        if result.epoch == 2:
+            break
+    second = objective.open(trial, token=2)
+    assert second.epoch == 2 and second.resumed_from is not None
+    for _ in second.run():
+        second.save()
+    assert [path.name for path in second.folder.root.glob("last*.pt")] == ["last.2.pt"]
+
+    whole = Objective(definition(), DATA, artifacts=tmp_path / "whole").open(new_study().ask(), token=1)
+    list(whole.run())
+    assert second.final_value() == whole.final_value()
+    assert [{**row, "seconds": 0} for row in second.history] == [{**row, "seconds": 0} for row in whole.history]
+    mine, theirs = second.trainer.model.state_dict(), whole.trainer.model.state_dict()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_an_old_owner_cannot_spoil_the_new_owners_checkpoint(tmp_path: Path) -> None:
+    objective = Objective(definition(), DATA, artifacts=tmp_path)
+    trial = new_study().ask()
+    old = objective.open(trial, token=1)
+    next(old.run())
+    old.save()
+    new = objective.open(trial, token=2)
+    for _ in new.run():
+        new.save()
+    before = (new.folder.root / "last.2.pt").read_bytes()
+    old.trainer.save(old._checkpoint)  # the frozen process wakes up in the middle of its save
+    assert (new.folder.root / "last.2.pt").read_bytes() == before
+    assert objective.open(trial, token=3).epoch == 3
+
+
+def test_the_files_of_a_deleted_study_of_the_same_name_are_not_taken_for_a_resume(tmp_path: Path) -> None:
+    first = Objective(definition(), DATA, artifacts=tmp_path).open(new_study().ask())
+    next(first.run())
+    first.save()
+    other = Objective(definition(study={"seed": 8}), DATA, artifacts=tmp_path).open(new_study().ask())
+    assert other.epoch == 0 and other.resumed_from is None
+
+
+def test_a_diverged_trial_teaches_the_sampler_and_keeps_its_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.validate
+
+    def diverge(self: Trainer, frames: bool = True) -> trainer.Validation:
+        if self.epoch == 1:
+            raise Diverged("The validation PSNR", float("nan"), self.epoch)
+        return real(self, frames)
+
+    monkeypatch.setattr(Trainer, "validate", diverge)
+    study = new_study()
+    study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=1)
+    (trial,) = study.trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.constraints["diverged"] == 1.0 and trial.constraints["crashed"] == 0.0
+    assert trial.user_attrs["failed"] == "diverged"
+    assert "epoch 2" in trial.user_attrs["reason"] and trial.user_attrs["epochs_done"] == 1
+    assert list(trial.intermediate_values) == [1]
+    folder = RunFolder.of_trial(tmp_path, "tiny", 0)
+    assert len(folder.read_history()) == 1 and not list(folder.root.glob("last*.pt"))
+
+
+def test_a_pruned_trial_says_so_and_leaves_no_checkpoint(tmp_path: Path) -> None:
+    class Always(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            return (trial.last_step or 0) >= 2
+
+    study = optuna.create_study(direction="maximize", pruner=Always(), study_name="tiny")
+    study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=1)
+    (trial,) = study.trials
+    assert trial.state == TrialState.PRUNED and trial.user_attrs["epochs_done"] == 2
+    assert trial.user_attrs["reason"] == "pruned at epoch 2" and "failed" not in trial.user_attrs
+    assert not list(RunFolder.of_trial(tmp_path, "tiny", 0).root.glob("last*.pt"))
+
+
+def test_only_the_best_trials_keep_their_checkpoints(tmp_path: Path) -> None:
+    study = new_study()
+    study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=3)
+    ranked = sorted(study.trials, key=lambda trial: -trial.values[0])
+    tidy(study, tmp_path, keep_best=1)
+    kept = {trial.number for trial in study.trials if RunFolder.of_trial(tmp_path, "tiny", trial.number).last.exists()}
+    assert kept == {ranked[0].number}
+    for trial in study.trials:  # what people look at stays
+        assert (RunFolder.of_trial(tmp_path, "tiny", trial.number).root / "curves.png").exists()
+
+
+def test_pictures_that_cannot_be_drawn_do_not_fail_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("cvaeopt.search.objective.trial_artifacts", broken)
+    study = new_study()
+    study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=1)
+    assert study.trials[0].state == TrialState.COMPLETE
