@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from cvaeopt.search.storage import open_storage
 from tests.search.postgres import Postgres
 
 _numbers = itertools.count()
@@ -28,6 +30,36 @@ def postgres() -> Iterator[Postgres]:
         server = Postgres.launch()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def template_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with all tables and nothing in them."""
+    path = tmp_path_factory.mktemp("template") / "x.db"
+    open_storage(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres: Postgres) -> str:
+    """The name of a PostgreSQL database with all tables and nothing in them."""
+    open_storage(postgres.new_database("template_cvaeopt")).close()
+    return "template_cvaeopt"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def ready_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database whose tables are made, once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        path = tmp_path / "folder" / "cvaeopt.db"
+        path.parent.mkdir()
+        shutil.copy(request.getfixturevalue("template_file"), path)
+        yield f"sqlite:///{path}"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = f"test_{next(_numbers)}"
+    yield server.new_database(name, request.getfixturevalue("template_database"))
+    server.drop_database(name)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

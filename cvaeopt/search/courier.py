@@ -131,17 +131,17 @@ class Courier:
                 self._state, self._message = state, message
                 self._hurry(beat=True)
 
-    def begin(self, lease: Lease, ask: Callable[[], bool], present: set[int], spool: Path) -> None:
-        """Take care of the trial of `lease`, which was claimed just now.
+    def begin(self, lease: Lease, claimed_at: float, ask: Callable[[], bool], present: set[int], spool: Path) -> None:
+        """Take care of the trial of `lease` until `end`.
 
+        claimed_at   when the lease was asked for, by `clock_with_sleep`
         ask       the pruner's opinion of what was delivered so far
         present   epochs whose values the database has already; they are not written again
         spool     the file in which reports wait during an outage
         """
         with self._lock:
-            now = self._clock()
-            self._renewed_at = now
-            self._job = _Job(lease, lease.epochs, ask, spool, set(present), now, self._min_deadline_s)
+            self._renewed_at = claimed_at
+            self._job = _Job(lease, lease.epochs, ask, spool, set(present), self._clock(), self._min_deadline_s)
             self._job.epoch = max(present, default=0)
             self._state, self._message = "running", ""
             self._hurry(beat=True)

@@ -35,7 +35,7 @@ CONSTRAINTS = ("diverged", "out_of_memory", "crashed")
 
 Outcome = Literal["complete", "pruned", "failed"]
 
-_FORGET_S = 7 * 86400.0  # how long the row of a stopped worker is shown
+_FORGET_S = 86400.0  # how long the row of a worker that is gone is shown
 
 
 @dataclass(frozen=True)
@@ -329,9 +329,7 @@ class Fleet:
         with self.storage.transaction() as connection:
             self._write(connection, lease, expires_at=self._now(connection) + self.ttl_s)
 
-    def report(
-        self, lease: Lease, epoch: int, value: float, saved: tuple[int, str] | None = None
-    ) -> None:
+    def report(self, lease: Lease, epoch: int, value: float, saved: tuple[int, str] | None = None) -> None:
         """Write the value of one finished epoch, fenced: LeaseLost if another worker holds the trial.
 
         The same transaction renews the lease and notes a new checkpoint, `saved` = (epoch, host).

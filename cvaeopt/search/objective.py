@@ -68,6 +68,7 @@ class TrialRun:
         self.definition = definition
         self.trial = trial
         self.number = trial.number
+        self.token = token
         self.folder = folder
         self.epochs = config.num_epoch
         self.resumed_from: Path | None = None
@@ -123,14 +124,13 @@ class TrialRun:
         """Write checkpoint and history (OSError when the disk is full); older owners' checkpoints go."""
         self.trainer.save(self._checkpoint, self._provenance())
         self.folder.write_history(self.history)
-        for other in self.folder.root.glob("last*.pt"):
-            if other != self._checkpoint:
-                other.unlink(missing_ok=True)
+        self._forget_older()
 
     def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
         """Leave what people want to see: history, pictures, attributes, a note. Never fails the trial.
 
-        Only a complete trial keeps its checkpoint, as last.pt; how many of those are kept is `tidy`'s business.
+        A complete trial's checkpoint becomes last.pt. Those that nobody needs are deleted by `tidy`, once the trial
+        is told: a worker killed before that has left something to continue from.
         """
         try:
             self._finish(state, reason)
@@ -148,8 +148,7 @@ class TrialRun:
             if not self._checkpoint.exists():
                 self.trainer.save(self._checkpoint, self._provenance())
             self._checkpoint.replace(self.folder.last)
-        for leftover in self.folder.root.glob("last.*.pt"):
-            leftover.unlink(missing_ok=True)
+        self._forget_older()
         if not self.history:
             return
         frames = psnr = None
@@ -175,6 +174,13 @@ class TrialRun:
                     mimetype="application/x-ndjson" if picture.suffix == ".jsonl" else None,
                 )
         self._note(state, reason)
+
+    def _forget_older(self) -> None:
+        """Delete the checkpoints of earlier owners; never a later one's, should this process have slept since."""
+        for path in self.folder.root.glob("last.*.pt"):
+            token = path.name.split(".")[1]
+            if token.isdecimal() and int(token) < self.token:
+                path.unlink(missing_ok=True)
 
     def _note(self, state: str, reason: str) -> None:
         from optuna_dashboard import save_note
@@ -219,7 +225,8 @@ class Objective:
         self._store = artifact_store(artifacts)
 
     def open(self, trial: Trial, token: int = 0) -> TrialRun:
-        """The run of `trial`: settings suggested, folder made, newest checkpoint restored."""
+        """The run of `trial`: settings suggested, folder made, newest checkpoint restored; others' files tidied."""
+        tidy(trial.study, self.artifacts, self.definition.service.keep_best)
         config = suggest(self.definition, trial)
         folder = RunFolder.of_trial(self.artifacts, self.definition.name, trial.number)
         return TrialRun(self.definition, config, self.data, self.device, folder, trial, token, self._store)
@@ -251,18 +258,19 @@ class Objective:
 
 
 def tidy(study: optuna.Study, artifacts: Path, keep_best: int) -> list[Path]:
-    """Delete the checkpoints of complete trials that are not among the best `keep_best`; the paths deleted.
+    """Delete the checkpoints of finished trials that are not among the best `keep_best`; the paths deleted.
 
     Pictures, settings and histories stay. A trial that is still running is never touched.
     """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = sorted(complete, key=lambda trial: (-trial.values[0], trial.number))
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+    kept = {trial.number for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number))[:keep_best]}
     deleted = []
-    for trial in ranked[keep_best:]:
-        path = RunFolder.of_trial(artifacts, study.study_name, trial.number).last
-        if path.exists():
-            path.unlink(missing_ok=True)
-            deleted.append(path)
+    for trial in finished:
+        if trial.number not in kept:
+            for path in RunFolder.of_trial(artifacts, study.study_name, trial.number).root.glob("last*.pt"):
+                path.unlink(missing_ok=True)
+                deleted.append(path)
     return deleted
 
 

@@ -208,6 +208,8 @@ class Storage(RDBStorage):
         def _connected(connection: Any, _record: Any) -> None:
             connection.isolation_level = None  # transactions begin when we say so, below
             connection.execute("PRAGMA synchronous=NORMAL")
+            with contextlib.suppress(sqlite3.OperationalError):  # a copy made by other means may have lost it
+                connection.execute("PRAGMA journal_mode=WAL")
 
         @event.listens_for(self.engine, "begin")
         def _begun(connection: Connection) -> None:

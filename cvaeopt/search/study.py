@@ -50,7 +50,9 @@ FAILED = "failed"
 # Optuna's own tables, as far as they are read here.
 _STUDIES = table("studies", column("study_id"), column("study_name"))
 _STUDY_ATTRS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
-_TRIALS = table("trials", column("trial_id"), column("number"), column("study_id"), column("state"))
+_TRIALS = table(
+    "trials", column("trial_id"), column("number"), column("study_id"), column("state"), column("datetime_complete")
+)
 _VALUES = table("trial_values", column("trial_id"), column("value"), column("value_type"))
 _STEPS = table("trial_intermediate_values", column("trial_id"), column("step"))
 _USER_ATTRS = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
@@ -184,6 +186,7 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
         "epochs_spent": found["epochs_spent"],
         "best": winner,
         "baselines": {key: round(value, 2) for key, value in json.loads(entry["facts"]).get("baselines", {}).items()},
+        "last": found["last"],
         "failures": found["failures"],
         "stopped": entry["stopped_reason"],
         "workers": [
@@ -226,6 +229,30 @@ def _status(connection: Connection, study_id: int) -> dict[str, Any]:
         "epochs_spent": int(epochs_spent or 0),
         "failures": failures,
         "best": _best(connection, study_id, states),
+        "last": _last(connection, study_id, notes),
+    }
+
+
+def _last(connection: Connection, study_id: int, notes: dict[tuple[int, str], Any]) -> dict[str, Any] | None:
+    """The trial that ended last, as far as the workers' clocks agree; its value in dB if it is complete."""
+    ended = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    state = cast(_TRIALS.c.state, String)
+    row = connection.execute(
+        select(_TRIALS.c.trial_id, _TRIALS.c.number, state.label("state"), _VALUES.c.value)
+        .select_from(_TRIALS.outerjoin(_VALUES, _VALUES.c.trial_id == _TRIALS.c.trial_id))
+        .where(_TRIALS.c.study_id == study_id, state.in_(list(ended)))
+        .order_by(_TRIALS.c.datetime_complete.desc(), _TRIALS.c.number.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    failed = (row.trial_id, FAILED) in notes
+    complete = row.state == "COMPLETE" and row.value is not None
+    return {
+        "number": row.number,
+        "state": "failed" if failed else ended[row.state],
+        "value": round(row.value, 4) if complete else None,
+        "reason": str(notes.get((row.trial_id, "reason"), "")),
     }
 
 

@@ -41,7 +41,7 @@ from cvaeopt.errors import (
     UserError,
 )
 from cvaeopt.files import RunFolder
-from cvaeopt.search.courier import Courier
+from cvaeopt.search.courier import Courier, clock_with_sleep
 from cvaeopt.search.events import (
     EpochDone,
     Event,
@@ -220,6 +220,7 @@ class Worker:
             reason = self._stop_reason()
             if reason:
                 return WorkerEnded("stopped", reason, self.trials)
+            asked_at = clock_with_sleep()
             try:
                 claimed = self.fleet.claim(self.id, self.place)
             except StorageUnreachable:
@@ -230,7 +231,7 @@ class Worker:
                 self._lease = claimed
                 self._waited_for, self._pause_s = "", _FIRST_PAUSE_S
                 try:
-                    self._train(claimed)
+                    self._train(claimed, asked_at)
                 except StorageUnreachable:
                     if not self._stop_reason():
                         raise
@@ -256,7 +257,7 @@ class Worker:
 
     # ---- one trial
 
-    def _train(self, lease: Lease) -> None:
+    def _train(self, lease: Lease, claimed_at: float) -> None:
         """Train the trial of `lease` until it is over, lost or left."""
         # Optuna's `ask` reads all trials first, for the sampler and for its cache of ids.
         self.study._thread_local.cached_all_trials = None
@@ -274,7 +275,11 @@ class Worker:
             return
         folder = RunFolder.of_trial(self.artifacts, lease.study, lease.number).root
         self.courier.begin(
-            lease, lambda: self._prunes(lease), set(frozen.intermediate_values), folder / f"reports.{lease.token}.jsonl"
+            lease,
+            claimed_at,
+            lambda: self._prunes(lease),
+            set(frozen.intermediate_values),
+            folder / f"reports.{lease.token}.jsonl",
         )
         if lease.token > 1:
             self._emit(LeaseTaken(lease.number, lease.token, lease.attempt, lease.epochs_done))
@@ -329,6 +334,9 @@ class Worker:
             return
         for epoch, value in self._backlog(lease, run):
             self.courier.report(epoch, value, wait=False)
+        if self._stop_reason() and run.epoch < run.epochs:
+            self._leave_trial(lease, run.epoch)
+            return
         epochs = run.run()
         try:
             for result in epochs:
@@ -336,7 +344,8 @@ class Worker:
                 value = run.value_of(row)
                 if not math.isfinite(value):
                     raise Diverged("the reported value", value, result.epoch - 1)
-                if result.epoch % self._checkpoint_every == 0 or result.epoch == run.epochs or self._stop_reason():
+                due = result.epoch % self._checkpoint_every == 0 or result.epoch == run.epochs
+                if due:
                     self._save(lease, run)
                 verdict = self.courier.report(result.epoch, value)
                 pending = verdict == "pending"
@@ -348,13 +357,14 @@ class Worker:
                     return
                 if verdict == "prune":
                     break
-                if pending and self.courier.away_s() > self._limit_s:
+                given_up = pending and self.courier.away_s() > self._limit_s
+                leaving = self._stop_reason() and result.epoch < run.epochs
+                if (given_up or leaving) and not due:
                     self._save(lease, run)
-                    self.courier.drain(self._limit_s, self._stopping)  # says so
-                if self._stop_reason() and result.epoch < run.epochs:
-                    self._save(lease, run)
-                    self._release(lease)
-                    self._emit(TrialLeft(lease.number, result.epoch, self._stop_reason()))
+                if given_up:
+                    self.courier.drain(self._limit_s, self._stopping)  # raises StorageUnreachable
+                if leaving:
+                    self._leave_trial(lease, result.epoch)
                     return
         finally:
             close = getattr(epochs, "close", None)
@@ -463,10 +473,16 @@ class Worker:
         for path in folder.glob("reports.*.jsonl"):
             path.unlink(missing_ok=True)
 
+    def _leave_trial(self, lease: Lease, epoch: int) -> None:
+        """Leave a trial that is not over to whoever is free; its last epoch is saved."""
+        self._release(lease)
+        self._emit(TrialLeft(lease.number, epoch, self._stop_reason()))
+
     def _release(self, lease: Lease, *, crashed: bool = False) -> None:
         """Give the lease back; if the database is away it runs out by itself."""
+        patience_s = 10.0 if self.courier.away_s() == 0 else 0.0
         try:
-            with self.storage.patience(10.0):
+            with self.storage.patience(patience_s):
                 self.fleet.release(lease, crashed=crashed)
         except (LeaseLost, StorageUnreachable) as error:
             self._emit(Warned(f"Trial {lease.number} could not be released: {error}"))
@@ -525,6 +541,8 @@ class Worker:
 
     def _leave(self) -> None:
         """Say goodbye in the workers' table; best effort, the row shows "dead" otherwise."""
+        if self.courier.away_s() > 0:
+            return
         with contextlib.suppress(StorageUnreachable), self.storage.patience(2.0):
             self.fleet.beat(self.id, Beat("stopped"))
 
@@ -579,7 +597,9 @@ def _kind_of(error: Exception) -> tuple[str, str]:
 
 def _clean_device() -> None:
     """Give back what a finished or failed run held, on the device too if torch is in use."""
-    gc.collect()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is None:
+        return
+    gc.collect()
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -190,7 +190,7 @@ def process_main() -> None:
 
     def slowly(run: FakeRun, epoch: int) -> None:
         time.sleep(float(epoch_s))
-        with open(log, "a") as stream:
+        with Path(log).open("a") as stream:
             stream.write(f"{run.number} {epoch}\n")
 
     storage = open_storage(url)

@@ -41,10 +41,10 @@ class Postgres:
         """The URL of `database`."""
         return f"postgresql://postgres@/{database}?host={self.sockets}"
 
-    def new_database(self, name: str) -> str:
-        """The URL of a new, empty database."""
+    def new_database(self, name: str, template: str = "template1") -> str:
+        """The URL of a new database, a copy of `template`."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url(name)
 
     def drop_database(self, name: str) -> None:

@@ -216,7 +216,7 @@ def test_random_orders_of_events_keep_every_promise() -> None:
     Leases.shared = Shared()
     try:
         Leases.TestCase.settings = settings(
-            max_examples=40,
+            max_examples=30,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -123,7 +123,7 @@ def test_six_processes_start_on_an_empty_database_and_all_succeed(storage_url: s
 def test_tables_of_another_version_are_refused_with_what_to_do(storage_url: str, version: int) -> None:
     with closing(open_storage(storage_url)) as storage, storage.transaction() as connection:
         connection.execute(schema_table.update().values(version=version))
-    with pytest.raises(SchemaError, match="cvaeopt that made them|pip install"):
+    with pytest.raises(SchemaError, match=r"cvaeopt that made them|pip install"):
         open_storage(storage_url)
 
 
@@ -145,8 +145,8 @@ def test_a_database_of_plain_optuna_is_adopted(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def storage(storage_url: str) -> Iterator[Storage]:
-    with closing(open_storage(storage_url)) as opened:
+def storage(ready_url: str) -> Iterator[Storage]:
+    with closing(open_storage(ready_url)) as opened:
         yield opened
 
 
@@ -226,9 +226,8 @@ class Lossy(Storage):
 
 
 @pytest.fixture
-def lossy(storage_url: str) -> Iterator[Lossy]:
-    open_storage(storage_url).close()
-    with closing(Lossy(storage_url)) as opened:
+def lossy(ready_url: str) -> Iterator[Lossy]:
+    with closing(Lossy(ready_url)) as opened:
         yield opened
 
 
@@ -276,9 +275,9 @@ class Outages:
 
 
 @pytest.fixture
-def outage(request: pytest.FixtureRequest, storage_url: str, tmp_path: Path) -> Callable[[], Outages]:
-    """Makes the database of `storage_url` unreachable, until a storage slept three times."""
-    if storage_url.startswith("sqlite"):
+def outage(request: pytest.FixtureRequest, ready_url: str, tmp_path: Path) -> Callable[[], Outages]:
+    """Makes the database of `ready_url` unreachable, until a storage slept three times."""
+    if ready_url.startswith("sqlite"):
         held: list[Any] = []
         path = str(tmp_path / "folder" / "cvaeopt.db")
         return lambda: Outages(
@@ -289,8 +288,8 @@ def outage(request: pytest.FixtureRequest, storage_url: str, tmp_path: Path) -> 
     return lambda: Outages(server.stop, server.start)
 
 
-def test_calls_outlive_an_outage(storage_url: str, outage: Callable[[], Outages]) -> None:
-    with closing(open_storage(storage_url, busy_s=0.01)) as storage:
+def test_calls_outlive_an_outage(ready_url: str, outage: Callable[[], Outages]) -> None:
+    with closing(open_storage(ready_url, busy_s=0.01)) as storage:
         study = make_study(storage)
         trial = study.ask()
         retries: list[str] = []
@@ -308,9 +307,9 @@ def test_calls_outlive_an_outage(storage_url: str, outage: Callable[[], Outages]
 
 
 def test_an_outage_beyond_the_limit_is_an_error_that_names_the_database(
-    storage_url: str, outage: Callable[[], Outages]
+    ready_url: str, outage: Callable[[], Outages]
 ) -> None:
-    with closing(open_storage(storage_url, busy_s=0.01)) as storage:
+    with closing(open_storage(ready_url, busy_s=0.01)) as storage:
         study = make_study(storage)
         trial = study.ask()
         away = outage()

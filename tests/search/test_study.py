@@ -251,6 +251,7 @@ def test_status_is_what_the_command_line_promises(storage):
         "epochs_spent": 3 + 4 + 5 + 6 + 7 + 8,
         "best": {"number": 1, "value": 24.1235, "params": {"lr": 1e-3, "tfr": 0.0}},
         "baselines": {"copy_first": 24.1, "train_mean": 21.9},
+        "last": {"number": 5, "state": "failed", "value": None, "reason": ""},
         "failures": [
             {"number": 3, "reason": "train_loss became nan in epoch 7."},
             {"number": 5, "reason": "unknown"},

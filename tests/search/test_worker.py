@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,6 @@ from cvaeopt.search.events import (
     Recovered,
     Stalled,
     Stopping,
-    TrialEnded,
     TrialLeft,
     TrialStarted,
     Waiting,
@@ -48,13 +48,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def storage(storage_url: str) -> Iterator[Storage]:
-    with closing(open_storage(storage_url, busy_s=0.05)) as opened:
+def storage(ready_url: str) -> Iterator[Storage]:
+    with closing(open_storage(ready_url, busy_s=0.05)) as opened:
         yield opened
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Storage]:
+def sqlite(tmp_path: Path, template_file: Path) -> Iterator[Storage]:
+    shutil.copy(template_file, tmp_path / "x.db")
     with closing(open_storage(f"sqlite:///{tmp_path}/x.db", busy_s=0.05)) as opened:
         yield opened
 
@@ -319,6 +320,32 @@ def test_a_terminated_worker_finishes_its_epoch_and_the_next_one_goes_on_there(b
     assert trial.user_attrs["attempt"] == 1
     assert [event.reason for event in bench.events.of(Stopping)] == ["SIGTERM received"]
     assert [event.epoch for event in bench.events.of(TrialStarted)] == [0, 2]
+
+
+def test_with_rare_checkpoints_a_worker_that_leaves_still_saves_its_last_epoch(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=1, epochs=7)
+
+    def terminate(run: FakeRun, epoch: int) -> None:
+        if epoch == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    lite.worker(study, lite.fakes(before_epoch=terminate), checkpoint_every=3).run()
+    second = lite.fakes()
+    lite.worker(study, second, checkpoint_every=3).run()
+    assert second.runs[0].trained == [6, 7]
+
+
+def test_a_signal_before_the_first_epoch_leaves_the_trial_untouched(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=1)
+    fakes = lite.fakes()
+
+    def factory(trial: optuna.Trial, lease: Lease) -> FakeRun:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fakes(trial, lease)
+
+    assert lite.worker(study, factory).run().kind == "stopped"
+    assert fakes.runs[0].trained == []
+    assert leases(lite.storage)[0].owner is None
 
 
 def test_a_second_signal_stops_at_once_and_still_releases_the_trial(lite: Bench) -> None:

@@ -1,0 +1,219 @@
+"""Our trainer against the template's loop: seconds an epoch, validation frames a second, memory, PSNR.
+
+    python -m bench.engine --data demo/data                 # this machine's processor, demonstration widths
+    python -m bench.engine --data DIR --device cuda:0 --widths default
+    python -m bench.engine --data demo/data --quick         # under two minutes on two cores
+
+Both sides run in ONE process each, alternated (A B A B ...) on the same data, widths, seeds and threads; figures are
+medians over the repeats with smallest and largest, and ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.machine import facts, keep, spread
+
+WIDTHS = {
+    "demo": {"F_dim": 32, "L_dim": 8, "N_dim": 4, "D_out_dim": 32},
+    "quarter": {"F_dim": 32, "L_dim": 16, "N_dim": 4, "D_out_dim": 48},
+    "default": {},
+}
+
+
+def measure_one(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One repeat of one side, in this process: seconds of a forced and a free epoch, of validation, peak memory."""
+    from cvaeopt.vae import device as devices
+
+    ours = side == "ours"
+    name = options.device.split(":")
+    # The engine's processor set-up (how freed memory is kept) is part of it, so the baseline goes without.
+    device = (
+        devices.use("cpu" if name[0] == "cpu" else (name[1] if len(name) > 1 else "0"), options.threads)
+        if ours
+        else options.device
+    )
+    import torch
+
+    if not ours and options.threads:
+        torch.set_num_threads(options.threads)
+    from bench.template import TemplateTrainer
+    from cvaeopt.config import Config
+    from cvaeopt.vae import dataset
+    from cvaeopt.vae.trainer import Trainer
+
+    settings = {
+        **WIDTHS[options.widths],
+        "kl_anneal_type": "none",
+        "kl_norm": "batch",
+        "output": "sigmoid",
+        "lr_scheduler": "constant",
+        "shuffle": True,
+        "batch_size": options.batch_size,
+        "num_epoch": 1000,
+        "seed": options.seed,
+    }
+    cuda = options.device.startswith("cuda")
+
+    def timed(work: Any) -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    figures: dict[str, Any] = {}
+    if ours:
+        loading = time.perf_counter()
+        data = dataset.load(options.data)
+        figures["load_s"] = time.perf_counter() - loading
+        for mode, tfr in (("forced", 1.0), ("free", 0.0)):
+            config = Config.parse({**settings, "tfr": tfr, "tfr_sde": 1000, "precision": options.precision}, "bench")
+            trainer = Trainer(config, data, device)
+            if options.warm_up:
+                trainer._train_epoch()
+            figures[f"{mode}_epoch_s"] = timed(trainer._train_epoch)
+        frames = len(data.val) - 1
+        figures["validation_s"] = timed(lambda: trainer.validate(frames=False))
+    else:
+        for mode in ("forced", "free"):
+            config = Config.parse(settings, "bench")
+            template = TemplateTrainer(config, options.data, options.device, options.loader_workers)
+            if options.warm_up:
+                template.train_epoch(mode == "forced")
+            figures[f"{mode}_epoch_s"] = timed(functools.partial(template.train_epoch, mode == "forced"))
+        frames = 0
+
+        def validate() -> None:
+            nonlocal frames
+            frames = len(template.validate())
+
+        figures["validation_s"] = timed(validate)
+    figures["validation_frames_per_s"] = frames / figures["validation_s"]
+    figures["peak_host_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if cuda:
+        figures["peak_device_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return figures
+
+
+def quality(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Validation PSNR after `--psnr-epochs` free epochs, from the seed of this repeat (statistics recalibrated)."""
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    from bench.template import TemplateTrainer
+    from cvaeopt.config import Config
+    from cvaeopt.vae import dataset
+    from cvaeopt.vae.trainer import Trainer
+
+    config = Config.parse(
+        {
+            **WIDTHS[options.widths],
+            "kl_anneal_type": "none",
+            "output": "sigmoid",
+            "lr_scheduler": "cosine",
+            "shuffle": True,
+            "batch_size": options.batch_size,
+            "tfr": 0.0,
+            "num_epoch": options.psnr_epochs,
+            "label_bn": "frame",
+            "seed": options.seed,
+        },
+        "bench",
+    )
+    data = dataset.load(options.data)
+    trainer = Trainer(config, data, options.device)
+    if side == "ours":
+        psnr = [result.val_psnr for result in trainer.run()][-1]
+    else:
+        torch.manual_seed(options.seed)
+        template = TemplateTrainer(config, options.data, options.device, options.loader_workers)
+        for _ in range(options.psnr_epochs):
+            template.train_epoch(forced=False)
+        # Judged by the same validation: only how it was trained differs.
+        trainer.start_from(template.model.state_dict())
+        psnr = trainer.validate(frames=False).mean
+    return {"psnr_db": psnr}
+
+
+def _in_process(what: str, side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """`measure_one` or `quality` in a fresh process, so that neither side inherits the other's memory."""
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
+        arguments = [sys.executable, "-m", "bench.engine", "--one", what, side, result.name]
+        for name in ("data", "device", "widths", "batch_size", "seed", "loader_workers", "precision", "psnr_epochs"):
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        if options.threads:
+            arguments += ["--threads", str(options.threads)]
+        if options.warm_up:
+            arguments.append("--warm-up")
+        subprocess.run(arguments, check=True, cwd=Path(__file__).parent.parent)
+        return dict(json.load(result))
+
+
+def main() -> None:
+    """Run the comparison and keep its result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=lambda text: Path(text).resolve(), required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--widths", choices=WIDTHS, default="demo")
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
+    parser.add_argument("--loader-workers", type=int, default=2, help="of the baseline's DataLoader")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--psnr-seeds", type=int, default=0, help="also compare PSNR, from so many seeds")
+    parser.add_argument("--psnr-epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warm-up", action="store_true", help="one epoch before the timed one")
+    parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--name", help="of the result in bench/results")
+    parser.add_argument("--one", nargs=3, metavar=("WHAT", "SIDE", "FILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        what, side, target = options.one
+        figures = (measure_one if what == "speed" else quality)(side, options)
+        Path(target).write_text(json.dumps(figures))
+        return
+    repeats = 1 if options.quick else options.repeats
+    runs: dict[str, list[dict[str, Any]]] = {"template": [], "ours": []}
+    for repeat in range(repeats):
+        for side in runs:
+            runs[side].append(_in_process("speed", side, options))
+            print(f"repeat {repeat + 1}/{repeats} {side}: {runs[side][-1]}", flush=True)
+    figures = {side: {key: spread([run[key] for run in found]) for key in found[0]} for side, found in runs.items()}
+    ratios = {
+        key: figures["template"][key]["median"] / figures["ours"][key]["median"]
+        for key in ("forced_epoch_s", "free_epoch_s", "validation_s")
+    }
+    compared = {}
+    for seed in range(options.psnr_seeds):
+        options.seed = seed
+        for side in runs:
+            compared.setdefault(side, []).append(_in_process("quality", side, options)["psnr_db"])
+            print(f"seed {seed} {side}: {compared[side][-1]:.2f} dB", flush=True)
+    result = {
+        "machine": facts(options.device),
+        "options": {k: str(v) for k, v in vars(options).items() if k not in ("one", "data", "name")},
+        "figures": figures,
+        "times_faster": ratios,
+        "psnr_db": compared,
+    }
+    name = options.name or f"engine-{options.device.split(':')[0]}-{options.widths}"
+    print(f"times faster: { ({key: round(value, 2) for key, value in ratios.items()}) }")
+    print(keep(name, result))
+
+
+if __name__ == "__main__":
+    main()
