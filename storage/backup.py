@@ -1,0 +1,125 @@
+"""Back up studies, with the files of their trials, into one tar file; workers may go on meanwhile.
+
+  python storage/backup.py backup.tar                      every study of the database
+  python storage/backup.py main.tar --study main           one of them
+  python storage/backup.py small.tar --no-checkpoints      without the networks (*.pt)
+
+The tar holds manifest.json, cvaeopt.db (a SQLite database, whatever the studies were in) and artifacts/.
+`storage/restore.py` puts it back, into any database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import care
+import optuna
+
+from cvaeopt import __version__, files
+from cvaeopt.errors import UserError
+from cvaeopt.search.storage import Storage
+
+FORMAT = 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, back up, say what was done."""
+    options = care.parser(__doc__ or "")
+    options.add_argument("file", type=Path, help="the tar file to write")
+    options.add_argument("--study", action="append", default=[], help="only this study; may be repeated")
+    options.add_argument("--no-checkpoints", action="store_true", help="leave the networks (*.pt) out")
+    care.add_storage(options)
+    care.add_artifacts(options)
+    given = options.parse_args(arguments)
+    with care.opened(given.storage) as storage:
+        studies = backup(storage, given.artifacts, given.file, given.study, checkpoints=not given.no_checkpoints)
+    counts = ", ".join(f"{name} ({facts['trials']} trials, {facts['files']} files)" for name, facts in studies.items())
+    care.say(f"{given.file}: {counts}, {given.file.stat().st_size / 1e6:.1f} MB")
+
+
+def backup(
+    storage: Storage, artifacts: Path, target: Path, wanted: list[str], *, checkpoints: bool = True
+) -> dict[str, dict[str, int]]:
+    """Write `target`, whole or not at all; trials and files by study. UserError if it exists.
+
+    Rows first: files that are newer than their rows only mean that a resumed trial reports again what it has.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists.", todo="Name another file: a backup is never overwritten.")
+    with tempfile.TemporaryDirectory(prefix="cvaeopt-backup-") as scratch:
+        database = Path(scratch) / "cvaeopt.db"
+        stored: dict[str, list[str]] = {}
+        studies: dict[str, dict[str, int]] = {}
+        with care.snapshot(storage) as source, care.opened(care.sqlite_url(database), create=True) as copy:
+            for name in care.chosen(source, wanted, storage.url):
+                with copy.transaction() as target_rows:
+                    rows = care.copy(source, target_rows, name, "the backup")
+                studies[name] = {"trials": rows["trials"], "files": 0}
+                stored[name] = care.dashboard_files(source, name)
+        _one_file(database)
+        content = database.read_bytes()
+        with files.whole(target) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+            _add(tar, "cvaeopt.db", content)
+            for name in studies:
+                for path in _files(artifacts, name, stored[name]):
+                    if not checkpoints and path.suffix == ".pt":
+                        continue
+                    try:
+                        data = path.read_bytes()
+                    except FileNotFoundError:  # a worker replaced or tidied it meanwhile
+                        continue
+                    _add(tar, f"artifacts/{path.relative_to(artifacts).as_posix()}", data)
+                    studies[name]["files"] += 1
+            manifest = {
+                "format": FORMAT,
+                "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "cvaeopt": __version__,
+                "optuna": optuna.__version__,
+                "storage": storage.url,
+                "database_sha256": hashlib.sha256(content).hexdigest(),
+                "checkpoints": checkpoints,
+                "studies": studies,
+            }
+            _add(tar, "manifest.json", json.dumps(manifest, indent=2).encode())  # last: its presence means complete
+    return studies
+
+
+def _files(artifacts: Path, name: str, stored: list[str]) -> Iterator[Path]:
+    """The study's own files and those that the dashboard shows with it."""
+    folder = care.study_folder(artifacts, name)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".part":
+            yield artifacts / name / path.relative_to(folder)
+    for file in stored:
+        if (artifacts / care.DASHBOARD / file).is_file():
+            yield artifacts / care.DASHBOARD / file
+
+
+def _one_file(database: Path) -> None:
+    """Fold the write-ahead log into the database, so that the file alone is all of it."""
+    connection = sqlite3.connect(database)
+    try:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        connection.close()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o644
+    stream: IO[bytes] = io.BytesIO(data)
+    tar.addfile(entry, stream)
+
+
+if __name__ == "__main__":
+    care.run(main)

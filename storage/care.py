@@ -1,0 +1,282 @@
+"""What the scripts beside this file share: a study's rows, copied from any database to any other, and its files.
+
+Rows are copied as they are, within one transaction on each side: the source is seen at one moment although workers
+write to it, and the target has the whole study or nothing of it. Only ids change (every database numbers its own),
+wherever they occur. `optuna.copy_study` would copy trial by trial, and lose the dashboard's notes, whose keys hold
+ids, and our own tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import optuna
+from sqlalchemy import URL, Connection, MetaData, Table, delete, insert, select
+
+from cvaeopt.errors import CvaeoptError, StudyError, UserError
+from cvaeopt.files import inside
+from cvaeopt.search import fleet
+from cvaeopt.search.storage import DEFAULT_URL, Storage, lease_table, open_storage, study_table, worker_table
+
+DASHBOARD = "_dashboard"
+"""The folder of the dashboard's files under the artifact folder (`cvaeopt.search.objective.DASHBOARD_STORE`)."""
+
+_ID_IN_KEY = re.compile(r"^(dashboard:(?:artifacts:)?)(\d+)(:.*)$", re.DOTALL)
+"""Keys of the dashboard's notes and files that hold a trial's id."""
+
+_ARTIFACT = re.compile(r"^(?:dashboard:)?artifacts:(?:\d+:)?([0-9a-f-]{36})$")
+"""Keys that name a file of the dashboard's artifact store."""
+
+
+# ---- the command line of every script
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows the script's own docstring."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_storage(options: argparse.ArgumentParser) -> None:
+    """Add --storage, which `cvaeopt` has too."""
+    options.add_argument(
+        "--storage",
+        default=os.environ.get("CVAEOPT_STORAGE") or DEFAULT_URL,
+        help=f"URL of the database; default: CVAEOPT_STORAGE, else {DEFAULT_URL}",
+    )
+
+
+def add_artifacts(options: argparse.ArgumentParser) -> None:
+    """Add --artifacts, which `cvaeopt` has too."""
+    options.add_argument(
+        "--artifacts",
+        type=Path,
+        default=Path(os.environ.get("CVAEOPT_ARTIFACTS") or "storage/artifacts"),
+        help="folder of the trials' files; default: CVAEOPT_ARTIFACTS, else storage/artifacts",
+    )
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a script's `main` and exit with the codes of `cvaeopt`."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        main(sys.argv[1:])
+    except CvaeoptError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def say(text: str) -> None:
+    """Print one line of result."""
+    sys.stdout.write(text + "\n")
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+@contextlib.contextmanager
+def opened(url: str, *, create: bool = False) -> Iterator[Storage]:
+    """The storage at `url`, closed when the block ends."""
+    storage = open_storage(url, create=create)
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+# ---- reading
+
+
+@contextlib.contextmanager
+def snapshot(storage: Storage) -> Iterator[Connection]:
+    """A connection that sees the database as it is at one moment, and keeps no writer waiting."""
+    if storage.engine.name == "sqlite":
+        with storage.reading() as connection:
+            yield connection
+        return
+    with storage.engine.connect() as plain:
+        connection = plain.execution_options(isolation_level="REPEATABLE READ")
+        with connection.begin():
+            if storage.engine.name == "postgresql":  # a large study may take longer to write than workers may idle
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            yield connection
+
+
+def names(connection: Connection) -> list[str]:
+    """The names of all studies, sorted."""
+    studies = _tables(connection).tables["studies"]
+    return sorted(connection.execute(select(studies.c.study_name)).scalars())
+
+
+def chosen(connection: Connection, wanted: list[str], url: str) -> list[str]:
+    """`wanted`, or all studies when it is empty; StudyError for one that does not exist, or when there is none."""
+    there = names(connection)
+    for name in wanted:
+        if name not in there:
+            raise StudyError(f"{url} has no study {name!r}.", f"There are: {', '.join(there) or 'none'}.")
+    if not there:
+        raise StudyError(f"{url} has no study.")
+    return wanted or there
+
+
+def refuse_live(storage: Storage, study: str, todo: str) -> None:
+    """UserError if a worker of `study` gave a sign of life within the time of its lease."""
+    live = [worker.id for worker in fleet.workers(storage, study) if worker.state not in ("stopped", "dead")]
+    if live:
+        raise UserError(
+            f"Study {study!r} has {len(live)} running worker(s): {', '.join(live)}.",
+            "Expected: none.",
+            f"Stop them first (cvaeopt stop --study {study}), or wait two minutes if they were killed. {todo}".strip(),
+        )
+
+
+def content(connection: Connection, name: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of a study by table, without the ids: equal for equal studies in different databases."""
+    tables = _tables(connection)
+    return _plain(tables, _rows(connection, tables, name))
+
+
+def dashboard_files(connection: Connection, name: str) -> list[str]:
+    """The names of the study's files in the dashboard's artifact store."""
+    rows = _rows(connection, _tables(connection), name)
+    keys = [row["key"] for table in ("study_system_attributes", "trial_system_attributes") for row in rows[table]]
+    return sorted({match[1] for key in keys if (match := _ARTIFACT.match(key))})
+
+
+def study_folder(artifacts: Path, name: str) -> Path:
+    """The folder of the study's trials; UserError for a name that would leave the artifact folder."""
+    try:
+        return inside(artifacts, name)
+    except ValueError as error:
+        raise UserError(f"Study {name!r} cannot have files: {error}.") from None
+
+
+# ---- copying
+
+
+def copy(source: Connection, target: Connection, name: str, url: str) -> dict[str, int]:
+    """Copy study `name` and compare it afterwards; how many rows each of Optuna's and our tables got.
+
+    StudyError if `target` (named `url` in messages) has a study of this name. Undone when the caller's transaction is.
+    """
+    rows = _rows(source, _tables(source), name)
+    tables = _tables(target)
+    if name in names(target):
+        raise StudyError(
+            f"{url} has a study {name!r} already.",
+            todo=f"Delete it there first: python storage/delete_study.py {name}",
+        )
+    # What is left under this name belonged to a study that was deleted in the dashboard.
+    target.execute(delete(study_table).where(study_table.c.name == name))
+    target.execute(delete(lease_table).where(lease_table.c.study == name))
+
+    study_id = _inserted(target, tables.tables["studies"], rows["studies"][0])
+    # By number, so that ids rise with numbers here too.
+    trials = {
+        row["trial_id"]: _inserted(target, tables.tables["trials"], {**row, "study_id": study_id})
+        for row in sorted(rows["trials"], key=lambda row: row["number"])
+    }
+    for table, entries in rows.items():
+        if table in ("studies", "trials") or not entries:
+            continue
+        target.execute(
+            insert(tables.tables[table]),
+            [_without_own_id(tables.tables[table], _renumbered(row, study_id, trials)) for row in entries],
+        )
+    workers = source.execute(select(worker_table).where(worker_table.c.study == name)).mappings().all()
+    known = set(target.execute(select(worker_table.c.id)).scalars())
+    for worker in workers:
+        if worker["id"] not in known:
+            target.execute(insert(worker_table).values(**worker))
+    before, after = _plain(tables, rows), content(target, name)
+    if before != after:
+        different = ", ".join(table for table in before if before[table] != after.get(table))
+        raise CvaeoptError(f"The copy of study {name!r} differs in {different}.", todo="Nothing was kept of it.")
+    return {table: len(entries) for table, entries in rows.items()}
+
+
+_IDS = ("study_id", "trial_id")
+
+
+def _tables(connection: Connection) -> MetaData:
+    """The tables that hold studies: Optuna's as this database has them, and ours (not that of workers)."""
+    tables = MetaData()
+    tables.reflect(connection, only=lambda table, _: not table.startswith("cvaeopt_"))
+    for own in (study_table, lease_table):
+        own.to_metadata(tables)
+    return tables
+
+
+def _rows(connection: Connection, tables: MetaData, name: str) -> dict[str, list[dict[str, Any]]]:
+    """The study's rows by table, whole."""
+    studies, trials = tables.tables["studies"], tables.tables["trials"]
+    study_id = connection.execute(select(studies.c.study_id).where(studies.c.study_name == name)).scalar_one()
+    trial_ids = select(trials.c.trial_id).where(trials.c.study_id == study_id)
+    found = {}
+    for table in tables.sorted_tables:
+        if table.name == study_table.name:
+            condition = table.c.name == name
+        elif table.name == lease_table.name:
+            condition = table.c.study == name
+        elif "study_id" in table.c:
+            condition = table.c.study_id == study_id
+        elif "trial_id" in table.c:
+            condition = table.c.trial_id.in_(trial_ids)
+        else:
+            continue  # versions
+        found[table.name] = [dict(row) for row in connection.execute(select(table).where(condition)).mappings()]
+    return found
+
+
+def _plain(tables: MetaData, rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows without the numbering of their database: trials by their numbers, everything sorted."""
+    numbers = {trial["trial_id"]: trial["number"] for trial in rows["trials"]}
+    return {
+        table: sorted(
+            (
+                tuple(sorted(_without_own_id(tables.tables[table], _renumbered(row, 0, numbers)).items()))
+                for row in entries
+            ),
+            key=repr,
+        )
+        for table, entries in rows.items()
+    }
+
+
+def _without_own_id(table: Table, row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the table's own numbering, which each database does for itself."""
+    keys = [column.name for column in table.primary_key.columns]
+    own = keys[0] if len(keys) == 1 and keys[0].endswith("_id") and keys[0] not in _IDS else None
+    return {key: value for key, value in row.items() if key != own}
+
+
+def _renumbered(row: dict[str, Any], study_id: int, trials: dict[int, int]) -> dict[str, Any]:
+    """The row with other ids."""
+    changed = dict(row)
+    if "study_id" in row:
+        changed["study_id"] = study_id
+    if "trial_id" in row:
+        changed["trial_id"] = trials[row["trial_id"]]
+    match = _ID_IN_KEY.match(row["key"]) if isinstance(row.get("key"), str) else None
+    if match and int(match[2]) in trials:
+        changed["key"] = f"{match[1]}{trials[int(match[2])]}{match[3]}"
+    return changed
+
+
+def _inserted(connection: Connection, table: Table, row: dict[str, Any]) -> int:
+    """The id that the database gave to the row of a study or a trial."""
+    (key,) = (column.name for column in table.primary_key.columns)
+    result = connection.execute(insert(table).values(**{name: value for name, value in row.items() if name != key}))
+    assert result.inserted_primary_key is not None
+    return int(result.inserted_primary_key[0])
