@@ -6,9 +6,12 @@ device before torch is loaded.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
+import re
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -17,12 +20,12 @@ import typer
 
 from cvaeopt import __version__
 from cvaeopt.console import Console
-from cvaeopt.errors import CvaeoptError, SettingsError
+from cvaeopt.errors import CvaeoptError, DataError, Interrupted, SettingsError, TryAgain, UserError
 
 if TYPE_CHECKING:
-    from cvaeopt.outcome.predict import Noise
     from optuna.trial import Trial
 
+    from cvaeopt.outcome.predict import Noise
     from cvaeopt.search.definition import Definition
     from cvaeopt.search.fleet import Lease
     from cvaeopt.search.storage import Storage
@@ -47,9 +50,7 @@ StorageUrl = Annotated[
         "--storage", envvar="CVAEOPT_STORAGE", help="URL of the SQL storage. Default: sqlite:///storage/cvaeopt.db."
     ),
 ]
-Data = Annotated[
-    Path | None, typer.Option("--data", envvar="CVAEOPT_DATA", help="Data folder in the lab's layout.")
-]
+Data = Annotated[Path | None, typer.Option("--data", envvar="CVAEOPT_DATA", help="Data folder in the lab's layout.")]
 Artifacts = Annotated[
     Path | None,
     typer.Option(
@@ -133,29 +134,26 @@ def worker(
 
     console = _console(verbose, quiet)
     definition = load_definition(study)
+    if gpu is None and definition.service.gpu is not None:
+        gpu = str(definition.service.gpu)
     url = _storage_url(storage, definition)
-    root = _data_folder(data, definition)
     folder = _artifact_folder(artifacts, definition)
     if dry_run:
-        from cvaeopt.search.storage import mask
-
-        title = f"Would take trials of study {definition.name} ({definition.digest()}) in {mask(url)}, data {root}, files {folder}"
-        console.settings(definition.plain(), title)
+        _show_worker(console, definition, url, data, folder, gpu)
         return
+    root = _data_folder(data, definition)
     from cvaeopt.vae import device as devices
 
     device = devices.use(gpu, threads)
-    from cvaeopt.config import Config
     from cvaeopt.search.objective import Objective, TrialRun, tidy
-    from cvaeopt.search.storage import open_storage
     from cvaeopt.search.study import create_or_open, record_facts
+    from cvaeopt.search.study import status as read_status
     from cvaeopt.search.worker import Worker
     from cvaeopt.vae.metrics import baselines
     from cvaeopt.watching import WorkerView
 
-    shape = {**Config().plain(), **definition.fixed}
-    loaded = _load_data(console, root, (shape["frame_H"], shape["frame_W"]))
-    store = open_storage(url)
+    loaded = _load_data(console, root, definition.frame_size)
+    store = _open(console, url, start_limit_s=_START_LIMIT_S)
     opened = create_or_open(store, definition)
     known = record_facts(
         store,
@@ -164,16 +162,25 @@ def worker(
         lambda: baselines(loaded.train, loaded.val).plain(),
     )
     objective = Objective(definition, loaded, device, folder)
-    view = WorkerView(console, known)
+
+    def tidy_up() -> None:
+        try:
+            tidy(opened, folder, definition.service.keep_best)
+        except OSError as error:
+            console.warn(f"an old checkpoint could not be deleted ({error})")
 
     def open_trial(trial: Trial, lease: Lease) -> TrialRun:
         # A checkpoint that is not among the best any more goes as soon as the next trial begins.
-        tidy(opened, folder, definition.service.keep_best)
+        tidy_up()
         return objective.open(trial, lease.token)
 
-    with view:
+    def whole_study() -> dict[str, Any]:
+        with store.patience(2.0):
+            return read_status(store, definition.name)
+
+    with WorkerView(console, known["baselines"], whole_study) as view:
         Worker(opened, store, open_trial, device=device, artifacts=folder, listener=view.heard).run()
-    tidy(opened, folder, definition.service.keep_best)
+    tidy_up()
 
 
 @app.command()
@@ -183,18 +190,25 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show a study: trials by state, the best so far against the baselines, its workers."""
     from cvaeopt.search.study import status as read_status
 
-    console = _console(verbose, False)
-    name, store = _existing(study, storage)
-    if as_json:
-        _print_json(read_status(store, name))
+    console = _console(verbose, quiet)
+    name, store = _existing(console, study, storage)
+
+    def read() -> dict[str, Any]:
+        return read_status(store, name)
+
+    if watch and as_json:
+        _stream_json(read)
     elif watch:
-        console.watch(lambda: read_status(store, name))
+        console.watch(read)
+    elif as_json:
+        _print_json(read())
     else:
-        console.status(read_status(store, name))
+        console.status(read())
 
 
 @app.command()
@@ -202,17 +216,22 @@ def stop(
     study: Study,
     worker: Annotated[str | None, typer.Option("--worker", help="Only this worker (its id in `status`).")] = None,
     storage: StorageUrl = None,
+    as_json: Json = False,
     verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Ask workers to stop after their current epoch; their trials go on when a worker starts again."""
     from cvaeopt.search.fleet import ask_stop
     from cvaeopt.search.study import stored_definition
 
-    console = _console(verbose, False)
-    name, store = _existing(study, storage)
+    console = _console(verbose, quiet)
+    name, store = _existing(console, study, storage)
     stored_definition(store, name)
     asked = ask_stop(store, name, worker)
-    console.result("\n".join(f"{one} stops after its epoch" for one in asked) or "No worker runs for this study.")
+    if as_json:
+        _print_json({"study": name, "asked": asked})
+    else:
+        console.result("\n".join(f"{one} stops after its epoch" for one in asked) or "No worker runs for this study.")
 
 
 @app.command()
@@ -223,29 +242,26 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Serve optuna-dashboard for the storage, with the trials' pictures."""
-    from optuna_dashboard import run_server
-
-    from cvaeopt.search.objective import artifact_store
-    from cvaeopt.search.storage import open_storage
-
-    console = _console(verbose, False)
+    console = _console(verbose, quiet)
     definition = _definition(study) if study else None
     url = _storage_url(storage, definition)
-    store = open_storage(url)
+    _check_port(host, port)
     if host not in ("127.0.0.1", "localhost", "::1"):
         console.warn(
             f"The dashboard has no password, and on {host} others can reach it: whoever does can change and delete "
-            "studies. Better: leave it on 127.0.0.1 and use `ssh -L 8080:127.0.0.1:8080`."
+            f"studies. Better: leave it on 127.0.0.1 and use `ssh -L {port}:127.0.0.1:{port}`."
         )
-    console.say(f"{store.url} at http://{host}:{port}/  (Ctrl-C ends it)")
-    try:
-        run_server(store, host=host, port=port, artifact_store=artifact_store(_artifact_folder(artifacts, definition)))
-    except OSError as error:
-        raise SettingsError(
-            f"The dashboard cannot listen on {host}:{port} ({error.strerror}).", todo="Name another one with --port."
-        ) from None
+    from optuna_dashboard import run_server
+
+    from cvaeopt.search.objective import artifact_store
+
+    store = _open(console, url, start_limit_s=_START_LIMIT_S)
+    pictures = artifact_store(_artifact_folder(artifacts, definition))
+    console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
+    run_server(store, host=host, port=port, artifact_store=pictures)
 
 
 @app.command("export-best")
@@ -256,12 +272,13 @@ def export_best(
     lab: Annotated[bool, typer.Option("--lab", help="Keep to what the lab's own tester can apply.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the settings of the best trial, with where they come from, as a recipe."""
     from cvaeopt.outcome import export
 
-    console = _console(verbose, False)
-    name, store = _existing(study, storage)
+    console = _console(verbose, quiet)
+    name, store = _existing(console, study, storage)
     target = out or Path("studies") / "best" / f"{name}.toml"
     written = export.export_best(store, name, target, now=_now(), lab=lab)
     for warning in written.warnings:
@@ -292,27 +309,35 @@ def retrain(
     override: Annotated[list[str] | None, typer.Option("--set", help="Replace a setting: --set lr=0.001")] = None,
     threads: Threads = None,
     dry_run: DryRun = False,
+    as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe for longer: resumable, with best and last checkpoints and a score sheet."""
     from cvaeopt.files import RunFolder
     from cvaeopt.outcome import recipe as recipes
-    from cvaeopt.outcome.retrain import Retraining, resolve
     from cvaeopt.outcome.transfer import DEFAULT_TRANSFER
+    from cvaeopt.vae import device as devices
 
     console = _console(verbose, quiet)
     chosen = recipes.read(recipe)
+    device = "cpu"
+    if not dry_run:
+        root = _data_folder(data, None)
+        device = devices.use(gpu, threads)
+    from cvaeopt.outcome.retrain import Retraining, resolve
+
     config = resolve(chosen, epochs, transfer or DEFAULT_TRANSFER, _overrides(override or []))
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{config.num_epoch}")
-    root = _data_folder(data, None)
     if dry_run:
-        console.settings(config.plain(), f"Would train {config.num_epoch} epochs on {root} into {folder.root}")
+        origin = {key: value for key, value in chosen.origin.items() if value is not None}
+        console.resolved(
+            f"Would train {config.num_epoch} epochs into {folder.root}.",
+            {"run": _given(data=data, gpu=gpu, start=start), "provenance": origin, "settings": config.plain()},
+        )
         return
-    from cvaeopt.vae import device as devices
-
-    device = devices.use(gpu, threads)
     loaded = _load_data(console, root, (config.frame_H, config.frame_W))
+    metric = str(chosen.provenance.get("metric", "val_psnr"))
     run = Retraining(
         config,
         loaded,
@@ -320,16 +345,25 @@ def retrain(
         device=device,
         start=start,
         patience=patience,
-        metric=str(chosen.provenance.get("metric", "val_psnr")),
-        provenance={"recipe": recipe.name, **chosen.provenance},
+        metric=metric,
+        provenance={"recipe": recipe.name, **chosen.origin},
     )
     if run.resumed_at:
         console.say(f"Continuing {folder.root} after epoch {run.resumed_at}.")
-    with console.training(config.num_epoch, run.epoch, str(folder.root)) as show:
-        for result in run.run():
-            show(result.row())
+    try:
+        with console.training(str(folder.root), config.num_epoch, run.trainer.history, metric) as show:
+            for result in run.run():
+                show(result.row())
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped in epoch {run.epoch + 1} of {config.num_epoch}.",
+            todo=f"The same command continues {folder.root} after its last saved epoch.",
+        ) from None
     sheet = run.finish()
-    console.score(sheet.plain())
+    if as_json:
+        _print_json(sheet.plain())
+    else:
+        console.score(sheet.plain())
     console.say(f"{folder.best} is the best epoch; {folder.root} holds the curves and the score sheet.")
 
 
@@ -344,6 +378,7 @@ def predict(
     average: Annotated[int, typer.Option(min=1, help="Roll-outs whose frames are averaged.")] = 1,
     gpu: Gpu = None,
     threads: Threads = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -354,10 +389,24 @@ def predict(
     from cvaeopt.vae import device as devices
 
     device = devices.use(gpu, threads)
-    from cvaeopt.outcome.predict import predict as run
+    from cvaeopt.outcome import predict as predictions
 
+    if dry_run:
+        from cvaeopt.vae.checkpoint import load_model
+        from cvaeopt.vae.dataset import count_test_sequences
+
+        model = load_model(checkpoint)
+        z = _noise(noise, noise_scale, seed) or predictions.Noise.of(model.config)
+        console.resolved(
+            f"Would predict {count_test_sequences(root)} sequences of {root} into {out}.",
+            {
+                "run": {"checkpoint": str(checkpoint), "epoch": model.epoch, "device": device, "average": average},
+                "noise": vars(z),
+            },
+        )
+        return
     with console.progress() as progress:
-        made = run(
+        made = predictions.predict(
             checkpoint,
             root,
             out,
@@ -388,7 +437,9 @@ def score(
     checkpoint: Checkpoint,
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Also write score.json and the pictures here.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="The competition's score, where true frames are known.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="The competition's score, where true frames are known.")
+    ] = False,
     noise: NoiseKind = None,
     noise_scale: NoiseScale = 0.5,
     seed: Seed = 0,
@@ -439,7 +490,7 @@ def recalibrate(
     from cvaeopt.outcome.predict import frame_size
     from cvaeopt.vae.checkpoint import load_model
 
-    target = out or checkpoint.with_suffix(".recalibrated.pt")
+    target = out or checkpoint.with_name(f"{checkpoint.stem}.recalibrated{checkpoint.suffix}")
     loaded = _load_data(console, root, frame_size(load_model(checkpoint).config))
     made = scores.recalibrate(checkpoint, loaded, target, device=device)
     if as_json:
@@ -466,16 +517,21 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder of report.html and its pictures.")],
     storage: StorageUrl = None,
     artifacts: Artifacts = None,
+    as_json: Json = False,
     verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write one HTML page about a study, and the pictures it shows."""
     from cvaeopt.outcome import report as reports
 
-    console = _console(verbose, False)
-    definition = _definition(study)
-    name, store = _existing(study, storage)
-    reports.report(store, name, out, artifacts=_artifact_folder(artifacts, definition), now=_now())
-    console.result(str(out / reports.PAGE))
+    console = _console(verbose, quiet)
+    name, store = _existing(console, study, storage)
+    definition = _definition(study) if artifacts is None and _definition_path(study).exists() else None
+    made = reports.report(store, name, out, artifacts=_artifact_folder(artifacts, definition), now=_now())
+    if as_json:
+        _print_json({"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]})
+    else:
+        console.result(str(made.page))
 
 
 @app.command()
@@ -507,16 +563,59 @@ def main() -> NoReturn:
     try:
         app(prog_name="cvaeopt")
     except CvaeoptError as error:
-        if _LATEST.verbose:
-            _LATEST.err.print_exception()
         _LATEST.error(error)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our stdout went away: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Exception as error:
+        shown = _explained(error)
+        _LATEST.error(shown)
+        sys.exit(shown.exit_code)
     sys.exit(0)
+
+
+def _explained(error: Exception) -> CvaeoptError:
+    """What no room below expected, in the same three parts; its cause is `error`, for the traceback."""
+    name, message = type(error).__name__, str(error).strip()
+    shown: CvaeoptError
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        shown = CvaeoptError(
+            f"The disk is full{where}: {error.strerror}.",
+            todo="Make room, then run the same command again; what was written before is whole.",
+        )
+    elif isinstance(error, OSError) and error.filename is not None and error.errno in _WRONG_PATH:
+        taken = error.errno in (errno.EEXIST, errno.ENOTDIR)
+        shown = UserError(
+            f"{error.filename}: {error.strerror}.",
+            "Expected: a folder." if taken else "Expected: a path that this command can read or write.",
+            "Name another one." if taken else "Name another one, or change its permissions.",
+        )
+    elif name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        shown = CvaeoptError(
+            f"Out of memory ({(message or name).splitlines()[0]}).",
+            todo="Use a device with more memory, or a smaller batch_size.",
+        )
+    elif name == "AcceleratorError" or "CUDA error" in message:
+        shown = TryAgain(f"The device failed ({message.splitlines()[0]}).", todo="Run the same command again.")
+    else:
+        shown = CvaeoptError(
+            f"{name}: {message}" if message else f"{name}.",
+            todo="This looks like a bug; run again with -v to see where it happened, and report it.",
+        )
+    shown.__cause__ = error
+    return shown
+
+
+_WRONG_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 # ---- what the commands share
@@ -525,10 +624,17 @@ def main() -> NoReturn:
 _LATEST = Console()
 """The console of the running command: where `main` shows its error."""
 
+_READ_LIMIT_S = 10.0
+"""How long a command that only looks waits for the database, seconds."""
+
+_START_LIMIT_S = 60.0
+"""How long a worker waits for the database before it begins, seconds (afterwards an outage may be longer)."""
+
 
 def _console(verbose: bool, quiet: bool) -> Console:
     global _LATEST
     _LATEST = Console(quiet=quiet, verbose=verbose)
+    _LATEST.hear("cvaeopt")
     return _LATEST
 
 
@@ -536,6 +642,10 @@ def _definition(study: str) -> Definition:
     from cvaeopt.search.definition import load_definition
 
     return load_definition(study)
+
+
+def _definition_path(study: str) -> Path:
+    return Path(study) if study.endswith(".toml") else Path("studies") / f"{study}.toml"
 
 
 def _storage_url(given: str | None, definition: Definition | None) -> str:
@@ -553,7 +663,7 @@ def _artifact_folder(given: Path | None, definition: Definition | None) -> Path:
 def _data_folder(given: Path | None, definition: Definition | None) -> Path:
     stated = definition.service.data if definition else None
     if given is None and stated is None:
-        raise SettingsError(
+        raise DataError(
             "No data folder was given.",
             "Expected: --data DIR, CVAEOPT_DATA, or data under [service] in the study.",
             "Draw one to try with: cvaeopt demo-data demo/data",
@@ -561,19 +671,36 @@ def _data_folder(given: Path | None, definition: Definition | None) -> Path:
     return given or Path(str(stated))
 
 
-def _existing(study: str, storage: str | None) -> tuple[str, Storage]:
+def _open(console: Console, url: str, *, create: bool = True, limit_s: float = 900.0, start_limit_s: float) -> Storage:
+    """The storage at `url`; says so when it has to be waited for."""
+    import optuna
+
+    from cvaeopt.search.storage import mask, open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shown = mask(url)
+    # Whatever an error says of the URL, also of one that cannot be parsed: from the first colon to the last @.
+    password = re.match(r"\w*(?:\+\w+)?:/*[^:]*(:.*@)", url)
+    console.conceal(url, shown)
+    console.conceal(password[1] if password else "", ":***@")
+    with console.announce(f"{shown} has not answered yet; waiting up to {start_limit_s:.0f} s ..."):
+        return open_storage(url, create=create, limit_s=limit_s, start_limit_s=start_limit_s)
+
+
+def _existing(console: Console, study: str, storage: str | None) -> tuple[str, Storage]:
     """Name and storage of a study that was created before.
 
-    Its definition file is not needed for that, so that a study can be watched from any folder and any machine.
+    Its definition file is needed only where it names the storage, so that a study can be watched from any folder and
+    any machine.
     """
     from cvaeopt.search.definition import check_name
-    from cvaeopt.search.storage import open_storage
 
-    path = Path(study) if study.endswith(".toml") else Path("studies") / f"{study}.toml"
-    definition = _definition(study) if path.exists() else None
-    name = definition.name if definition else path.stem
+    path = _definition_path(study)
+    name = path.stem if study.endswith(".toml") else study
     check_name(name, "--study")
-    return name, open_storage(_storage_url(storage, definition), create=False)
+    definition = _definition(study) if storage is None and path.exists() else None
+    url = _storage_url(storage, definition)
+    return name, _open(console, url, create=False, limit_s=_READ_LIMIT_S, start_limit_s=_READ_LIMIT_S)
 
 
 def _load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:
@@ -581,6 +708,44 @@ def _load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:
 
     with console.progress() as progress:
         return dataset.load(root, *size, progress=progress)
+
+
+def _show_worker(
+    console: Console, definition: Definition, url: str, data: Path | None, artifacts: Path, gpu: str | None
+) -> None:
+    """What `worker --dry-run` says: where it would run, and every setting of its trials."""
+    from cvaeopt.search.space import settled
+    from cvaeopt.search.storage import mask
+
+    tables = definition.plain()
+    root = data or (Path(definition.service.data) if definition.service.data else None)
+    console.resolved(
+        f"Would take trials of study {definition.name}, definition {definition.digest()}.",
+        {
+            "service": {
+                "storage": mask(url),
+                **_given(data=root, artifacts=artifacts, gpu=gpu),
+                "keep_best": definition.service.keep_best,
+            },
+            "study": tables["study"],
+            "budget": tables["budget"],
+            "settings of every trial": {
+                **settled(definition.search, definition.fixed),
+                "num_epoch": definition.epochs,
+                "seed": definition.fixed.get("seed", "from the study's seed and the trial's number"),
+            },
+            "search": tables["search"],
+            "sampler": tables["sampler"],
+            "pruner": tables["pruner"],
+            **{f"enqueue {index}": point for index, point in enumerate(tables["enqueue"])},
+        },
+    )
+
+
+def _given(**values: Any) -> dict[str, str]:
+    """Options as they are shown in a dry run."""
+    missing = {"data": "none given", "gpu": "the first, else cpu", "start": "fresh weights"}
+    return {name: str(value) if value is not None else missing[name] for name, value in values.items()}
 
 
 def _noise(kind: Literal["prior", "zero", "scaled"] | None, scale: float, seed: int) -> Noise | None:
@@ -603,6 +768,34 @@ def _overrides(given: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             changes[name.strip()] = value.strip()
     return changes
+
+
+def _check_port(host: str, port: int) -> None:
+    """SettingsError if nothing can listen there."""
+    import socket
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"The dashboard cannot listen on {host}:{port} ({error.strerror}).",
+            "Expected: an address of this machine and a port that is free.",
+            "Name another one with --port or --host.",
+        ) from None
+
+
+def _stream_json(read: Callable[[], dict[str, Any]], every_s: float = 2.0) -> None:
+    """One JSON object a line, again and again until Ctrl-C."""
+    try:
+        while True:
+            sys.stdout.write(json.dumps(read(), allow_nan=False) + "\n")
+            sys.stdout.flush()
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        return
 
 
 def _print_json(value: Any) -> None:

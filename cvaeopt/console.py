@@ -6,21 +6,29 @@ On a terminal there are live bars; in a pipe one plain line an event. Data goes 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import math
+import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console as Terminal
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cvaeopt.errors import CvaeoptError
+from cvaeopt.errors import CvaeoptError, StorageUnreachable
 
 SPARKS = "▁▂▃▄▅▆▇█"
 _PLAIN_EVERY_S = 5.0
@@ -62,45 +70,102 @@ class Console:
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet = quiet
         self.verbose = verbose
-        self.out = Terminal(soft_wrap=True, highlight=False)
+        self.out = Terminal(highlight=False)
         self.err = Terminal(stderr=True, highlight=False)
+        self._secrets: dict[str, str] = {}
+        self._screen = threading.RLock()  # lines that move and lines that stay are drawn one after the other
 
     @property
     def live(self) -> bool:
-        """Whether bars can move: a terminal that is not quiet."""
-        return self.err.is_terminal and not self.quiet
+        """Whether lines can move: a terminal that can do it and is not quiet."""
+        return self.err.is_interactive and not self.quiet
+
+    def conceal(self, secret: str, shown: str) -> None:
+        """From now on `shown` stands for `secret` in every error, also in tracebacks."""
+        if secret:
+            self._secrets[secret] = shown
 
     def say(self, text: str, style: str = "") -> None:
         """One line of progress on stderr; nothing when quiet."""
         if not self.quiet:
-            self.err.print(Text(text, style=style), soft_wrap=not self.err.is_terminal)
+            with self._screen:
+                self.err.print(Text(text, style=style), soft_wrap=not self.err.is_terminal)
 
     def warn(self, text: str) -> None:
         """One line that should not be missed, on stderr, also when quiet."""
-        self.err.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=not self.err.is_terminal)
+        with self._screen:
+            self.err.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=not self.err.is_terminal)
+
+    def hear(self, name: str) -> None:
+        """Say the warnings that the modules below package `name` log."""
+        log = logging.getLogger(name)
+        log.handlers = [_Warnings(self)]
+        log.propagate = False
 
     def result(self, text: str) -> None:
-        """One line of the result, on stdout."""
-        self.out.print(Text(text))
+        """One line of the result, on stdout; never folded, so that it can be copied."""
+        self.out.print(Text(text), soft_wrap=True)
 
-    def table(self, table: Table) -> None:
-        """A table of the result, on stdout; at least 80 columns wide in a pipe."""
+    def show(self, content: RenderableType) -> None:
+        """Tables of the result, on stdout; in a pipe at least 100 columns wide, without trailing blanks."""
         if self.out.is_terminal:
-            self.out.print(table, soft_wrap=False)
-        else:
-            Terminal(file=self.out.file, width=max(100, self.out.width), highlight=False).print(table)
+            self.out.print(content)
+            return
+        page = Terminal(file=io.StringIO(), width=max(100, self.out.width), highlight=False, color_system=None)
+        with page.capture() as captured:
+            page.print(content)
+        self.result("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def error(self, error: CvaeoptError) -> None:
-        """The panel of an error: found, expected, what to do."""
+        """The panel of an error: found, expected, what to do; with -v its traceback first."""
+        if self.verbose:
+            self.err.print(Text(self._clean("".join(traceback.format_exception(error)))), soft_wrap=True)
         if not self.err.is_terminal:
-            self.err.print(Text(f"Error: {error}"), soft_wrap=True)
+            self.err.print(Text(self._clean(f"Error: {error}")), soft_wrap=True)
             return
-        lines = [escape(error.found)]
-        if error.expected:
-            lines.append(escape(error.expected))
+        parts = [Text(self._clean(part)) for part in (error.found, error.expected, error.todo) if part]
         if error.todo:
-            lines.append(f"[bold]{escape(error.todo)}[/bold]")
-        self.err.print(Panel("\n".join(lines), title="Error", title_align="left", border_style="red"))
+            parts[-1].stylize("bold")
+        self.err.print(
+            Panel(Group(*parts), title="Error", title_align="left", border_style="red", width=min(100, self.err.width))
+        )
+
+    def _clean(self, text: str) -> str:
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, self._secrets[secret])
+        return text
+
+    @contextlib.contextmanager
+    def moving(self, lines: Callable[[], RenderableType]) -> Iterator[None]:
+        """Draws `lines` at the foot of the terminal, four times a second, until the block ends."""
+        # Live's own thread counts the lines it has to clear without regard for a line printed meanwhile.
+        live = Live(get_renderable=lines, console=self.err, auto_refresh=False, transient=True)
+        closed = threading.Event()
+
+        def keep_drawing() -> None:
+            while not closed.wait(0.25):
+                with self._screen:
+                    live.refresh()
+
+        drawing = threading.Thread(target=keep_drawing, name="drawing", daemon=True)
+        with live:
+            drawing.start()
+            try:
+                yield
+            finally:
+                closed.set()
+                drawing.join()
+
+    @contextlib.contextmanager
+    def announce(self, text: str, after_s: float = 2.0) -> Iterator[None]:
+        """Says `text` if the block takes longer than `after_s` seconds."""
+        timer = threading.Timer(after_s, self.say, [text])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     # ---- whole results
 
@@ -114,21 +179,25 @@ class Console:
             (f"test sequence {one['name']}", one["labels"], "with true frames" if one["truth"] else "labels only")
             for one in report["sequences"]
         ]
-        self.table(grid(f"{report['root']}: {report['clips']} clips of 16 frames", ("what", "files", ""), rows, (1,)))
+        self.show(grid(f"{report['root']}: {report['clips']} clips of 16 frames", ("what", "files", ""), rows, (1,)))
         if report["baselines"]:
-            self.result("Baselines on the validation video, dB: " + _baselines(report["baselines"]))
+            self.result("Baselines on the validation video, dB: " + baseline_texts(report["baselines"]))
         for problem in report["problems"]:
             self.result(f"- {problem}")
         hidden = report["problem_count"] - len(report["problems"])
         if hidden > 0:
             self.result(f"- and {hidden} more")
-        self.result("The folder can be used." if report["ok"] else f"{report['problem_count']} problems: mend them first.")
+        self.result(
+            "The folder can be used." if report["ok"] else f"{report['problem_count']} problems: mend them first."
+        )
 
-    def settings(self, values: dict[str, Any], title: str) -> None:
-        """Settings, one a line."""
+    def resolved(self, title: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """What a command would do: tables of names and values."""
         self.result(title)
-        for name, value in values.items():
-            self.result(f"  {name} = {json.dumps(value)}")
+        for name, values in tables.items():
+            self.result(f"\n[{name}]")
+            for key, value in values.items():
+                self.result(f"{key} = {value if isinstance(value, str) else json.dumps(value)}")
 
     def score(self, sheet: dict[str, Any]) -> None:
         """A score sheet."""
@@ -137,7 +206,7 @@ class Console:
             f"{sheet['checkpoint']} (epoch {sheet['epoch']}): validation PSNR {sheet['val_psnr']:.2f} dB, "
             f"late frames {sheet['val_psnr_late']:.2f} dB"
         )
-        self.result(f"Baselines, dB: {_baselines(sheet['baselines'])}")
+        self.result(f"Baselines, dB: {baseline_texts(sheet['baselines'])}")
         verdict = f"{gain:.2f} dB above" if gain > 0 else f"{-gain:.2f} dB BELOW"
         self.result(f"That is {verdict} the better of copying the first frame and showing the mean frame.")
         for name, value in sheet["public"].items():
@@ -145,49 +214,100 @@ class Console:
 
     def status(self, facts: dict[str, Any]) -> None:
         """A study and its fleet."""
-        self.table(_status(facts))
+        self.show(_status(facts))
 
-    def watch(self, read: Callable[[], dict[str, Any]], every_s: float = 2.0) -> None:
-        """`status` again and again until Ctrl-C; in a pipe, once for every change."""
-        if not self.out.is_terminal:
+    def watch(
+        self, read: Callable[[], dict[str, Any]], every_s: float = 2.0, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        """`status` again and again until Ctrl-C; in a pipe, a line for every change.
+
+        On a terminal it has the screen for itself, and leaves the last state behind. A database that goes away is
+        waited for; one that is not there at first is an error.
+        """
+        facts = read()
+        try:
+            if self.out.is_interactive:
+                self._watch_live(facts, read, every_s, sleep)
             said = ""
             while True:
-                facts = read()
-                line = json.dumps({key: facts[key] for key in ("trials", "epochs_spent", "best")})
+                line = _summary(facts)
                 if line != said:
-                    self.out.print(Text(line))
+                    self.result(line)
                     said = line
-                time.sleep(every_s)
-        with Live(_status(read()), console=self.out, refresh_per_second=4) as live:
+                sleep(every_s)
+                facts = read()
+        except KeyboardInterrupt:
+            return
+
+    def _watch_live(
+        self,
+        facts: dict[str, Any],
+        read: Callable[[], dict[str, Any]],
+        every_s: float,
+        sleep: Callable[[float], None],
+    ) -> None:
+        live = Live(_page(facts, ""), console=self.out, screen=True, refresh_per_second=4)
+        try:  # not `with`: Ctrl-C during the first drawing must give the screen back, too
+            live.start()
             while True:
-                time.sleep(every_s)
-                live.update(_status(read()))
+                sleep(every_s)
+                note = ""
+                try:
+                    facts = read()
+                except StorageUnreachable as error:
+                    note = error.found
+                live.update(_page(facts, note), refresh=True)
+        finally:
+            live.stop()
+            self.status(facts)
 
     # ---- long work
 
     @contextlib.contextmanager
-    def training(self, epochs: int, done: int, title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """A callback for each finished epoch's row: a bar with the curve, or one line an epoch in a pipe."""
-        curve: list[float] = []
+    def training(
+        self, title: str, epochs: int, history: Sequence[dict[str, Any]], metric: str = "val_psnr"
+    ) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """A callback for each finished epoch's row: a bar with the curve, or one line an epoch in a pipe.
 
-        def line(row: dict[str, Any]) -> str:
-            curve.append(row["val_psnr"])
+        history   rows of the epochs that were trained before
+        """
+        rows = list(history)
+        finished_at = time.monotonic()
+
+        def pace_s() -> float:
+            return statistics.median(float(row["seconds"]) for row in rows[-20:]) if rows else 0.0
+
+        def figures() -> str:
+            best = max(rows, key=lambda row: float(row[metric]))
+            row = rows[-1]
             return (
-                f"epoch {row['epoch']}/{epochs}  {row['val_psnr']:.2f} dB (best {max(curve):.2f})  "
-                f"loss {row['train_loss']:.4f}  lr {row['lr']:.1e}  {row['seconds']:.1f} s"
+                f"{row[metric]:.2f} dB, best {best[metric]:.2f} (epoch {best['epoch']}), "
+                f"loss {row['train_loss']:.4g}, lr {row['lr']:.1e}"
             )
 
+        def lines() -> RenderableType:
+            width = live_width(self.err)
+            done = int(rows[-1]["epoch"]) if rows else 0
+            since_s = time.monotonic() - finished_at
+            shown = [folded(Text(title, style="bold"), width), epoch_bar(done, epochs, pace_s(), since_s, width)]
+            if rows:
+                shown.append(folded(Text(f"{sparkline([row[metric] for row in rows], 16)}  {figures()}"), width))
+            return Group(*shown)
+
+        def heard(row: dict[str, Any]) -> None:
+            nonlocal finished_at
+            finished_at = time.monotonic()
+            rows.append(row)
+            if not self.live:
+                left = duration(pace_s() * (epochs - row["epoch"]))
+                self.say(f"{title} epoch {row['epoch']}/{epochs}: {figures()}, {row['seconds']:.1f} s, {left} left")
+
         if not self.live:
-            yield lambda row: self.say(f"{title}  {line(row)}")
+            yield heard
             return
-        with _epoch_bars(self.err) as bars:
-            task = bars.add_task(title, total=epochs, completed=done, detail="")
-
-            def show(row: dict[str, Any]) -> None:
-                detail = f"{sparkline([*curve, row['val_psnr']])} {line(row)}"
-                bars.update(task, completed=row["epoch"], detail=detail)
-
-            yield show
+        with self.moving(lines):
+            yield heard
+        self.say(f"{title} epoch {rows[-1]['epoch']}/{epochs}: {figures()}" if rows else "")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -208,17 +328,28 @@ class Console:
             yield self._plain_progress()
 
     def _plain_progress(self) -> Callable[[str, int, int], None]:
-        said: dict[str, float] = {}
+        said_at: dict[str, float] = {}
 
         def report(what: str, done: int, total: int) -> None:
             now = time.monotonic()
-            if done < total and now - said.setdefault(what, now) < _PLAIN_EVERY_S:
+            last = said_at.setdefault(what, now)
+            if last == math.inf or (done < total and now - last < _PLAIN_EVERY_S):
                 return
-            if done < total or said.get(what) != math.inf:
-                self.say(f"{what}: {done} of {total}")
-            said[what] = math.inf if done >= total else now
+            self.say(f"{what}: {done} of {total}")
+            said_at[what] = math.inf if done >= total else now
 
         return report
+
+
+class _Warnings(logging.Handler):
+    """Says logged warnings on a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.warn(record.getMessage())
 
 
 def _bars(bars: Progress) -> Callable[[str, int, int], None]:
@@ -242,65 +373,121 @@ def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], righ
     return table
 
 
-def _baselines(values: dict[str, float | None]) -> str:
+def baseline_texts(values: Mapping[str, float | None]) -> str:
+    """The baselines in one line: 'copy first 20.76, train mean 22.56'."""
     return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items() if value is not None)
 
 
-def _epoch_bars(console: Terminal) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeRemainingColumn(),
-        console=console,
+def live_width(terminal: Terminal) -> int:
+    """Columns of lines that move.
+
+    Few enough that narrowing a window to 80 columns leaves no trace of them, and that the ^C which a terminal echoes
+    does not begin a line of its own.
+    """
+    return min(80, terminal.width) - 3
+
+
+def folded(text: Text, width: int) -> RenderableType:
+    """`text` in lines of at most `width` columns."""
+    return Constrain(text, width)
+
+
+def epoch_bar(epoch: int, epochs: int, pace_s: float, since_s: float, width: int) -> RenderableType:
+    """A bar of finished epochs, with seconds an epoch and the time that is left.
+
+    pace_s    seconds of an epoch, 0 if unknown
+    since_s   seconds since the last epoch ended
+    """
+    # Between two epochs the bar moves with the clock, but never pretends that the epoch is done.
+    share = min(since_s / pace_s, 0.95) if pace_s and epoch < epochs else 0.0
+    text = f"epoch {epoch}/{epochs}"
+    if pace_s:
+        text += f", {pace_s:.1f} s each, {duration(pace_s * (epochs - epoch - share))} left"
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(total=epochs, completed=epoch + share, width=max(width - len(text) - 2, 4)), Text(text))
+    return bar
+
+
+_MOST_FAILURES = 5
+_MOST_STOPPED = 3
+
+
+def _page(facts: dict[str, Any], note: str) -> RenderableType:
+    """One screen of `status --watch`."""
+    head = f"{datetime.now():%H:%M:%S}  Ctrl-C ends this view, not the study"
+    return Group(Text(note, style="yellow") if note else Text(head, style="dim"), Text(), _status(facts))
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    """A study in one line."""
+    found = facts["best"]
+    best = f"best {found['value']:.2f} dB (trial {found['number']})" if found else "no complete trial yet"
+    workers = sum(one["state"] not in _GONE for one in facts["workers"])
+    return (
+        f"{facts['study']}: {_counts(facts['trials'])}; {facts['epochs_spent']} epochs spent; {best}; "
+        f"{workers} worker{'' if workers == 1 else 's'}"
     )
 
 
-def _status(facts: dict[str, Any]) -> Table:
-    """One table that holds the parts of `status`, so that it can be refreshed as a whole."""
-    trials, best = facts["trials"], facts["best"]
-    budget = facts["budget"]
+def _counts(trials: dict[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in trials.items() if count) or "none yet"
+
+
+_GONE = ("stopped", "dead")
+
+
+def _status(facts: dict[str, Any]) -> RenderableType:
+    """Everything `status` knows, as one thing that can be refreshed."""
+    trials, best, budget = facts["trials"], facts["best"], facts["budget"]
     limits = [f"{budget['trials']} trials" if budget["trials"] else "any number of trials"]
-    limits.append(f"of {budget['epochs']} epochs")
+    limits[0] += f" of {budget['epochs']} epochs"
     if budget.get("total_epochs"):
-        limits.append(f"at most {budget['total_epochs']} epochs in all")
+        limits.append(f"{budget['total_epochs']} epochs in all")
     if budget.get("wall_clock_h"):
-        limits.append(f"at most {budget['wall_clock_h']} h")
+        limits.append(f"{budget['wall_clock_h']:g} h")
     whole = Table.grid(padding=(0, 2))
     whole.add_column(style="bold", no_wrap=True)
     whole.add_column(overflow="fold")
-    whole.add_row("study", Text(f"{facts['study']}  ({facts['metric']}, {facts['storage']})"))
+    whole.add_row("study", Text(f"{facts['study']}, {facts['metric']}, in {facts['storage']}"))
     whole.add_row("budget", Text(f"{', '.join(limits)}; {facts['epochs_spent']} epochs spent"))
-    whole.add_row("trials", Text(", ".join(f"{count} {state}" for state, count in trials.items())))
+    whole.add_row("trials", Text(_counts(trials)))
     if best:
-        params = ", ".join(f"{name} {short(value)}" for name, value in best["params"].items())
-        whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}: {params}"))
+        whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}", style="green"))
+        whole.add_row("", Text(", ".join(f"{name} {short(value)}" for name, value in best["params"].items())))
     else:
         whole.add_row("best", Text("no complete trial yet"))
     if facts["baselines"]:
-        whole.add_row("baselines", Text(_baselines(facts["baselines"]) + " dB"))
-    if facts.get("stopped"):
+        whole.add_row("baselines", Text(baseline_texts(facts["baselines"]) + " dB"))
+    last = facts["last"]
+    if last:
+        value = "" if last["value"] is None else f" {last['value']:.2f} dB"
+        whole.add_row("last", Text(f"trial {last['number']} {last['state']}{value}: {last['reason'] or 'no reason'}"))
+    if facts["stopped"]:
         whole.add_row("stopped", Text(str(facts["stopped"]), style="yellow"))
-    for failure in facts["failures"][-5:]:
-        whole.add_row("failed", Text(f"trial {failure['number']}: {failure['reason']}", style="red"))
-    rows = [
-        (
-            one["id"],
-            one["device"],
-            one["state"],
-            "-" if one["trial"] is None else one["trial"],
-            "-" if one["epoch"] is None else one["epoch"],
-            duration(one["beat_age_s"]),
-        )
-        for one in facts["workers"]
-    ]
-    if rows:
-        table = grid("", ("worker", "device", "state", "trial", "epoch", "last beat"), rows, (3, 4, 5))
-        whole.add_row("workers", table)
-    else:
-        whole.add_row("workers", Text("none yet"))
-    return whole
+    failures = facts["failures"]
+    for index, failure in enumerate(failures[-_MOST_FAILURES:]):
+        label = "" if index else "failed"
+        whole.add_row(label, Text(f"trial {failure['number']}: {failure['reason']}", style="red"))
+    if len(failures) > _MOST_FAILURES:
+        whole.add_row("", Text(f"and {len(failures) - _MOST_FAILURES} earlier ones"))
+    return Group(whole, Text(), _workers(facts["workers"]))
+
+
+def _workers(workers: list[dict[str, Any]]) -> RenderableType:
+    """Who runs, and the last of those that stopped."""
+    here = [one for one in workers if one["state"] != "stopped"]
+    stopped = sorted((one for one in workers if one["state"] == "stopped"), key=lambda one: float(one["beat_age_s"]))
+    table = grid("", ("worker", "device", "state", "trial", "epoch", "last beat"), (), (3, 4, 5))
+    for one in [*here, *stopped[:_MOST_STOPPED]]:
+        cells = [one[key] for key in ("id", "device", "state", "trial", "epoch")]
+        texts = ["-" if cell is None else str(cell) for cell in cells]
+        style = {"dead": "red", "stalled": "red", "stopped": "dim", "stopping": "yellow"}.get(one["state"], "")
+        table.add_row(*(Text(text) for text in (*texts, f"{duration(one['beat_age_s'])} ago")), style=style)
+    if not workers:
+        return Text("No worker yet.")
+    if len(stopped) > _MOST_STOPPED:
+        return Group(table, Text(f"and {len(stopped) - _MOST_STOPPED} that stopped before", style="dim"))
+    return table
 
 
 def short(value: Any) -> str:

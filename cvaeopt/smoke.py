@@ -18,12 +18,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from cvaeopt.errors import CvaeoptError
+from cvaeopt.vae import demonstration
 
 STUDY = "smoke.toml"
 RETRAIN_EPOCHS = 3
 
 
-class SmokeFailure(CvaeoptError):
+class SmokeFailure(CvaeoptError):  # noqa: N818 - what it is about is a run, not a mistake
     """A step of the smoke study did not do what it should."""
 
 
@@ -82,16 +83,25 @@ def _output(process: subprocess.Popen[str], arguments: tuple[str, ...]) -> str:
 
 def _steps(shell: _Shell) -> Iterator[str]:
     root = shell.root
-    shell.run("demo-data", "data")
+    # Less than `demo-data` draws, so that it takes seconds.
+    demonstration.write(root / "data", clips=8, val_frames=24, sequences=2, sequence_frames=16)
+    shell.run("check-data", "data")
     yield "demonstration data drawn"
     arguments = ("worker", "--study", STUDY)
     workers = [shell.start(*arguments) for _ in range(2)]
-    for worker in workers:
-        _output(worker, arguments)
+    try:
+        for worker in workers:
+            _output(worker, arguments)
+    finally:
+        for worker in workers:
+            if worker.poll() is None:  # a failure, or Ctrl-C, left it behind
+                worker.kill()
+                worker.communicate()
     facts = json.loads(shell.run("status", "--study", STUDY, "--json"))
     trials, budget = facts["trials"], facts["budget"]["trials"]
     if trials != {"complete": budget, "pruned": 0, "running": 0, "waiting": 0, "failed": 0}:
-        raise SmokeFailure(f"The study ended with {trials}.", f"Expected: {budget} complete trials.")
+        reasons = "; ".join(f"trial {one['number']}: {one['reason']}" for one in facts["failures"])
+        raise SmokeFailure(f"The study ended with {trials} ({reasons}).", f"Expected: {budget} complete trials.")
     yield f"{budget} trials trained by two workers, best {facts['best']['value']:.2f} dB"
     shell.run("export-best", "--study", STUDY, "--out", "best.toml")
     shell.run("retrain", "best.toml", "--epochs", str(RETRAIN_EPOCHS), "--out", "retrain")

@@ -27,7 +27,8 @@ say "2/7  search: study 'demo', $workers workers on $CVAEOPT_GPU"
 export CVAEOPT_THREADS=$(((cores + workers - 1) / workers))
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
-for _ in $(seq "$workers"); do cvaeopt worker --study demo & pids+=($!); done
+# Lines that move need a terminal for themselves: several workers share this one.
+for _ in $(seq "$workers"); do TERM=dumb cvaeopt worker --study demo & pids+=($!); done
 for pid in "${pids[@]}"; do wait "$pid"; done
 trap - INT TERM
 unset CVAEOPT_THREADS

@@ -470,7 +470,7 @@ def open_storage(
                     raise _refused(shown, _scrub(_first_line(error), url)) from None
                 raise SchemaError(
                     f"The Optuna tables in {shown} are of another version ({said})",
-                    todo=f"Back the database up, then: optuna storage upgrade --storage '{shown}'",
+                    todo="Stop the workers, then: python storage/upgrade.py COPY --storage URL (storage/README.md).",
                 ) from None
             said = _scrub(_first_line(error), url)
         except sqlalchemy.exc.SQLAlchemyError as error:

@@ -13,6 +13,7 @@ decides, and prints nothing: it sends events to a listener.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import math
@@ -108,6 +109,7 @@ Factory = Callable[[Trial, Lease], TrialRun]
 
 
 _FIRST_PAUSE_S = 0.5  # between two looks for a trial; grows to `poll_s`
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or a used-up quota, says
 
 
 class _StopNow(BaseException):
@@ -182,6 +184,7 @@ class Worker:
         self._last_reason = ""  # of the last trial that ended here
         self._waited_for = ""
         self._pause_s = _FIRST_PAUSE_S
+        self._full_since: float | None = None  # since when no trial could begin for lack of room on the disk
         self.courier = Courier(
             self.fleet,
             self.id,
@@ -229,7 +232,6 @@ class Worker:
                 continue
             if isinstance(claimed, Lease):
                 self._lease = claimed
-                self._waited_for, self._pause_s = "", _FIRST_PAUSE_S
                 try:
                     self._train(claimed, asked_at)
                 except StorageUnreachable:
@@ -292,10 +294,14 @@ class Worker:
                 return
             try:
                 run = self._factory(trial, lease)
+                self._waited_for, self._pause_s, self._full_since = "", _FIRST_PAUSE_S, None
                 self._epochs(lease, trial, run)
             except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain):
                 raise
             except Exception as error:
+                if run is None and isinstance(error, OSError) and error.errno in _FULL:
+                    self._put_off(lease, error)
+                    return
                 kind, reason = _kind_of(error)
                 # The traceback holds the tensors of the failed step; they must go before the device is cleaned.
                 error.__traceback__ = None
@@ -477,6 +483,22 @@ class Worker:
         """Leave a trial that is not over to whoever is free; its last epoch is saved."""
         self._release(lease)
         self._emit(TrialLeft(lease.number, epoch, self._stop_reason()))
+
+    def _put_off(self, lease: Lease, error: OSError) -> None:
+        """Leave a trial that cannot begin on a full disk, and wait: no trial of the budget is spent on it.
+
+        TryAgain when the disk stays full.
+        """
+        self._release(lease)
+        self.courier.end()
+        now = time.monotonic()
+        self._full_since = now if self._full_since is None else self._full_since
+        if now - self._full_since > self._limit_s:
+            raise TryAgain(
+                f"Trial {lease.number} cannot begin: {error}",
+                todo=f"Make room under {self.artifacts}, then start the worker again.",
+            ) from None
+        self._wait(Idle("wait", f"trials cannot begin: {error.strerror}"))
 
     def _release(self, lease: Lease, *, crashed: bool = False) -> None:
         """Give the lease back; if the database is away it runs out by itself."""

@@ -17,9 +17,10 @@ def teacher_forcing_ratio(
 ) -> float:
     """Probability of teacher forcing in this epoch, in [0, 1].
 
-    linear, seed000, seed001   `tfr` up to and including epoch `tfr_sde`, then `tfr_d_step` less every epoch (the template
-                      tests `epoch > tfr_sde` after counting the epoch; seed 001 describes the same line)
-    seed003           the same test with `>=`: one epoch earlier (never before epoch 1, when it is first run)
+    linear    `tfr` up to and including epoch `tfr_sde`, then `tfr_d_step` less every epoch
+    seed000   the same: the template tests `epoch > tfr_sde` after it has counted the epoch
+    seed001   the same: its report describes that line
+    seed003   the test with `>=`: one epoch earlier (never before epoch 1, when it is first run)
     """
     if formula == "seed003":
         falls = max(0, min(epoch, epoch - tfr_sde + 1))

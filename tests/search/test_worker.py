@@ -279,6 +279,38 @@ def test_a_full_disk_costs_checkpoints_and_not_the_trial(lite: Bench) -> None:
     assert any("No space left" in event.message for event in lite.events.of(Warned))
 
 
+def test_a_trial_that_cannot_begin_on_a_full_disk_waits_for_room(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=2)
+    fakes = lite.fakes()
+    tries: list[int] = []
+
+    def factory(trial: optuna.Trial, lease: Lease) -> FakeRun:
+        tries.append(lease.number)
+        if len(tries) < 4:
+            raise OSError(28, "No space left on device")
+        return fakes(trial, lease)
+
+    assert lite.worker(study, factory, max_consecutive_failures=1).run().kind == "finished"
+    assert tries == [0, 0, 0, 0, 1]
+    assert states(study) == ["COMPLETE", "COMPLETE"]
+    assert {lease.attempt for lease in leases(lite.storage)} == {1}
+    assert [event.reason for event in lite.events.of(Waiting)] == ["trials cannot begin: No space left on device"]
+
+
+def test_a_disk_that_stays_full_ends_the_worker_and_not_the_trials(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=2)
+
+    def factory(trial: optuna.Trial, lease: Lease) -> FakeRun:
+        raise OSError(28, "No space left on device", "config.json")
+
+    with pytest.raises(TryAgain, match="No space left"):
+        lite.worker(study, factory, limit_s=0.1).run()
+    assert states(study) == ["RUNNING"]
+    assert leases(lite.storage)[0].owner is None
+    assert lite.worker(study, lite.fakes()).run().kind == "finished"
+    assert states(study) == ["COMPLETE", "COMPLETE"]
+
+
 def test_a_trial_that_kills_its_workers_is_failed_and_learnt(lite: Bench) -> None:
     study = make_study(lite.storage, trials=2)
     fleet = Fleet(lite.storage, "main", max_attempts=2)

@@ -1,0 +1,547 @@
+"""Every command as users type it: what it says, what it leaves, how it ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvaeopt import cli
+from cvaeopt.outcome import retrain, score
+from cvaeopt.search.definition import load_definition
+from cvaeopt.search.storage import open_storage
+from cvaeopt.search.study import create_or_open
+from tests.command import STUDY, Said, Shop
+
+COMMANDS = [
+    command.name or str(command.callback.__name__) for command in cli.app.registered_commands if command.callback
+]
+SECRET = "ge%40heim"
+CLOSED = f"postgresql://lab:{SECRET}@127.0.0.1:1/cvaeopt"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A folder in which the study `tiny` was run, exported and retrained."""
+    shop = Shop.new(tmp_path_factory.mktemp("done"))
+    threads = torch.get_num_threads()
+    said = shop.run("worker", "--study", "tiny", "--gpu", "cpu", "--threads", "1")
+    assert said.code == 0, said.err
+    assert said.out == ""
+    assert "finished: all 2 trials are taken; 2 trials ended here" in said.err
+    said = shop.run("export-best", "--study", "tiny")
+    assert said.code == 0, said.err
+    said = shop.run("retrain", "studies/best/tiny.toml", "--epochs", "2", "--gpu", "cpu")
+    assert said.code == 0, said.err
+    assert len([line for line in said.err.splitlines() if re.search(r"epoch \d/2: ", line)]) == 2
+    yield shop
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, done: Shop) -> Shop:
+    """An empty folder with the study `tiny` and the data of `done`."""
+    return Shop.new(tmp_path, done.data)
+
+
+# ---- help
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_is_there_for_every_command_and_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from cvaeopt.cli import main
+for name in ["", *sys.argv[1:]]:
+    sys.argv = ["cvaeopt", *([name] if name else []), "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, name
+heavy = {"torch", "optuna", "sqlalchemy", "numpy", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    ended = python(code, *COMMANDS)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Usage: cvaeopt") == len(COMMANDS) + 1
+    assert ended.stderr == ""
+
+
+def test_all_commands_of_the_contract_are_there() -> None:
+    promised = "worker dashboard export-best retrain demo-data check-data status stop predict score recalibrate show"
+    assert {*promised.split(), "report", "smoke"} <= set(COMMANDS)
+
+
+def test_a_device_is_chosen_before_torch_is_loaded(done: Shop) -> None:
+    code = """
+import sys
+from cvaeopt import cli
+from cvaeopt.errors import DeviceError
+from cvaeopt.vae import device
+
+def use(gpu, threads):
+    assert "torch" not in sys.modules
+    assert gpu == "3"
+    raise DeviceError("asked in time")
+
+device.use = use
+for line in sys.argv[1:]:
+    sys.argv = ["cvaeopt", *line.split(), "--gpu", "3"]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert ended.code == 2, line
+"""
+    lines = [f"{name} x.pt --data {done.data}" for name in ("score", "recalibrate", "predict --out o")]
+    lines += [f"retrain {done.root}/studies/best/tiny.toml --data {done.data}"]
+    lines += [f"worker --study {done.root}/studies/tiny.toml --data {done.data}"]
+    ended = python(code, *lines)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("asked in time") == len(lines)
+
+
+def test_the_version_is_said() -> None:
+    assert re.fullmatch(r"cvaeopt \S+\n", python("from cvaeopt.cli import main; main()", "--version").stdout)
+
+
+# ---- where options come from
+
+OPTIONS = {
+    "storage": ("sqlite:///flag.db", "sqlite:///environment.db", "sqlite:///toml.db", "sqlite:///storage/cvaeopt.db"),
+    "data": ("flag", "environment", "toml", "none given"),
+    "artifacts": ("flag", "environment", "toml", "storage/artifacts"),
+    "gpu": ("1", "2", "3", "the first, else cpu"),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("level", range(4), ids=["flag", "environment", "study", "default"])
+def test_a_flag_comes_before_the_environment_before_the_study_before_the_default(
+    shop: Shop, option: str, level: int
+) -> None:
+    values = OPTIONS[option]
+    if level <= 2:
+        stated = f"{option} = {values[2] if option == 'gpu' else json.dumps(values[2])}\n"
+        (shop.root / "studies" / "tiny.toml").write_text(STUDY + stated)
+    environment = {option.upper(): values[1] if level <= 1 else ""}
+    flags = [f"--{option}", values[0]] if level == 0 else []
+    said = shop.run("worker", "--study", "tiny", "--dry-run", *flags, **{"DATA": "", "GPU": "", **environment})
+    assert said.code == 0, said.err
+    assert f"\n{option} = {values[level]}\n" in said.out
+
+
+def test_dry_runs_show_everything_and_do_nothing(done: Shop, shop: Shop) -> None:
+    before = shop.files()
+    said = shop.run("worker", "--study", "tiny", "--dry-run", STORAGE=CLOSED)
+    assert said.code == 0
+    for line in ("F_dim = 8", "frame_W = 64", "trials = 2", "num_epoch = 1", "kind = tpe", "keep_best = 1"):
+        assert f"\n{line}\n" in said.out
+    assert "postgresql://lab:***@127.0.0.1:1/cvaeopt" in said.out
+    recipe = done.root / "studies/best/tiny.toml"
+    said = shop.run("retrain", recipe, "--epochs", "500", "--set", "lr=0.5", "--dry-run", DATA="")
+    assert said.code == 0
+    for line in ("lr = 0.5", "num_epoch = 500", "study = tiny", "data = none given"):
+        assert f"\n{line}\n" in said.out
+    said = shop.run("predict", done.root / "storage/retrain/tiny-2/best.pt", "--out", "o", "--noise=zero", "--dry-run")
+    assert said.code == 0
+    assert "Would predict 1 sequences" in said.out and "kind = zero" in said.out
+    assert shop.files() == before
+
+
+# ---- the whole way
+
+
+def test_status_is_machine_readable_as_promised(done: Shop) -> None:
+    said = done.run("status", "--study", "tiny", "--json")
+    facts = json.loads(said.out)
+    assert said.err == ""
+    assert (facts["study"], facts["direction"], facts["metric"]) == ("tiny", "maximize", "val_psnr")
+    assert facts["storage"] == "sqlite:///storage/cvaeopt.db"
+    assert facts["budget"]["trials"] == 2 and facts["budget"]["epochs"] == 1
+    assert facts["trials"] == {"complete": 2, "pruned": 0, "running": 0, "waiting": 0, "failed": 0}
+    assert set(facts["best"]) == {"number", "value", "params"}
+    assert set(facts["best"]["params"]) == {"lr"}
+    assert {"copy_first", "train_mean"} <= set(facts["baselines"])
+    (worker,) = facts["workers"]
+    assert list(worker) == ["id", "host", "device", "state", "trial", "epoch", "beat_age_s"]
+    assert (worker["device"], worker["state"]) == ("cpu", "stopped")
+
+
+def test_status_in_words_has_the_best_the_baselines_and_the_worker(done: Shop) -> None:
+    said = done.run("status", "--study", "studies/tiny.toml")
+    assert said.code == 0
+    for word in ("2 complete", "copy first", "2 trials of 1 epochs; 2 epochs spent", "stopped", "last beat"):
+        assert word in said.out
+
+
+def test_a_study_can_be_watched_from_any_folder(done: Shop, tmp_path: Path) -> None:
+    url = f"sqlite:///{done.root}/storage/cvaeopt.db"
+    said = Shop(tmp_path, done.data).run("status", "--study", "tiny", "--storage", url, "--json")
+    assert json.loads(said.out)["study"] == "tiny"
+
+
+def test_a_trial_knows_where_it_came_from(done: Shop) -> None:
+    folder = done.root / "storage/artifacts/tiny"
+    assert sorted(path.name for path in folder.iterdir()) == ["00000", "00001"]
+    rows = [json.loads(line) for line in (folder / "00000/history.jsonl").read_text().splitlines()]
+    keys = "epoch, lr, tfr, teacher_forced, beta, train_loss, train_mse, train_kl, val_psnr, val_psnr_late, seconds"
+    assert [", ".join(row) for row in rows] == [keys]
+    assert len(list(folder.glob("*/last.pt"))) == 1  # keep_best
+
+
+def test_the_recipe_has_every_setting_and_its_provenance(done: Shop) -> None:
+    recipe = tomllib.loads((done.root / "studies/best/tiny.toml").read_text())
+    assert recipe["provenance"]["study"] == "tiny"
+    assert recipe["settings"]["F_dim"] == 8
+    said = done.run("show", "studies/best/tiny.toml")
+    assert json.loads(said.out)["trial"] == recipe["provenance"]["trial"]
+
+
+def test_a_finished_retrain_trains_nothing_and_scores_again(done: Shop) -> None:
+    last = done.root / "storage/retrain/tiny-2/last.pt"
+    before = last.read_bytes()
+    said = done.run("retrain", "studies/best/tiny.toml", "--epochs", "2", "--json")
+    assert said.code == 0, said.err
+    assert "Continuing storage/retrain/tiny-2 after epoch 2." in said.err
+    assert json.loads(said.out)["epoch"] in (1, 2)
+    assert last.read_bytes() == before
+
+
+def test_a_checkpoint_predicts_scores_and_is_recalibrated(done: Shop) -> None:
+    best = "storage/retrain/tiny-2/best.pt"
+    said = done.run("predict", best, "--out", "predicted", "--json", "--quiet")
+    assert said.code == 0, said.err
+    assert said.err == ""
+    assert json.loads(said.out)["rows"] == 4
+    assert (done.root / "predicted/pred_seq0.gif").exists()
+    assert len((done.root / "predicted/submission.csv").read_text().splitlines()) == 5
+    said = done.run("show", "predicted")
+    assert json.loads(said.out)["checkpoint"]["name"] == "best.pt"
+    said = done.run("score", best, "--json", "--public")
+    sheet = json.loads(said.out)
+    assert sheet["val_psnr"] == json.loads((done.root / "storage/retrain/tiny-2/score.json").read_text())["val_psnr"]
+    assert set(sheet["public"]) == {"0"}
+    said = done.run("score", best, "--out", "scored")
+    assert "the better of copying the first frame and showing the mean frame" in said.out
+    assert (done.root / "scored/score.json").exists()
+    said = done.run("recalibrate", best)
+    assert re.search(r"best\.recalibrated\.pt: [\d.]+ dB before, [\d.]+ dB after", said.out)
+
+
+def test_a_report_is_one_page(done: Shop) -> None:
+    said = done.run("report", "--study", "tiny", "--out", "page")
+    assert said.code == 0, said.err
+    assert said.out == "page/report.html\n"
+    assert "tiny" in (done.root / "page/report.html").read_text()
+
+
+def test_a_second_worker_of_a_finished_study_ends_at_once(done: Shop) -> None:
+    said = done.run("worker", "--study", "tiny", "-q")
+    assert (said.code, said.out, said.err) == (0, "", "")
+
+
+def test_stopping_a_study_without_workers_is_no_error(done: Shop) -> None:
+    said = done.run("stop", "--study", "tiny")
+    assert (said.code, said.out) == (0, "No worker runs for this study.\n")
+    assert json.loads(done.run("stop", "--study", "tiny", "--json").out) == {"study": "tiny", "asked": []}
+
+
+def test_data_are_drawn_and_checked(tmp_path: Path, done: Shop) -> None:
+    said = done.run("check-data", done.data)
+    assert said.code == 0
+    assert "The folder can be used." in said.out and "nearest pose" in said.out
+    report = json.loads(done.run("check-data", done.data, "--json").out)
+    assert report["ok"] and report["counts"]["val/val_img"] == 6
+    broken = tmp_path / "broken"
+    shutil.copytree(done.data, broken, ignore=shutil.ignore_patterns(".cvaeopt-cache"))
+    (broken / "train/train_label/3.png").unlink()
+    said = done.run("check-data", broken)
+    assert said.code == 2
+    assert "3.png" in said.out and "Traceback" not in said.err
+
+
+# ---- bad input: one message, exit code 2 or 3, and nothing left behind
+
+
+def one_message(said: Said, code: int, *parts: str) -> None:
+    assert said.code == code, said
+    assert said.out == ""
+    assert said.err.startswith("Error: ") and said.err.count("\n") == 1, said.err
+    for part in parts:
+        assert part in said.err
+    assert "geheim" not in said.text and SECRET not in said.text
+
+
+def without_labels(shop: Shop) -> list[str]:
+    shutil.copytree(shop.data, shop.root / "bare", ignore=shutil.ignore_patterns(".cvaeopt-cache", "train_label"))
+    return ["worker", "--study", "tiny", "--data", "bare"]
+
+
+def misspelt(shop: Shop) -> list[str]:
+    text = STUDY.replace("tfr_sde", "tfr_sd")
+    (shop.root / "studies/tiny.toml").write_text(text)
+    return ["worker", "--study", "tiny"]
+
+
+def other_definition(shop: Shop) -> list[str]:
+    store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
+    create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
+    store.close()
+    (shop.root / "studies/tiny.toml").write_text(STUDY.replace("1e-4", "1e-5"))
+    return ["worker", "--study", "tiny"]
+
+
+def nothing_complete(shop: Shop) -> list[str]:
+    store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
+    create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
+    store.close()
+    return ["export-best", "--study", "tiny"]
+
+
+def other_shape(shop: Shop) -> list[str]:
+    weights = {
+        "frame_transformation.6.weight": torch.zeros(8, 3, 3, 3),
+        "label_transformation.6.weight": torch.zeros(1),
+    }
+    torch.save({"state_dict": weights}, shop.root / "other.pt")
+    return ["predict", "other.pt", "--out", "predicted"]
+
+
+def no_checkpoint(shop: Shop) -> list[str]:
+    (shop.root / "other.pt").write_text("not a checkpoint")
+    return ["score", "other.pt"]
+
+
+def file_as_folder(shop: Shop) -> list[str]:
+    (shop.root / "file").write_text("")
+    return ["report", "--study", "tiny", "--out", "file/page"]
+
+
+BAD: dict[str, tuple[list[str] | Callable[[Shop], list[str]], int, list[str]]] = {
+    "study": (["worker", "--study", "tinny"], 2, ["No study definition studies/tinny.toml", "Did you mean 'tiny'?"]),
+    "hostile study": (["worker", "--study", "../../x"], 2, ["'../../x' is no study name"]),
+    "hostile study, status": (["status", "--study", "../../x"], 2, ["'../../x' is no study name"]),
+    "SQL as study": (["stop", "--study", "'; drop table"], 2, ["is no study name", "Expected"]),
+    "no database yet": (["status", "--study", "tiny"], 2, ["There is no database", "Start a worker"]),
+    "misspelt key": (misspelt, 2, ["studies/tiny.toml: [fixed] has no setting 'tfr_sd'", "Did you mean 'tfr_sde'?"]),
+    "missing labels": (without_labels, 2, ["bare", "train_label", "Expected"]),
+    "missing data": (["worker", "--study", "tiny", "--data", "nowhere"], 2, ["nowhere", "Expected"]),
+    "no data given": (["score", "x.pt", "--data", ""], 2, []),
+    "bad URL": (
+        ["worker", "--study", "tiny", "--storage", f"postgres:/lab:{SECRET}@db/x"],
+        2,
+        ["is not a database URL"],
+    ),
+    "other database": (["status", "--study", "tiny", "--storage", f"oracle://u:{SECRET}@db/x"], 2, ["not supported"]),
+    "SQLite in memory": (["worker", "--study", "tiny", "--storage", "sqlite://"], 2, ["memory of one process"]),
+    "GPU that does not exist": (["worker", "--study", "tiny", "--gpu", "77"], 2, ["no GPU 77", "Use --gpu cpu"]),
+    "GPU that is no number": (["worker", "--study", "tiny", "--gpu", "x"], 2, ["--gpu 'x'", "Expected: an index"]),
+    "other definition": (other_definition, 2, ["created from another definition (stored ", "new name"]),
+    "nothing complete": (nothing_complete, 2, ["has no complete trial", "Let a worker finish one"]),
+    "checkpoint of another shape": (other_shape, 2, ["other.pt"]),
+    "no checkpoint": (no_checkpoint, 2, ["other.pt is not a readable checkpoint", "Expected"]),
+    "missing checkpoint": (["recalibrate", "x.pt"], 2, ["x.pt does not exist"]),
+    "missing recipe": (["retrain", "studies/best/x.toml"], 2, ["There is no recipe", "export-best"]),
+    "study as recipe": (["retrain", "studies/tiny.toml"], 2, ["is the definition of a study"]),
+    "nothing to show": (["show", "."], 2, ["Expected"]),
+    "unreachable": (["status", "--study", "tiny", "--storage", CLOSED], 3, ["did not answer", "Bring it back"]),
+    "unreachable, worker": (["worker", "--study", "tiny", "--storage", CLOSED], 3, ["lab:***@127.0.0.1"]),
+    "unreachable, stop": (["stop", "--study", "tiny", "--storage", CLOSED], 3, ["did not answer"]),
+    "unreachable, export": (["export-best", "--study", "tiny", "--storage", CLOSED], 3, ["did not answer"]),
+    "unreachable, report": (["report", "--study", "tiny", "--out", "o", "--storage", CLOSED], 3, ["did not answer"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_message_and_leaves_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    arguments, code, parts = BAD[case]
+    monkeypatch.setattr(cli, "_READ_LIMIT_S", 0.2)
+    monkeypatch.setattr(cli, "_START_LIMIT_S", 0.2)
+    line = arguments(shop) if callable(arguments) else arguments
+    before = shop.files()
+    one_message(shop.run(*line), code, *parts)
+    assert shop.files() == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(done: Shop) -> None:
+    (done.root / "file").write_text("")
+    before = done.files()
+    best = "storage/retrain/tiny-2/best.pt"
+    for line in (
+        ["report", "--study", "tiny", "--out", "file/page"],
+        ["predict", best, "--out", "file/predicted", "-q"],
+        ["score", best, "--out", "file/scored", "-q"],
+        ["recalibrate", best, "--out", "file/new.pt", "-q"],
+        ["export-best", "--study", "tiny", "--out", "file/best.toml"],
+        ["retrain", "studies/best/tiny.toml", "--out", "file/run", "-q"],
+        ["demo-data", "file/data", "-q"],
+    ):
+        one_message(done.run(*line), 2, "file", "Expected")
+    assert done.files() == before
+
+
+@pytest.mark.parametrize(
+    "line", ["worker --study tiny", "score x.pt", "predict x.pt --out o", "recalibrate x.pt", "retrain {recipe}"]
+)
+def test_a_command_without_data_says_how_to_get_some(done: Shop, shop: Shop, line: str) -> None:
+    said = shop.run(*line.format(recipe=done.root / "studies/best/tiny.toml").split(), DATA="")
+    one_message(said, 2, "No data folder was given.", "--data DIR, CVAEOPT_DATA", "cvaeopt demo-data")
+
+
+def test_a_run_of_other_settings_is_not_continued(done: Shop) -> None:
+    before = done.files()
+    said = done.run("retrain", "studies/best/tiny.toml", "--epochs", "2", "--set", "lr=0.5", "-q")
+    one_message(said, 2, "storage/retrain/tiny-2 holds a run of other settings", "lr", "Name another folder")
+    said = done.run("retrain", "studies/best/tiny.toml", "--set", "lr", "-q")
+    one_message(said, 2, "--set lr", "NAME=VALUE")
+    said = done.run("retrain", "studies/best/tiny.toml", "--set", "lrr=1", "-q")
+    one_message(said, 2, "Did you mean 'lr'?")
+    assert done.files() == before
+
+
+def test_other_data_are_refused(done: Shop, tmp_path: Path) -> None:
+    other = Shop.new(tmp_path)
+    shutil.copyfile(other.data / "val/val_img/1.png", other.data / "val/val_img/2.png")
+    said = done.run("worker", "--study", "tiny", "--data", other.data, "-q")
+    one_message(said, 2, "was measured on other data")
+
+
+@pytest.mark.parametrize(
+    "line", [["--bad"], ["worker"], ["stattus", "--study", "x"], ["retrain", "x", "--epochs", "0"]]
+)
+def test_what_cannot_be_parsed_is_answered_with_the_usage(shop: Shop, line: list[str]) -> None:
+    said = shop.run(*line)
+    assert said.code == 2
+    assert said.out == "" and "Usage: cvaeopt" in said.err and "Error: " in said.err
+
+
+def test_a_password_is_not_even_in_a_traceback(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_READ_LIMIT_S", 0.1)
+    for url in (CLOSED, f"oracle://u:{SECRET}@db/x", f"postgresql://u:{SECRET}@db:port/x", f"{CLOSED}?sslmode=wrong"):
+        said = shop.run("status", "--study", "tiny", "-v", STORAGE=url)
+        assert said.code in (2, 3)
+        assert "Traceback" in said.err
+        assert SECRET not in said.text and "ge@heim" not in said.text
+
+
+def test_a_worker_says_that_it_waits_for_the_database(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_START_LIMIT_S", 2.3)
+    said = shop.run("worker", "--study", "tiny", STORAGE=CLOSED)
+    assert said.code == 3
+    assert "postgresql://lab:***@127.0.0.1:1/cvaeopt has not answered yet; waiting up to 2 s" in said.err
+
+
+def test_a_port_in_use_is_named(shop: Shop) -> None:
+    before = shop.files()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = shop.run("dashboard", "--port", port)
+    one_message(said, 2, f"cannot listen on 127.0.0.1:{port}", "--port")
+    assert shop.files() == before
+
+
+# ---- what nobody expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "parts"),
+    [
+        (ZeroDivisionError("division by zero"), 1, ["ZeroDivisionError: division by zero", "looks like a bug", "-v"]),
+        (KeyError(), 1, ["KeyError."]),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/big/file"),
+            1,
+            ["The disk is full (/big/file)", "Make room"],
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, ["/root/x: Permission denied", "Expected"]),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 1, ["Out of memory", "batch_size"]),
+        (RuntimeError("CUDA error: device-side assert triggered"), 75, ["The device failed"]),
+    ],
+)
+def test_an_unexpected_error_is_one_message_too(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, parts: list[str]
+) -> None:
+    def fail(path: Path) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(score, "show", fail)
+    one_message(shop.run("show", "x"), code, *parts)
+    said = shop.run("show", "x", "-v")
+    assert said.code == code
+    assert "in fail\n    raise error" in said.err
+    assert said.err.splitlines()[-1].startswith("Error: ")
+
+
+def test_an_interrupted_retrain_says_how_it_goes_on(done: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: retrain.Retraining) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(retrain.Retraining, "run", interrupted)
+    one_message(
+        done.run("retrain", "studies/best/tiny.toml", "--out", "interrupted", "-q"), 130, "The same command continues"
+    )
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cvaeopt.cli", "demo-data", "data"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.png")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_watching_in_a_real_terminal_ends_with_ctrl_c_and_exit_code_0(done: Shop) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**os.environ, "TERM": "xterm"}
+    line = [sys.executable, "-m", "cvaeopt.cli", "status", "--study", "tiny", "--watch"]
+    process = subprocess.Popen(line, cwd=done.root, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen, deadline, asked = b"", time.monotonic() + 60, False
+    while time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.5)[0]:
+            try:
+                seen += os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+        if b"last beat" in seen and not asked:
+            asked = True
+            process.send_signal(signal.SIGINT)
+    os.close(ours)
+    assert process.wait(60) == 0, seen.decode()
+    before, left, after = seen.decode().partition("\x1b[?1049l")
+    assert left, seen
+    assert "Ctrl-C ends this view" in before
+    assert "2 complete" in after and "Traceback" not in after

@@ -1,0 +1,93 @@
+"""Which GPU a process may see."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cvaeopt.errors import DeviceError
+from cvaeopt.vae import device
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set before it is deleted, so that what a test leaves behind is undone.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+def has_gpu(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "chosen"),
+    [
+        (None, "0", "0"),
+        (None, "5", "5"),
+        ("2,3", "1", "3"),
+        (" 2 , 3 ", "0", "2"),
+        ("GPU-8f1,MIG-77", "1", "MIG-77"),
+    ],
+)
+def test_an_index_counts_within_what_the_scheduler_left_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, index: str, chosen: str
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    has_gpu(monkeypatch, True)
+    assert device.use(index) == "cuda:0"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
+
+
+@pytest.mark.parametrize("visible", ["", "3", "3,4"])
+def test_an_index_beyond_the_visible_ones_is_refused_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(DeviceError, match="There is no GPU 2"):
+        device.use("2")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "0,1", "cuda:0", "1.5", "CPU"])
+def test_what_is_no_index_is_refused(given: str) -> None:
+    with pytest.raises(DeviceError, match="Expected: an index such as 0, or cpu"):
+        device.use(given)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_gpu_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gpu(monkeypatch, False)
+    with pytest.raises(DeviceError, match=r"There is no GPU 7 here\..*Use --gpu cpu"):
+        device.use("7")
+
+
+def test_the_default_is_the_first_gpu_and_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gpu(monkeypatch, True)
+    assert device.use(None) == "cuda:0"
+    has_gpu(monkeypatch, False)
+    assert device.use(None) == "cpu"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_cpu_is_the_cpu_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gpu(monkeypatch, True)
+    assert device.use("cpu") == "cpu"
+
+
+def test_threads_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    device.use("cpu", 3)
+    device.use("cpu")
+    assert asked == [3]
+
+
+def test_the_module_itself_does_not_load_torch() -> None:
+    code = "import sys, cvaeopt.vae.device; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
