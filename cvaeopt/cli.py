@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -209,6 +210,26 @@ def status(
         _print_json(read())
     else:
         console.status(read())
+
+
+@app.command()
+def workers(
+    storage: StorageUrl = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the workers of all studies in a storage: where they run, what they train, when they last gave a sign."""
+    from cvaeopt.search.fleet import workers as read_workers
+
+    console = _console(verbose, quiet)
+    url = _storage_url(storage, None)
+    store = _open(console, url, create=False, limit_s=_READ_LIMIT_S, start_limit_s=_READ_LIMIT_S)
+    fleet = [asdict(row) for row in read_workers(store)]
+    if as_json:
+        _print_json({"storage": store.url, "workers": fleet})
+    else:
+        console.fleet(fleet)
 
 
 @app.command()

@@ -216,6 +216,25 @@ class Console:
         """A study and its fleet."""
         self.show(_status(facts))
 
+    def fleet(self, workers: Sequence[dict[str, Any]]) -> None:
+        """The workers of all studies."""
+        if not workers:
+            self.result("No worker has run here yet.")
+            return
+        rows = [
+            (
+                one["id"],
+                one["study"],
+                one["device"],
+                "stopping" if one["stopping"] and one["state"] not in _GONE else one["state"],
+                "-" if one["trial"] is None else one["trial"],
+                "-" if one["epoch"] is None else one["epoch"],
+                f"{duration(one['beat_age_s'])} ago",
+            )
+            for one in workers
+        ]
+        self.show(grid("", ("worker", "study", "device", "state", "trial", "epoch", "last beat"), rows, (4, 5, 6)))
+
     def watch(
         self, read: Callable[[], dict[str, Any]], every_s: float = 2.0, sleep: Callable[[float], None] = time.sleep
     ) -> None:

@@ -268,6 +268,13 @@ def test_stopping_a_study_without_workers_is_no_error(done: Shop) -> None:
     assert json.loads(done.run("stop", "--study", "tiny", "--json").out) == {"study": "tiny", "asked": []}
 
 
+def test_the_workers_of_all_studies_are_listed(done: Shop) -> None:
+    said = done.run("workers")
+    assert said.code == 0 and "tiny" in said.out and "stopped" in said.out
+    listed = json.loads(done.run("workers", "--json").out)
+    assert {one["study"] for one in listed["workers"]} == {"tiny"}
+
+
 def test_data_are_drawn_and_checked(tmp_path: Path, done: Shop) -> None:
     said = done.run("check-data", done.data)
     assert said.code == 0

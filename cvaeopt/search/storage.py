@@ -126,8 +126,9 @@ def mask(url: str) -> str:
     """
     masked = re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;#]*", r"\1***", url)
     scheme, separator, rest = masked.partition("://")
-    if not separator:
-        return masked
+    if not separator:  # no URL, but somebody may have meant one: from the first colon to the last @
+        start, end = masked.find(":"), masked.rfind("@")
+        return f"{masked[:start]}:***{masked[end:]}" if 0 <= start < end else masked
     before_query = rest.partition("?")[0]
     end = before_query.rfind("@") if "@" in before_query else rest.find("@")
     if end < 0:

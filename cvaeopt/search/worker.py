@@ -438,7 +438,7 @@ class Worker:
             self._close_told(lease, self.storage.get_trial(lease.trial_id))
             return
         self.fleet.finish(lease, outcome, reason, epochs_done)
-        self._forget_spools(lease)
+        self._forget_leavings(lease)
         self.trials += 1
         self._failures = [*self._failures, failed] if failed else []
         self._last_reason = reason
@@ -472,12 +472,14 @@ class Worker:
         reason = str(frozen.user_attrs.get("reason", "ended from outside"))
         epochs_done = int(frozen.user_attrs.get("epochs_done", frozen.last_step or 0))
         self.fleet.finish(lease, outcome, reason, epochs_done)
-        self._forget_spools(lease)
+        self._forget_leavings(lease)
 
-    def _forget_spools(self, lease: Lease) -> None:
+    def _forget_leavings(self, lease: Lease) -> None:
+        """Delete what earlier owners left in the trial's folder: delivered reports, files cut short by a SIGKILL."""
         folder = RunFolder.of_trial(self.artifacts, lease.study, lease.number).root
-        for path in folder.glob("reports.*.jsonl"):
-            path.unlink(missing_ok=True)
+        for path in [*folder.glob("reports.*.jsonl"), *folder.glob(".*.part")]:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _leave_trial(self, lease: Lease, epoch: int) -> None:
         """Leave a trial that is not over to whoever is free; its last epoch is saved."""

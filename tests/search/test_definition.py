@@ -282,7 +282,7 @@ def test_a_file_that_is_not_toml_is_refused_with_its_line(tmp_path):
 
 def test_the_promised_studies_are_there():
     ablations = {"seed000-tfr", "seed000-kl", "seed001-tfr", "seed001-kl", "seed003-kl", "seed004-kl"}
-    assert set(SHIPPED) == {"main", "wide", "smoke", "demo"} | ablations
+    assert set(SHIPPED) == {"main", "wide", "reduced", "smoke", "demo"} | ablations
 
 
 @pytest.mark.parametrize("name", SHIPPED)

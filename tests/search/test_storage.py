@@ -38,6 +38,7 @@ SECRET = "s3cr/t:x%41"
         ("postgresql://me:p/a?b@db/x", "postgresql://me:***@db/x"),
         ("postgresql://me@db/x", "postgresql://me@db/x"),
         ("no url at all", "no url at all"),
+        (f"postgres:/me:{SECRET}@db/x", "postgres:***@db/x"),
     ],
 )
 def test_a_shown_url_has_no_password(url: str, shown: str) -> None:

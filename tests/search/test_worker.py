@@ -326,6 +326,15 @@ def test_a_trial_that_kills_its_workers_is_failed_and_learnt(lite: Bench) -> Non
     assert "2 workers died" in study.trials[0].user_attrs["reason"]
 
 
+def test_a_file_that_was_cut_short_by_a_kill_is_gone_when_the_trial_is_over(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=1)
+    folder = lite.folder / "main" / "00000"
+    folder.mkdir(parents=True)
+    (folder / ".last.1.pt.abc.part").write_bytes(bytes(9))
+    lite.worker(study, lite.fakes()).run()
+    assert [path.name for path in folder.iterdir()] == ["last.1.json"]
+
+
 # ---- leaving and taking over
 
 
