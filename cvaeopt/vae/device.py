@@ -27,6 +27,9 @@ def use(gpu: str | None, threads: int | None = None) -> str:
         _keep_freed_memory()
     elif gpu is not None:
         _hide_others(int(gpu))
+    # Threads that wait for each other sleep instead of spinning: on a processor that others use too, two spinning
+    # threads took over 100 s for a step that two sleeping ones do in 2 s. Read by OpenMP when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     import torch
 

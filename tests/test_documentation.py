@@ -1,0 +1,97 @@
+"""What the documentation says is there, and what is there is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "demo" for part in path.parts[len(ROOT.parts) :])
+)
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> set[str]:
+    """The names of all commands, as `--help` lists them."""
+    from cvaeopt.cli import app
+
+    names = set()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        names.add(command.name or command.callback.__name__.replace("_", "-"))
+    return names
+
+
+def test_every_command_is_in_the_readme() -> None:
+    shown = set(re.findall(r"`cvaeopt ([a-z-]+)", README))
+    assert commands() <= shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
+    known = commands()
+    for name, rest in re.findall(r"(?m)(?:^|`|\$ |\s)cvaeopt ([a-z][a-z-]+)((?: +[^`\n#|;]*)?)", page.read_text()):
+        if name in ("is", "can", "and", "needs", "package", "command"):  # prose, not a command
+            continue
+        assert name in known, f"{page.name} shows `cvaeopt {name}`"
+        options = re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest)
+        shown = help_of(name)
+        for option in options:
+            assert option in shown, f"{page.name} shows `cvaeopt {name} {option}`"
+
+
+def help_of(name: str, _seen: dict[str, str] = {}) -> str:  # noqa: B006 - a cache
+    if name not in _seen:
+        done = subprocess.run(
+            [sys.executable, "-m", "cvaeopt.cli", name, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        _seen[name] = done.stdout
+    return _seen[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_lives(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_the_readmes_python_is_python_and_names_what_exists() -> None:
+    import importlib
+
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_the_readmes_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z]+)", README)):
+        assert re.search(rf"(?m)^{target}:", makefile), target
+
+
+def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    from cvaeopt import errors
+
+    sentence = re.search(r"Exit codes: (.*?)\n\n", README, re.DOTALL)
+    assert sentence is not None
+    stated = {int(code) for code in re.findall(r"\b(\d+) ", sentence.group(1))}
+    assert stated == {
+        0,
+        errors.UserError.exit_code,
+        errors.StorageUnreachable.exit_code,
+        errors.TryAgain.exit_code,
+        errors.Interrupted.exit_code,
+    }
