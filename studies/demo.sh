@@ -31,14 +31,13 @@ trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
 for _ in $(seq "$workers"); do TERM=dumb cvaeopt worker --study demo & pids+=($!); done
 for pid in "${pids[@]}"; do wait "$pid"; done
 trap - INT TERM
-unset CVAEOPT_THREADS
 cvaeopt status --study demo
 
 say "3/7  export the best"
 cvaeopt export-best --study demo --out "$demo/best.toml"
 
 say "4/7  retrain it"
-cvaeopt retrain "$demo/best.toml" --epochs "${EPOCHS:-10}" --out "$demo/retrain"
+cvaeopt retrain "$demo/best.toml" --epochs "${EPOCHS:-8}" --out "$demo/retrain"
 
 say "5/7  predict the test sequences"
 cvaeopt predict "$demo/retrain/best.pt" --out "$demo/predictions"
