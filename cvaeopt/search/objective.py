@@ -74,8 +74,11 @@ class TrialRun:
         self.resumed_from: Path | None = None
         self._store = store
         self._checkpoint = folder.root / f"last.{token}.pt"
-        folder.root.mkdir(parents=True, exist_ok=True)
-        write_json(folder.config, config.plain())
+        try:
+            folder.root.mkdir(parents=True, exist_ok=True)
+            write_json(folder.config, config.plain())
+        except OSError as error:  # a full disk: the trial is trained all the same, without its files
+            log.warning("Trial %d: %s could not be written (%s).", self.number, folder.config, error.strerror)
         self.trainer = Trainer(config, data, device)
         found = checkpoint.newest(sorted(folder.root.glob("last*.pt")), config, data.digest)
         if found is not None:

@@ -15,6 +15,7 @@ Only tensors and plain data are read back (`weights_only`), so a checkpoint from
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -53,12 +54,10 @@ class Loaded:
 
 def write(path: Path, payload: dict[str, Any]) -> None:
     """Write `payload` to `path`, whole or not at all (OSError when the disk is full)."""
-    try:
-        with whole(path) as stream:
-            torch.save(payload, stream)
-    except RuntimeError as error:
-        # torch's zip writer turns a full disk into a RuntimeError of its own.
-        raise OSError(f"{path} could not be written: {error}") from error
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)  # to memory: torch turns a full disk into a RuntimeError that does not say so
+    with whole(path) as stream:
+        stream.write(buffer.getbuffer())
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -68,10 +67,10 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.", "Expected: a checkpoint (.pt, .ckpt, .pth).") from None
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        detail = str(error).strip().splitlines()
         raise CheckpointError(
-            f"{path} is not a readable checkpoint ({detail[0][:120] if detail else type(error).__name__}).",
-            "Expected: a file of tensors and plain data written by torch.save.",
+            f"{path} is not a readable checkpoint ({_unreadable(path, error)}).",
+            "Expected: a whole file of tensors and plain data, as torch.save writes it.",
+            "Copy it again from where it was made, or name another one.",
         ) from None
     if isinstance(payload, dict) and "state_dict" not in payload and "frame_transformation.6.weight" in payload:
         payload = {"state_dict": payload}  # bare weights, as some reports save them
@@ -81,6 +80,22 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             "Expected: a checkpoint of this program or of the lab's template.",
         )
     return payload
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why torch could not read `path`, in words that help."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    size = path.stat().st_size
+    if size == 0:
+        return "it is empty"
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        return f"it ends after {size} bytes, in the middle"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no checkpoint, or holds objects other than tensors and plain data, which could run code"
+    return "it was not written by torch.save"
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> Loaded:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,13 @@ def test_pictures_that_cannot_be_drawn_do_not_fail_the_trial(tmp_path: Path, mon
     study = new_study()
     study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=1)
     assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_full_disk_does_not_keep_a_trial_from_being_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    objective = Objective(definition(), DATA, artifacts=tmp_path)
+    monkeypatch.setattr("cvaeopt.search.objective.write_json", full)
+    run = objective.open(new_study().ask())
+    assert next(run.run()).epoch == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -218,11 +219,18 @@ def test_our_checkpoint_has_the_labs_keys_and_loads_into_the_labs_network(tmp_pa
     assert torch.equal(payload["state_dict"]["label_transformation.2.running_mean"], calibrated)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken zip"])
-def test_a_file_that_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (b"not a checkpoint", "it is no checkpoint|was not written"),
+        (b"PK\x03\x04 broken zip", "it ends after 15 bytes, in the middle"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named_with_the_reason(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"broken\.pt"):
+    with pytest.raises(CheckpointError, match=rf"broken\.pt is not a readable checkpoint \(.*({said})"):
         checkpoint.load_model(path)
     with pytest.raises(CheckpointError, match="does not exist"):
         checkpoint.load_model(tmp_path / "absent.pt")
@@ -237,6 +245,24 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         checkpoint.load_model(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_full_disk_is_an_oserror_that_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny.config(), DATA)
+    list(trainer.run(1))
+    trainer.save(tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save(tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_a_truncated_checkpoint_is_passed_over_for_an_older_whole_one(tmp_path: Path) -> None:
