@@ -37,7 +37,7 @@ say "3/7  export the best"
 cvaeopt export-best --study demo --out "$demo/best.toml"
 
 say "4/7  retrain it"
-cvaeopt retrain "$demo/best.toml" --epochs "${EPOCHS:-8}" --out "$demo/retrain"
+cvaeopt retrain "$demo/best.toml" --epochs "${EPOCHS:-6}" --out "$demo/retrain"
 
 say "5/7  predict the test sequences"
 cvaeopt predict "$demo/retrain/best.pt" --out "$demo/predictions"

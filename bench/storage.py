@@ -1,0 +1,462 @@
+"""The load run: how many workers one database serves, and what a large study costs.
+
+    python -m bench.storage                # both back ends, W = 1 ... 200, then 2,000 trials of 100 epochs
+    python -m bench.storage --quick        # seconds
+
+W workers claim trials, report one epoch a second, ask for the pruner's verdict, beat, tell and finish, through the
+code that real workers use, but train nothing. The latency of a report runs from the moment it was due to the verdict,
+so a report that waits behind a late one counts its waiting. Afterwards the database must hold every report that was
+acknowledged, once, with its value. Results are kept in bench/results/storage-*.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import optuna
+import psycopg
+from optuna.storages._rdb import models
+from optuna.trial import Trial, TrialState
+from sqlalchemy import insert, select
+
+from bench import machine
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.fleet import Beat, Fleet, Lease, Place
+from cvaeopt.search.space import suggest
+from cvaeopt.search.storage import Storage, lease_table, open_storage
+from cvaeopt.search.study import create_or_open, status
+from tests.search.postgres import Postgres
+
+NAME = "load"
+PROCESSES = 4  # the workers are threads of so many processes: one process would measure its own lock
+BEND_S = 1.0  # the 95th percentile from which a back end counts as overloaded
+PATIENCE_S = 20.0  # how long after its end a run may still deliver, seconds
+PRELOAD = ["bench.machine", "cvaeopt.search.study", "cvaeopt.search.fleet", "psycopg", "tests.search.postgres"]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOAD)
+
+
+def definition(trials: int, epochs: int) -> Definition:
+    """A study of four settings, searched as a default study is."""
+    tables = {
+        "study": {"metric": "val_psnr", "seed": 5},
+        "budget": {"trials": trials, "epochs": epochs},
+        "search": {
+            "lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+            "tfr": {"type": "float", "low": 0.0, "high": 1.0},
+            "kl_anneal_ratio": {"type": "float", "low": 0.1, "high": 1.0},
+            "kl_anneal_cycle": {"type": "int", "low": 1, "high": 9},
+        },
+    }
+    return Definition.parse(tables, NAME, "bench/storage.py")
+
+
+def value_of(number: int, epoch: int) -> float:
+    """What every simulated trial reports."""
+    return number + 1.0 - 1.0 / (epoch + 1)
+
+
+# ---- load
+
+
+def simulate(url: str, study_id: int, count: int, epochs: int, seconds: float, gate: Any, answers: Any) -> None:
+    """`count` workers in threads of this process; what they measured goes to `answers`."""
+    storages = [open_storage(url, start_limit_s=120.0) for _ in range(count)]
+    found: list[dict[str, Any]] = [{} for _ in range(count)]
+    gate.wait(timeout=120)
+    began = time.monotonic()
+    threads = [
+        threading.Thread(target=_work, args=(storage, study_id, epochs, began, seconds, found[index], index))
+        for index, storage in enumerate(storages)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for storage in storages:
+        storage.close()
+    answers.put(found)
+
+
+def _work(
+    storage: Storage, study_id: int, epochs: int, began: float, seconds: float, found: dict[str, Any], index: int
+) -> None:
+    retries: list[str] = []
+    storage.on_retry = lambda outage_s, said: retries.append(said)
+    found |= {"reports": [], "claims": [], "acknowledged": [], "errors": [], "retries": retries}
+    try:
+        _trials(storage, epochs, began, seconds, found, index)
+    except Exception as error:
+        found["errors"].append(f"{type(error).__name__}: {error}")
+
+
+def _trials(storage: Storage, epochs: int, began: float, seconds: float, found: dict[str, Any], index: int) -> None:
+    fleet = Fleet(storage, NAME)
+    place = Place.here()
+    worker = f"{place.new_id()}-{index}"
+    due = began + random.Random(index).uniform(0.0, 1.0)
+    fleet.register(worker, place, "none")
+    beat_at = time.monotonic()
+    while due + epochs <= began + seconds + 1.0:
+        asked_at = time.monotonic()
+        lease = fleet.claim(worker, place)
+        found["claims"].append(time.monotonic() - asked_at)
+        if not isinstance(lease, Lease):
+            raise RuntimeError(lease.reason)
+        due = max(due, time.monotonic())
+        for epoch in range(1, epochs + 1):
+            due += 1.0
+            time.sleep(max(due - time.monotonic(), 0.0))
+            if time.monotonic() > began + seconds + PATIENCE_S:
+                raise TimeoutError("too late to go on")
+            fleet.report(lease, epoch, value_of(lease.number, epoch))
+            storage.get_trial(lease.trial_id)  # what the pruner is asked about
+            found["reports"].append(time.monotonic() - due)
+            found["acknowledged"].append((lease.number, epoch))
+            if time.monotonic() - beat_at > 10.0:
+                beat_at = time.monotonic()
+                fleet.beat(worker, Beat("running", lease.number, epoch), lease)
+        storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [value_of(lease.number, epochs)])
+        fleet.finish(lease, "complete", "all epochs trained", epochs)
+
+
+def load(url: str, workers: int, seconds: float, epochs: int) -> dict[str, Any]:
+    """One row of the table: `workers` on a fresh database at `url`."""
+    storage = open_storage(url)
+    study = create_or_open(storage, definition(100_000, epochs))
+    processes = min(PROCESSES, workers)
+    shares = [workers // processes + (index < workers % processes) for index in range(processes)]
+    gate, answers = _context.Barrier(processes), _context.Queue()
+    running = [
+        _context.Process(target=simulate, args=(url, study._study_id, share, epochs, seconds, gate, answers))
+        for share in shares
+    ]
+    for process in running:
+        process.start()
+    found = [one for _ in running for one in answers.get(timeout=seconds + PATIENCE_S + 300)]
+    for process in running:
+        process.join()
+    answers.close()
+    answers.join_thread()
+    stored = {
+        (trial.number, epoch): value
+        for trial in study.get_trials(deepcopy=False)
+        for epoch, value in trial.intermediate_values.items()
+    }
+    with storage.reading() as connection:
+        rows = connection.execute(select(models.TrialIntermediateValueModel.trial_id)).all()
+        numbers = connection.execute(select(lease_table.c.number)).scalars().all()
+    storage.close()
+    acknowledged = [entry for one in found for entry in one["acknowledged"]]
+    reports = sorted(late for one in found for late in one["reports"])
+    claims = sorted(late for one in found for late in one["claims"])
+    return {
+        "workers": workers,
+        "seconds": seconds,
+        "reports": len(reports),
+        "p50_s": _quantile(reports, 0.50),
+        "p95_s": _quantile(reports, 0.95),
+        "max_s": _quantile(reports, 1.0),
+        "claim_p50_s": _quantile(claims, 0.50),
+        "claim_max_s": _quantile(claims, 1.0),
+        "errors": [error for one in found for error in one["errors"]],
+        "retries": sum(len(one["retries"]) for one in found),
+        "said": sorted({said for one in found for said in one["retries"]})[:5],
+        "lost": sum(stored.get(entry) != value_of(*entry) for entry in acknowledged),
+        "doubled": len(rows) - len(stored) + len(acknowledged) - len(set(acknowledged)),
+        "shared_trials": len(numbers) - len(set(numbers)),
+    }
+
+
+def _quantile(values: list[float], share: float) -> float | None:
+    """From sorted values, seconds; None if there are none."""
+    return round(values[min(int(share * len(values)), len(values) - 1)], 4) if values else None
+
+
+# ---- a large study
+
+
+def fill(storage: Storage, trials: int, epochs: int) -> None:
+    """`trials` finished trials of `epochs` epochs in the study, with what a worker leaves behind each."""
+    chosen = definition(trials + 1000, epochs)
+    study = create_or_open(storage, chosen)
+    study_id = study._study_id
+    rng = random.Random(0)
+    space = {
+        "lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+        "tfr": optuna.distributions.FloatDistribution(0.0, 1.0),
+        "kl_anneal_ratio": optuna.distributions.FloatDistribution(0.1, 1.0),
+        "kl_anneal_cycle": optuna.distributions.IntDistribution(1, 9),
+    }
+    as_json = {name: optuna.distributions.distribution_to_json(one) for name, one in space.items()}
+    now = datetime.now()
+    with storage.transaction() as connection:
+        connection.execute(
+            insert(models.TrialModel),
+            [
+                {
+                    "study_id": study_id,
+                    "number": number,
+                    "state": TrialState.COMPLETE,
+                    "datetime_start": now,
+                    "datetime_complete": now,
+                }
+                for number in range(trials)
+            ],
+        )
+        ids = connection.execute(
+            select(models.TrialModel.trial_id)
+            .where(models.TrialModel.study_id == study_id)
+            .order_by(models.TrialModel.number)
+        ).scalars()
+        trial_ids = list(ids)
+        kind = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+        for first in range(0, trials, 100):
+            connection.execute(
+                insert(models.TrialIntermediateValueModel),
+                [
+                    {
+                        "trial_id": trial_id,
+                        "step": epoch,
+                        "intermediate_value": value_of(number, epoch),
+                        "intermediate_value_type": kind,
+                    }
+                    for number, trial_id in enumerate(trial_ids[first : first + 100], first)
+                    for epoch in range(1, epochs + 1)
+                ],
+            )
+        connection.execute(
+            insert(models.TrialValueModel),
+            [
+                {
+                    "trial_id": trial_id,
+                    "objective": 0,
+                    "value": value_of(number, epochs),
+                    "value_type": models.TrialValueModel.TrialValueType.FINITE,
+                }
+                for number, trial_id in enumerate(trial_ids)
+            ],
+        )
+        connection.execute(
+            insert(models.TrialParamModel),
+            [
+                {
+                    "trial_id": trial_id,
+                    "param_name": name,
+                    "param_value": rng.uniform(1, 9) if name == "kl_anneal_cycle" else rng.uniform(0.0011, 0.0099),
+                    "distribution_json": text,
+                }
+                for trial_id in trial_ids
+                for name, text in as_json.items()
+            ],
+        )
+        notes = {"reason": "all epochs trained", "epochs_done": epochs, "seed": 1, "device": "cpu", "host": "here"}
+        connection.execute(
+            insert(models.TrialUserAttributeModel),
+            [
+                {"trial_id": trial_id, "key": key, "value_json": json.dumps(note)}
+                for trial_id in trial_ids
+                for key, note in notes.items()
+            ],
+        )
+        connection.execute(
+            insert(models.TrialSystemAttributeModel),
+            [
+                {"trial_id": trial_id, "key": f"constraints:{key}", "value_json": "0.0"}
+                for trial_id in trial_ids
+                for key in ("diverged", "out_of_memory", "crashed")
+            ],
+        )
+        connection.execute(
+            lease_table.insert(),
+            [
+                {
+                    "study": NAME,
+                    "slot": number,
+                    "trial_id": trial_id,
+                    "number": number,
+                    "state": "done",
+                    "token": 1,
+                    "expires_at": 0.0,
+                    "attempt": 1,
+                    "attempt_epoch": 0,
+                    "epochs_reserved": epochs,
+                    "epochs_done": epochs,
+                    "folder": f"{NAME}/{number:05d}",
+                    "outcome": "complete",
+                }
+                for number, trial_id in enumerate(trial_ids)
+            ],
+        )
+
+
+def start_worker(url: str, trials: int, epochs: int, answers: Any) -> None:
+    """What a worker does before it trains, timed, in a process that has only imported its modules."""
+    times: dict[str, float] = {}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    at = time.monotonic()
+
+    def lap(what: str) -> None:
+        nonlocal at
+        now = time.monotonic()
+        times[what], at = now - at, now
+
+    storage = open_storage(url)
+    chosen = definition(trials + 1000, epochs)
+    study = create_or_open(storage, chosen)
+    lap("open_s")
+    fleet = Fleet(storage, NAME)
+    place = Place.here()
+    worker = place.new_id()
+    fleet.register(worker, place, "none")
+    lease = fleet.claim(worker, place)
+    assert isinstance(lease, Lease)
+    lap("claim_s")
+    study.get_trials(deepcopy=False)
+    lap("read_trials_s")
+    suggest(chosen, Trial(study, lease.trial_id))
+    lap("first_suggestion_s")
+    times["total_s"] = sum(times.values())
+    times["memory_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    storage.close()
+    answers.put(times)
+
+
+def large(url: str, trials: int, epochs: int, repeats: int) -> dict[str, Any]:
+    """Cost of `status` and of a worker's start in a study of `trials` x `epochs`."""
+    storage = open_storage(url)
+    at = time.monotonic()
+    fill(storage, trials, epochs)
+    filled_s = time.monotonic() - at
+    times = []
+    for _ in range(repeats):
+        at = time.monotonic()
+        shown = status(storage, NAME)
+        times.append(time.monotonic() - at)
+        assert shown["trials"]["complete"] == trials
+        assert shown["epochs_spent"] == trials * epochs
+    storage.close()
+    starts = []
+    for _ in range(repeats):
+        answers = _context.Queue()
+        process = _context.Process(target=start_worker, args=(url, trials, epochs, answers))
+        process.start()
+        starts.append(answers.get(timeout=300))
+        process.join()
+        answers.close()
+        answers.join_thread()
+    return {
+        "trials": trials,
+        "epochs": epochs,
+        "fill_s": round(filled_s, 2),
+        "status_s": machine.spread(times),
+        "start": {key: round(statistics.median(one[key] for one in starts), 4) for key in starts[0]},
+        "start_repeats": repeats,
+    }
+
+
+# ---- all of it
+
+
+def measure(backend: str, counts: list[int], seconds: float, epochs: int, study: tuple[int, int]) -> dict[str, Any]:
+    """Everything about one back end."""
+    home = Path(tempfile.mkdtemp(prefix="cvaeopt-load-"))
+    server = None
+    facts = {**machine.facts(), "busy": os.getloadavg()[0]}  # what else the machine did, in processes
+    result: dict[str, Any] = {"backend": backend, "machine": facts, "load": []}
+    try:
+        if backend == "postgres":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                server = Postgres.launch()
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                # Its default of 100 is too few for 200 workers, each of which holds one connection or two.
+                connection.execute("ALTER SYSTEM SET max_connections = 500")
+                # As in production, unlike the throw-away servers of the tests.
+                connection.execute("ALTER SYSTEM SET fsync = on")
+            server.stop()
+            server.start()
+
+        def url(name: str) -> str:
+            return f"sqlite:///{home / name}.db" if server is None else server.new_database(name)
+
+        for count in counts:
+            row = load(url(f"load_{count}"), count, seconds, epochs)
+            result["load"].append(row)
+            print(_row(backend, row), flush=True)
+        over = [row["workers"] for row in result["load"] if row["p95_s"] is None or row["p95_s"] > BEND_S]
+        result["bends_at"] = min(over, default=None)
+        result["large"] = large(url("large"), *study, repeats=3)
+        print(f"{backend}: {json.dumps(result['large'])}", flush=True)
+    finally:
+        if server is not None:
+            server.remove()
+        shutil.rmtree(home, ignore_errors=True)
+    return result
+
+
+HEAD = (
+    "| back end | W | reports | p50 s | p95 s | max s | claim p50 s | errors | retries | lost | doubled |\n"
+    + "|---" * 11
+    + "|"
+)
+
+
+def _row(backend: str, row: dict[str, Any]) -> str:
+    names = ["workers", "reports", "p50_s", "p95_s", "max_s", "claim_p50_s"]
+    cells = [backend, *(str(row[name]) for name in names), str(len(row["errors"]))]
+    cells += [str(row[name]) for name in ("retries", "lost", "doubled")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """All rows as a Markdown table."""
+    return "\n".join([HEAD, *(_row(result["backend"], row) for result in results for row in result["load"])])
+
+
+def main(words: list[str] | None = None) -> int:
+    """0 if no report was lost or doubled and no trial was given to two workers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backend", choices=("sqlite", "postgres", "both"), default="both")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 10, 50, 100, 200])
+    parser.add_argument("--seconds", type=float, default=12.0, help="length of each run")
+    parser.add_argument("--quick", action="store_true", help="a few workers, a small study; nothing is kept")
+    options = parser.parse_args(words)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    counts, seconds, epochs, study = options.workers, options.seconds, 5, (2000, 100)
+    if options.quick:
+        counts, seconds, epochs, study = [1, 6], 2.0, 1, (40, 10)
+    results = []
+    for backend in ("sqlite", "postgres") if options.backend == "both" else (options.backend,):
+        result = measure(backend, counts, seconds, epochs, study)
+        result["command"] = " ".join(["python -m bench.storage", *(sys.argv[1:] if words is None else words)])
+        results.append(result)
+        if not options.quick:
+            machine.keep(f"storage-{backend}", result)
+    print(table(results))
+    for result in results:
+        print(f"{result['backend']} bends at: {result['bends_at'] or 'not reached'}")
+    rows = [row for result in results for row in result["load"]]
+    return 1 if any(row["lost"] or row["doubled"] or row["shared_trials"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
