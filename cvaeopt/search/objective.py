@@ -73,6 +73,7 @@ class TrialRun:
         self.epochs = config.num_epoch
         self.resumed_from: Path | None = None
         self._store = store
+        self._saved_epoch = 0
         self._checkpoint = folder.root / f"last.{token}.pt"
         try:
             folder.root.mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,7 @@ class TrialRun:
     def save(self) -> None:
         """Write checkpoint and history (OSError when the disk is full); older owners' checkpoints go."""
         self.trainer.save(self._checkpoint, self._provenance())
+        self._saved_epoch = self.epoch
         self.folder.write_history(self.history)
         self._forget_older()
 
@@ -141,17 +143,17 @@ class TrialRun:
             log.warning("Trial %d: not all of its files could be written (%s).", self.number, error)
 
     def _finish(self, state: str, reason: str) -> None:
+        if state == "complete":  # before anything else: on a full disk a rename still succeeds
+            if self._saved_epoch != self.epoch:
+                self.trainer.save(self._checkpoint, self._provenance())
+            self._checkpoint.replace(self.folder.last)
+            self._forget_older()
         self.folder.write_history(self.history)
         if self.history:
             last = self.history[-1]
             for key in ("val_psnr", "val_psnr_late"):
                 self.trial.set_user_attr(key, last[key])
             self.trial.set_user_attr("seconds", math.fsum(row["seconds"] for row in self.history))
-        if state == "complete":
-            if not self._checkpoint.exists():
-                self.trainer.save(self._checkpoint, self._provenance())
-            self._checkpoint.replace(self.folder.last)
-        self._forget_older()
         if not self.history:
             return
         frames = psnr = None

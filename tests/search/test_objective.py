@@ -191,3 +191,30 @@ def test_a_full_disk_does_not_keep_a_trial_from_being_trained(tmp_path: Path, mo
     monkeypatch.setattr("cvaeopt.search.objective.write_json", full)
     run = objective.open(new_study().ask())
     assert next(run.run()).epoch == 1
+
+
+def test_a_finished_trial_keeps_the_checkpoint_of_its_last_epoch_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    objective = Objective(definition(), DATA, artifacts=tmp_path)
+    run = objective.open(new_study().ask(), token=1)
+    results = run.run()
+    next(results)
+    run.save()  # the disk fills up afterwards: epochs 2 and 3 are not saved
+    list(results)
+    with monkeypatch.context() as disk:
+        disk.setattr("cvaeopt.vae.checkpoint.write", full)
+        run.finish("complete", "all epochs trained")
+    assert not run.folder.last.exists()
+    run.finish("complete", "all epochs trained")  # a take-over, when there is room again
+    assert checkpoint.load_model(run.folder.last).epoch == 3
+
+    second = objective.open(new_study().ask(), token=2)
+    for _ in second.run():
+        second.save()
+    monkeypatch.setattr("cvaeopt.files.write_text", full)
+    second.finish("complete", "all epochs trained")
+    assert checkpoint.load_model(second.folder.last).epoch == 3
