@@ -115,7 +115,11 @@ class Place:
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """One worker as `status` shows it; `state` is "dead" when it gave no sign of life for the time of a lease."""
+    """One worker as `status` shows it.
+
+    state   "dead" when it gave no sign of life for the time of a lease, or when another worker saw that its process
+            is gone or took its trial over
+    """
 
     id: str
     study: str
@@ -198,6 +202,13 @@ class Fleet:
                 .where(lease_table.c.study == self.study, lease_table.c.state == "open")
                 .order_by(lease_table.c.slot)
             ).all()
+            gone = {
+                row.owner
+                for row in open_leases
+                if place is not None and row.pid is not None and place.has_seen_die(row.kernel, row.pid)
+            } - {worker}
+            if gone:
+                self._bury(connection, gone)
             for row in open_leases:
                 if row.owner == worker:
                     return self._take(connection, row, worker, now, budget, token=row.token)
@@ -205,8 +216,8 @@ class Fleet:
                 if row.owner is None:
                     return self._take(connection, row, worker, now, budget, token=row.token + 1)
             for row in open_leases:
-                dead = place is not None and row.pid is not None and place.has_seen_die(row.kernel, row.pid)
-                if dead or (row.expires_at <= now and not in_grace):
+                if row.owner in gone or (row.expires_at <= now and not in_grace):
+                    self._bury(connection, {row.owner})
                     return self._take(connection, row, worker, now, budget, token=row.token + 1, crashed=True)
             spent = self._spent(connection, budget, now)
             if not spent:
@@ -214,6 +225,14 @@ class Fleet:
             if open_leases:
                 return Idle("wait", f"{spent}; {len(open_leases)} still being trained elsewhere")
             return Idle("finished", spent)
+
+    def _bury(self, connection: Connection, owners: set[str]) -> None:
+        """Show these workers as dead until they beat again."""
+        connection.execute(
+            update(worker_table)
+            .where(worker_table.c.id.in_(owners), worker_table.c.state.not_in(("stopped", "dead")))
+            .values(state="dead")
+        )
 
     def _take(
         self,
@@ -512,7 +531,7 @@ def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[st
                 names = ", ".join(row.id for row in live) or "none"
                 raise UserError(f"No worker {worker!r} runs for study {study!r}.", f"Running: {names}.")
             connection.execute(update(worker_table).where(worker_table.c.id.in_(asked)).values(stop=1))
-            if worker is None:
+            if worker is None and asked:
                 connection.execute(
                     update(study_table).where(study_table.c.name == study).values(stopped_reason="asked to stop")
                 )

@@ -20,6 +20,7 @@ import functools
 import json
 import random
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -114,6 +115,9 @@ worker_table = Table(
 
 _NONCE = "cvaeopt:nonce"
 """Trial attribute that says whether a creation whose acknowledgement was lost has happened."""
+
+_LEAST_FREE = 65536
+"""Bytes free on a disk below which SQLite cannot make its side files."""
 
 _HURRY_S = 2.0
 """How long a call is still repeated once the process was asked to stop, seconds."""
@@ -443,12 +447,14 @@ def open_storage(
     start_limit_s   how long this call waits for the database, seconds (a wrong host should not take 15 minutes)
     busy_s          SQLite: how long one attempt waits for another process' lock, seconds
 
-    UserError for a URL that cannot work, StorageUnreachable when nobody answers, SchemaError for tables of
-    another version.
+    UserError for a URL that cannot work and for a SQLite file on a full disk, StorageUnreachable when nobody
+    answers, SchemaError for tables of another version.
     """
     target = _parse(url)
     shown = mask(url)
+    absent: list[Path] = []
     if target.get_backend_name() == "sqlite":
+        absent = [path for path in _sqlite_files(target) if not path.exists()]
         _check_sqlite_file(target, shown, create)
     started = time.monotonic()
     jitter = random.Random()
@@ -459,13 +465,13 @@ def open_storage(
             return Storage(url, limit_s=limit_s, busy_s=busy_s)
         except CvaeoptError:
             raise
-        except ImportError as error:
+        except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise UserError(
-                f"No driver is installed for {shown} ({_first_line(error)}).",
-                todo="For PostgreSQL: pip install 'cvaeopt[postgres]'",
+                f"No driver is installed for {shown} ({_first_line(error)}).", todo=_driver_advice(target)
             ) from None
         except RuntimeError as error:  # how Optuna refuses tables of another Optuna
             said = _scrub(str(error), url)
+            _check_room(error, target, absent)
             if not is_outage(error):
                 if isinstance(error, optuna.exceptions.OptunaError):
                     raise _refused(shown, _scrub(_first_line(error), url)) from None
@@ -476,10 +482,12 @@ def open_storage(
             said = _scrub(_first_line(error), url)
         except sqlalchemy.exc.SQLAlchemyError as error:
             said = _scrub(_first_line(error), url)
+            _check_room(error, target, absent)
             if not is_outage(error) or _is_refusal(said):
                 raise _refused(shown, said) from None
         except sqlite3.OperationalError as error:  # the creation lock
             said = str(error)
+            _check_room(error, target, absent)
         waited = time.monotonic() - started
         if waited >= min(start_limit_s, limit_s):
             raise unreachable(shown, waited, said)
@@ -491,7 +499,7 @@ def unreachable(url: str, outage_s: float, said: str) -> StorageUnreachable:
     """The error for a database that did not answer for `outage_s` seconds; `said` is its last word."""
     return StorageUnreachable(
         f"The database {url} did not answer for {outage_s:.0f} s ({said}).",
-        todo="Bring it back, or check --storage; then run the same command again: it continues where it stopped.",
+        todo="Bring it back, or check --storage; then run the same command again.",
     )
 
 
@@ -596,6 +604,50 @@ def _check_sqlite_file(target: URL, shown: str, create: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder of {shown} cannot be made ({error.strerror}).", todo="Change --storage.") from None
+
+
+def _sqlite_files(target: URL) -> list[Path]:
+    """The files that opening a SQLite database may create."""
+    return [Path(f"{target.database}{ending}") for ending in ("", ".lock", "-journal", "-wal", "-shm")]
+
+
+def _check_room(error: BaseException, target: URL, absent: list[Path]) -> None:
+    """UserError if `error` says that the disk of a SQLite file is full; what was made of `absent` is then removed.
+
+    During a run room may be made while calls are repeated; at the start somebody should be told at once.
+    """
+    origins = [error, error.__cause__, getattr(error, "orig", None), getattr(error.__cause__, "orig", None)]
+    codes = {getattr(one, "sqlite_errorcode", 0) & 0xFF for one in origins if isinstance(one, sqlite3.Error)}
+    folder = Path(target.database or "").absolute().parent
+    if sqlite3.SQLITE_FULL not in codes:
+        # Without room for its side files SQLite speaks of an I/O error, or of a file that it cannot open.
+        if not codes & {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}:
+            return
+        try:
+            if shutil.disk_usage(folder).free >= _LEAST_FREE:
+                return
+        except OSError:
+            return
+    for path in absent:
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
+    raise UserError(
+        f"The disk of {folder} is full: the database cannot be written.",
+        todo="Make room there, or put the database on another disk with --storage; then run the same command again.",
+    ) from None
+
+
+def _driver_advice(target: URL) -> str:
+    """How to install the driver that the URL asks for."""
+    backend, _, driver = target.drivername.partition("+")
+    if backend == "postgresql" and driver == "psycopg":
+        return "For PostgreSQL: pip install 'cvaeopt[postgres]'"
+    if not driver:
+        return f"Install one: pip install mysqlclient; or pip install pymysql and write {backend}+pymysql://..."
+    package = {"mysqldb": "mysqlclient", "mysqlconnector": "mysql-connector-python", "mariadbconnector": "mariadb"}
+    usual = "postgresql" if backend == "postgresql" else f"{backend}+pymysql"
+    return f"Install the driver that the URL names: pip install {package.get(driver, driver)}; or write {usual}://..."
 
 
 def _make_tables(target: URL, shown: str, create: bool, busy_s: float) -> None:

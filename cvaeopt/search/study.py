@@ -47,6 +47,8 @@ next one, so that the id alone does not say that the row is this study's."""
 FAILED = "failed"
 """User attribute of a trial that failed; Optuna's state is then PRUNED, so that samplers learn from it."""
 
+_SHOWN_DIFFERENCES = 3
+
 # Optuna's own tables, as far as they are read here.
 _STUDIES = table("studies", column("study_id"), column("study_name"))
 _STUDY_ATTRS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
@@ -74,10 +76,39 @@ def create_or_open(storage: Storage, definition: Definition) -> Study:
     if entry["digest"] != definition.digest():
         raise StudyError(
             f"Study '{definition.name}' was created from another definition "
-            f"(stored {entry['digest']}, file {definition.digest()}).",
+            f"(stored {entry['digest']}, file {definition.digest()}): "
+            f"{_differences(json.loads(entry['definition']), definition.plain())}.",
             todo=f"Restore studies/{definition.name}.toml or create the study under a new name.",
         )
     return _load(storage, definition)
+
+
+def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
+    """The first three settings in which two definitions differ, such as "budget.trials: stored 4, file 5"."""
+    before, after = _leaves(stored), _leaves(given)
+    keys = [key for key in dict.fromkeys([*before, *after]) if key != "study.description"]
+    found = [
+        f"{key}: stored {before.get(key, 'nothing')}, file {after.get(key, 'nothing')}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+    if not found:
+        return "the settings under [search] stand in another order"
+    more = f"; and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
+    return "; ".join(found[:_SHOWN_DIFFERENCES]) + more
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, str]:
+    """The values in nested tables, as JSON, by dotted key; tables in a list are numbered."""
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {key: json.dumps(value)}
+    return {
+        leaf: text
+        for name, one in value.items()
+        for leaf, text in _leaves(one, f"{key}.{name}" if key else str(name)).items()
+    }
 
 
 def open_existing(storage: Storage, name: str) -> tuple[Study, Definition]:
@@ -140,14 +171,18 @@ def best(study: Study) -> FrozenTrial | None:
 
 
 def counts(storage: Storage, name: str) -> dict[str, int]:
-    """Trials by state: complete, pruned, running, waiting, failed; StudyError for an unknown study."""
+    """Trials by state: complete, pruned, running, waiting, failed; StudyError for an unknown study.
+
+    A trial that its worker left, or that lost its worker, is waiting: it goes on when a worker takes it.
+    """
     study_id = _require(storage, name)["study_id"]
 
     def read() -> dict[str, int]:
         with storage.reading() as connection:
             states = _states(connection, study_id)
             attributes = _attributes(connection, study_id, _USER_ATTRS, (FAILED,))
-            return _count(states, {trial_id for trial_id, _ in attributes})
+            _, left = _open_leases(connection, name, storage.now(connection))
+            return _count(states, {trial_id for trial_id, _ in attributes}, left)
 
     return storage.retry(read)
 
@@ -162,7 +197,8 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
 
     def read() -> dict[str, Any]:
         with storage.reading() as connection:
-            return _status(connection, entry["study_id"])
+            now = storage.now(connection)
+            return _status(connection, name, entry["study_id"], now)
 
     found = storage.retry(read)
     winner = found.pop("best")
@@ -188,7 +224,7 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
         "baselines": {key: round(value, 2) for key, value in json.loads(entry["facts"]).get("baselines", {}).items()},
         "last": found["last"],
         "failures": found["failures"],
-        "stopped": entry["stopped_reason"],
+        "stopped": None if _is_met(entry, found) else entry["stopped_reason"],
         "workers": [
             {
                 "id": worker.id,
@@ -204,8 +240,31 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
     }
 
 
-def _status(connection: Connection, study_id: int) -> dict[str, Any]:
+def _is_met(entry: dict[str, Any], found: dict[str, Any]) -> bool:
+    """True if the study has trained all that its trials or epochs allow: no stop has kept it from anything."""
+    if found["open"]:
+        return False
+    trials, total_epochs = entry["trials"], entry["total_epochs"]
+    ended = sum(found["trials"][state] for state in ("complete", "pruned", "failed"))
+    if trials is not None and ended >= trials:
+        return True
+    return total_epochs is not None and found["epochs_spent"] + entry["epochs"] > total_epochs
+
+
+def _open_leases(connection: Connection, name: str, now: float) -> tuple[set[int], set[int]]:
+    """The ids of the trials that were begun and are not over, and of those among them that no worker trains."""
+    rows = connection.execute(
+        select(lease_table.c.trial_id, lease_table.c.owner, lease_table.c.expires_at).where(
+            lease_table.c.study == name, lease_table.c.state == "open"
+        )
+    ).all()
+    left = {row.trial_id for row in rows if row.owner is None or row.expires_at <= now}
+    return {row.trial_id for row in rows}, left
+
+
+def _status(connection: Connection, name: str, study_id: int, now: float) -> dict[str, Any]:
     states = _states(connection, study_id)
+    begun, left = _open_leases(connection, name, now)
     notes = _attributes(connection, study_id, _USER_ATTRS, (FAILED, "reason"))
     failed = {trial_id for trial_id, key in notes if key == FAILED}
     failures = [
@@ -225,7 +284,8 @@ def _status(connection: Connection, study_id: int) -> dict[str, Any]:
     )
     epochs_spent = connection.execute(select(func.sum(deepest.c.epochs))).scalar()
     return {
-        "trials": _count(states, failed),
+        "trials": _count(states, failed, left),
+        "open": bool(begun),
         "epochs_spent": int(epochs_spent or 0),
         "failures": failures,
         "best": _best(connection, study_id, states),
@@ -306,8 +366,9 @@ def _attributes(
     return {(trial_id, key): json.loads(value) for trial_id, key, value in rows}
 
 
-def _count(states: Sequence[tuple[int, int, str]], failed: set[int]) -> dict[str, int]:
-    found = Counter("FAIL" if state == "PRUNED" and trial_id in failed else state for trial_id, _, state in states)
+def _count(states: Sequence[tuple[int, int, str]], failed: set[int], left: set[int]) -> dict[str, int]:
+    instead = {**{("PRUNED", one): "FAIL" for one in failed}, **{("RUNNING", one): "WAITING" for one in left}}
+    found = Counter(instead.get((state, trial_id), state) for trial_id, _, state in states)
     return {
         "complete": found["COMPLETE"],
         "pruned": found["PRUNED"],

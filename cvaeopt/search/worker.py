@@ -17,6 +17,7 @@ import errno
 import gc
 import json
 import math
+import shutil
 import signal
 import socket
 import sys
@@ -109,6 +110,7 @@ Factory = Callable[[Trial, Lease], TrialRun]
 
 
 _FIRST_PAUSE_S = 0.5  # between two looks for a trial; grows to `poll_s`
+_FULL_POLLS = 3  # the longest pause between two looks for room on a full disk, in `poll_s`
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or a used-up quota, says
 
 
@@ -125,7 +127,8 @@ class Worker:
     artifacts     the folder of all run folders
     listener      is told every event, one at a time, from two threads
     ttl_s         how long a lease lives without a sign of life, seconds
-    limit_s       how long an outage of the database may last, seconds; then StorageUnreachable
+    limit_s       how long an outage of the database may last, seconds; then StorageUnreachable. As long the disk
+                  may be full while a trial is to begin; then TryAgain
     poll_s        pause between two looks for a trial while there is none, seconds
     max_attempts  starts of a trial without a finished epoch between them, before it is given up
     max_consecutive_failures   trials that may fail in a row before the worker gives up (diverged ones: 3 times that)
@@ -184,7 +187,9 @@ class Worker:
         self._last_reason = ""  # of the last trial that ended here
         self._waited_for = ""
         self._pause_s = _FIRST_PAUSE_S
-        self._full_since: float | None = None  # since when no trial could begin for lack of room on the disk
+        self._left: tuple[int, int] | None = None  # (slot, token) of the lease that was given back last
+        self._full: OSError | None = None  # why the trial that was claimed last could not begin: no room on the disk
+        self._full_s = 0.0  # how long room was waited for since a trial began last
         self.courier = Courier(
             self.fleet,
             self.id,
@@ -198,7 +203,7 @@ class Worker:
         """How the worker ended: "finished" when the study's budget is met, "stopped" when asked to.
 
         StorageUnreachable when an outage passes its limit (the trial is checkpointed), Interrupted after a second
-        signal, TryAgain after a device fault, UserError when trial after trial fails.
+        signal, TryAgain after a device fault or when the disk stays full, UserError when trial after trial fails.
         """
         with self._watched_storage(), self._signal_handlers():
             try:
@@ -242,6 +247,8 @@ class Worker:
                     self.courier.end()
                 self._lease = None
                 self._check_failures()
+                if self._full is not None:
+                    self._wait_for_room(claimed, self._full)
             elif claimed.kind == "finished":
                 return WorkerEnded("finished", claimed.reason, self.trials)
             else:
@@ -256,6 +263,30 @@ class Worker:
         self._pause_s *= 1.5
         while not self._stop_reason() and (left := until - time.monotonic()) > 0:
             self._sleep(min(left, 0.5))
+
+    def _wait_for_room(self, lease: Lease, error: OSError) -> None:
+        """Pause after a trial could not begin on a full disk; said once, longer every time.
+
+        TryAgain when the disk stays full for the time that an outage may last.
+        """
+        self._full = None
+        full = f"the disk of {self.artifacts} is full ({_free_mb(self.artifacts)} MB free)"
+        if self._full_s >= self._limit_s:
+            raise TryAgain(
+                f"Trial {lease.number} cannot begin: {full}, and was for {self._full_s:.0f} s ({error}).",
+                todo=f"Make room under {self.artifacts}, then start the worker again; the trial is not lost.",
+            ) from None
+        if self._full_s == 0:
+            self._waited_for, self._pause_s = full, _FIRST_PAUSE_S
+            self._emit(Waiting(f"{full}; waiting for room"))
+        self.courier.show("waiting", full)
+        left = min(self._pause_s, _FULL_POLLS * self._poll_s)
+        self._pause_s *= 2
+        while not self._stop_reason() and left > 0:
+            step = min(left, 0.5)
+            self._sleep(step)
+            self._full_s += step
+            left -= step
 
     # ---- one trial
 
@@ -283,7 +314,7 @@ class Worker:
             set(frozen.intermediate_values),
             folder / f"reports.{lease.token}.jsonl",
         )
-        if lease.token > 1:
+        if lease.token > 1 and (lease.slot, lease.token - 1) != self._left:
             self._emit(LeaseTaken(lease.number, lease.token, lease.attempt, lease.epochs_done))
         run: TrialRun | None = None
         try:
@@ -294,13 +325,15 @@ class Worker:
                 return
             try:
                 run = self._factory(trial, lease)
-                self._waited_for, self._pause_s, self._full_since = "", _FIRST_PAUSE_S, None
+                self._waited_for, self._pause_s, self._full_s = "", _FIRST_PAUSE_S, 0.0
                 self._epochs(lease, trial, run)
             except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain):
                 raise
             except Exception as error:
                 if run is None and isinstance(error, OSError) and error.errno in _FULL:
-                    self._put_off(lease, error)
+                    # Put off: no trial of the budget is spent on a full disk.
+                    self._release(lease)
+                    self._full = OSError(error.errno, error.strerror)
                     return
                 kind, reason = _kind_of(error)
                 # The traceback holds the tensors of the failed step; they must go before the device is cleaned.
@@ -486,28 +519,13 @@ class Worker:
         self._release(lease)
         self._emit(TrialLeft(lease.number, epoch, self._stop_reason()))
 
-    def _put_off(self, lease: Lease, error: OSError) -> None:
-        """Leave a trial that cannot begin on a full disk, and wait: no trial of the budget is spent on it.
-
-        TryAgain when the disk stays full.
-        """
-        self._release(lease)
-        self.courier.end()
-        now = time.monotonic()
-        self._full_since = now if self._full_since is None else self._full_since
-        if now - self._full_since > self._limit_s:
-            raise TryAgain(
-                f"Trial {lease.number} cannot begin: {error}",
-                todo=f"Make room under {self.artifacts}, then start the worker again.",
-            ) from None
-        self._wait(Idle("wait", f"trials cannot begin: {error.strerror}"))
-
     def _release(self, lease: Lease, *, crashed: bool = False) -> None:
         """Give the lease back; if the database is away it runs out by itself."""
         patience_s = 10.0 if self.courier.away_s() == 0 else 0.0
         try:
             with self.storage.patience(patience_s):
                 self.fleet.release(lease, crashed=crashed)
+            self._left = (lease.slot, lease.token)
         except (LeaseLost, StorageUnreachable) as error:
             self._emit(Warned(f"Trial {lease.number} could not be released: {error}"))
 
@@ -617,6 +635,14 @@ def _kind_of(error: Exception) -> tuple[str, str]:
     if name == "AcceleratorError" or "CUDA error" in message or "device-side assert" in message:
         return "device fault", f"{name}: {line}"
     return "error", f"{name}: {line}" if line else name
+
+
+def _free_mb(folder: Path) -> int:
+    """MB free on the disk of `folder`, which need not exist yet."""
+    for place in (folder, *folder.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free // 1_000_000
+    return 0
 
 
 def _clean_device() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,10 +11,11 @@ from itertools import chain
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import select
 
 from cvaeopt.errors import LeaseLost, StudyError, UserError
 from cvaeopt.search.fleet import Beat, Fleet, Idle, Lease, Place, ask_stop, workers
-from cvaeopt.search.storage import Storage, open_storage, worker_table
+from cvaeopt.search.storage import Storage, open_storage, study_table, worker_table
 from tests.search.fakes import expire, leases, make_study
 from tests.search.processes import race
 from tests.search.test_storage import Lossy
@@ -381,6 +383,58 @@ def test_a_stop_reaches_the_workers_that_run_and_not_those_that_start_later(stor
     assert ask_stop(storage, "main") == ["a", "b"]
     fleet.register("d", HERE, "cpu")
     assert [fleet.beat(worker, Beat("running")).stop for worker in "abd"] == [True, True, False]
+
+
+def test_a_stop_that_reaches_nobody_is_not_noted(storage: Storage) -> None:
+    make_study(storage)
+
+    def noted() -> str | None:
+        with storage.reading() as connection:
+            return connection.execute(select(study_table.c.stopped_reason)).scalar_one()
+
+    fleet = Fleet(storage, "main")
+    fleet.register("a", HERE, "cpu")
+    fleet.beat("a", Beat("stopped"))
+    assert (ask_stop(storage, "main"), noted()) == ([], None)
+    fleet.register("b", HERE, "cpu")
+    assert (ask_stop(storage, "main"), noted()) == (["b"], "asked to stop")
+
+
+def test_a_worker_whose_trial_was_taken_over_is_dead_until_it_beats_again(storage: Storage) -> None:
+    make_study(storage)
+    fleet = Fleet(storage, "main")
+
+    def shown() -> dict[str, str]:
+        return {row.id: row.state for row in workers(storage, "main")}
+
+    for worker in "ab":
+        fleet.register(worker, HERE, "cpu")
+        fleet.beat(worker, Beat("running"))
+    fleet.claim("a")
+    expire(storage)
+    assert shown() == {"a": "running", "b": "running"}
+    fleet.claim("b")
+    assert shown() == {"a": "dead", "b": "running"}
+    fleet.beat("a", Beat("running"))
+    assert shown() == {"a": "running", "b": "running"}
+
+
+def test_all_workers_that_were_seen_dead_are_shown_so_with_the_first_claim(storage: Storage) -> None:
+    make_study(storage)
+    fleet = Fleet(storage, "main")
+    here = Place.here()
+    with subprocess.Popen(["true"]) as process:
+        pass
+    gone = Place(here.host, process.pid, "a kernel")
+    asking = Place(here.host, here.pid, "a kernel")
+    for worker in "ab":
+        fleet.register(worker, gone, "cpu")
+        fleet.beat(worker, Beat("running"))
+        fleet.claim(worker, here)
+    fleet.register("c", asking, "cpu")
+    lease = fleet.claim("c", asking)
+    assert isinstance(lease, Lease) and lease.token == 2
+    assert {row.id: row.state for row in workers(storage, "main")} == {"a": "dead", "b": "dead", "c": "starting"}
 
 
 def test_a_worker_that_does_not_run_cannot_be_stopped(storage: Storage) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy import orm
 
 from cvaeopt.errors import SchemaError, StorageUnreachable, StudyError, UserError
+from cvaeopt.search import storage as module
 from cvaeopt.search.storage import Storage, is_outage, mask, open_storage, schema_table
 from tests.search.fakes import leases, make_study
 from tests.search.postgres import Postgres
@@ -73,6 +75,75 @@ def test_a_url_that_cannot_work_is_the_users_error(url: str) -> None:
     with pytest.raises(UserError) as caught:
         open_storage(url)
     assert url.startswith("nonsense") or SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("mysql", "pip install mysqlclient; or pip install pymysql and write mysql+pymysql://"),
+        ("mysql+mysqlconnector", "pip install mysql-connector-python; or write mysql+pymysql://"),
+        ("postgresql+pg8000", "pip install pg8000; or write postgresql://"),
+        ("postgresql", "pip install 'cvaeopt[postgres]'"),
+    ],
+)
+def test_a_missing_driver_is_named_as_it_is_installed(monkeypatch: pytest.MonkeyPatch, name: str, advice: str) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'driver'")
+
+    monkeypatch.setattr(module, "_make_tables", missing)
+    with pytest.raises(UserError) as caught:
+        open_storage(f"{name}://me:{SECRET}@db/x")
+    assert advice in str(caught.value)
+    assert name.startswith("postgresql") or "postgres" not in str(caught.value)
+
+
+def sqlite_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN])
+def test_a_full_disk_at_the_start_is_said_at_once_and_leaves_no_empty_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, wrapped: bool
+) -> None:
+    folder = tmp_path / "full"
+    (tmp_path / "full").mkdir()
+    (folder / "x.db-journal").touch()  # not ours
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+
+    def full(*_: object) -> None:
+        for ending in ("", ".lock"):
+            (folder / f"x.db{ending}").touch()
+        error = sqlite_error(code)
+        raise sqlalchemy.exc.OperationalError("", {}, error) if wrapped else error
+
+    monkeypatch.setattr(module, "_make_tables", full)
+    with pytest.raises(UserError, match=r"^The disk of .*full is full.*Make room"):
+        open_storage(f"sqlite:///{folder}/x.db")
+    assert [path.name for path in folder.iterdir()] == ["x.db-journal"]
+
+
+def test_a_database_that_outgrows_its_disk_at_the_start_is_the_users_error(tmp_path: Path) -> None:
+    def small(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count=3")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", small)
+    try:
+        with pytest.raises(UserError, match="is full"):
+            open_storage(f"sqlite:///{tmp_path}/x.db")
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", small)
+
+
+def test_a_locked_file_on_a_disk_with_room_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise sqlite_error(sqlite3.SQLITE_CANTOPEN)
+
+    monkeypatch.setattr(module, "_make_tables", failing)
+    with pytest.raises(StorageUnreachable, match=r"then run the same command again\.$"):
+        open_storage(f"sqlite:///{tmp_path}/x.db", start_limit_s=0.0)
 
 
 def test_a_folder_instead_of_a_file_is_the_users_error(tmp_path: Path) -> None:

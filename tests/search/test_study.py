@@ -19,6 +19,7 @@ from cvaeopt.search.fleet import Fleet, Place
 from cvaeopt.search.space import suggest
 from cvaeopt.search.storage import Storage, open_storage, study_table
 from cvaeopt.search.study import best, counts, create_or_open, open_existing, record_facts, status
+from tests.search.fakes import expire
 
 POINTS = [{"lr": 1e-3, "tfr": 0.8}, {"lr": 1e-3, "tfr": 0.0}, {"tfr": 1.0}]
 
@@ -285,6 +286,75 @@ def test_of_two_workers_that_measure_at_once_the_first_to_finish_counts(storage)
         return {"copy_first": 25.0}
 
     assert record_facts(storage, "main", "abc", overtaken)["baselines"] == {"copy_first": 24.0}
+
+
+def test_a_trial_without_a_worker_is_waiting(storage):
+    create_or_open(storage, define())
+    fleet = Fleet(storage, "main", ttl_s=60)
+    held, silent, left = (fleet.claim(worker) for worker in "abc")
+
+    def shown():
+        trials = status(storage, "main")["trials"]
+        assert counts(storage, "main") == trials
+        return trials["running"], trials["waiting"]
+
+    assert shown() == (3, 0)
+    fleet.release(left)
+    expire(storage, silent.slot)
+    assert shown() == (1, 2)
+    fleet.release(held)
+    assert shown() == (0, 3)
+    assert fleet.claim("d").number == held.number
+    assert shown() == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "stopped"),
+    [
+        ({"trials": 1, "epochs": 3}, None),
+        ({"trials": 2, "epochs": 3}, "asked to stop"),
+        ({"total_epochs": 5, "epochs": 3}, None),
+        ({"total_epochs": 6, "epochs": 3}, "asked to stop"),
+    ],
+)
+def test_a_study_that_met_its_budget_was_not_stopped(storage, budget, stopped):
+    study = create_or_open(storage, define(budget=budget, enqueue=[]))
+    fleet = Fleet(storage, "main")
+    lease = fleet.claim("a")
+    for epoch in range(1, 4):
+        fleet.report(lease, epoch, 20.0)
+    with storage.transaction() as connection:
+        connection.execute(update(study_table).values(stopped_reason="asked to stop"))
+    assert status(storage, "main")["stopped"] == "asked to stop"
+    study.tell(lease.number, 20.0)
+    fleet.finish(lease, "complete", "", 3)
+    assert status(storage, "main")["stopped"] == stopped
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budget": {"trials": 9, "epochs": 10}}, "budget.trials: stored 8, file 9"),
+        ({"enqueue": POINTS[:2]}, "enqueue.2.tfr: stored 1.0, file nothing."),
+        ({"study": {"seed": 8, "description": "x"}}, "study.seed: stored 7, file 8."),
+    ],
+)
+def test_another_definition_is_refused_with_what_differs(storage, changes, said):
+    create_or_open(storage, define())
+    with pytest.raises(StudyError) as caught:
+        create_or_open(storage, define(**changes))
+    assert said in str(caught.value)
+    assert "description" not in str(caught.value)
+
+
+def test_of_many_differences_three_are_named_and_a_new_order_is_one(storage):
+    first = define()
+    create_or_open(storage, first)
+    with pytest.raises(StudyError, match=r"; and \d more\."):
+        create_or_open(storage, define(study={"seed": 8}, budget={"trials": 1, "epochs": 1}, enqueue=[]))
+    reverse = dict(reversed(first.plain()["search"].items()))
+    with pytest.raises(StudyError, match="in another order"):
+        create_or_open(storage, define(search=reverse))
 
 
 def test_a_new_study_has_no_best(storage):

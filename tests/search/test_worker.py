@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -294,7 +296,40 @@ def test_a_trial_that_cannot_begin_on_a_full_disk_waits_for_room(lite: Bench) ->
     assert tries == [0, 0, 0, 0, 1]
     assert states(study) == ["COMPLETE", "COMPLETE"]
     assert {lease.attempt for lease in leases(lite.storage)} == {1}
-    assert [event.reason for event in lite.events.of(Waiting)] == ["trials cannot begin: No space left on device"]
+    (event,) = lite.events.of(Waiting)
+    assert re.fullmatch(
+        rf"the disk of {re.escape(str(lite.folder))} is full \(\d+ MB free\); waiting for room", event.reason
+    )
+    assert lite.events.of(LeaseTaken) == []
+
+
+def test_looks_for_room_on_a_full_disk_grow_rare_and_end_with_what_to_do(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=1)
+    slept: list[float] = []
+    pauses: list[float] = []
+
+    def factory(trial: optuna.Trial, lease: Lease) -> FakeRun:
+        pauses.append(sum(slept) - sum(pauses))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(TryAgain, match=r"is full \(\d+ MB free\), and was for \d+ s .*Make room under"):
+        lite.worker(study, factory, poll_s=10.0, limit_s=900.0, sleep=slept.append).run()
+    assert pauses[:7] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
+    assert set(pauses[7:]) == {30.0}
+    assert 900 <= sum(slept) < 930
+    assert len(lite.events.of(Waiting)) == 1
+    assert lite.events.of(LeaseTaken) == lite.events.of(Warned) == []
+    assert leases(lite.storage)[0].owner is None
+
+
+def test_a_trial_that_another_worker_left_is_still_announced_as_taken_over(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=1)
+    fleet = Fleet(lite.storage, "main")
+    lease = fleet.claim("other")
+    assert isinstance(lease, Lease)
+    fleet.release(lease)
+    lite.worker(study, lite.fakes()).run()
+    assert [event.number for event in lite.events.of(LeaseTaken)] == [0]
 
 
 def test_a_disk_that_stays_full_ends_the_worker_and_not_the_trials(lite: Bench) -> None:
