@@ -6,12 +6,15 @@ device before torch is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from cvaeopt import __version__
-from cvaeopt.console import Console
+from cvaeopt.console import Console, count
 from cvaeopt.errors import CvaeoptError, DataError, Interrupted, SettingsError, TryAgain, UserError
 
 if TYPE_CHECKING:
@@ -279,10 +282,13 @@ def dashboard(
 
     from cvaeopt.search.objective import artifact_store
 
-    store = _open(console, url, start_limit_s=_START_LIMIT_S)
+    store = _open(console, url, start_limit_s=_READ_LIMIT_S)
     pictures = artifact_store(_artifact_folder(artifacts, definition))
     console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
-    run_server(store, host=host, port=port, artifact_store=pictures)
+    # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        run_server(store, host=host, port=port, artifact_store=pictures)
 
 
 @app.command("export-best")
@@ -301,7 +307,8 @@ def export_best(
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
     target = out or Path("studies") / "best" / f"{name}.toml"
-    written = export.export_best(store, name, target, now=_now(), lab=lab)
+    with _writing(target):
+        written = export.export_best(store, name, target, now=_now(), lab=lab)
     for warning in written.warnings:
         console.warn(warning)
     facts = written.recipe.provenance
@@ -327,7 +334,9 @@ def retrain(
     ] = None,
     start: Annotated[Path | None, typer.Option("--from", help="Start from the weights of this checkpoint.")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="Replace a setting: --set lr=0.001")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting: --set lr=0.001")
+    ] = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -342,18 +351,18 @@ def retrain(
 
     console = _console(verbose, quiet)
     chosen = recipes.read(recipe)
-    device = "cpu"
-    if not dry_run:
-        root = _data_folder(data, None)
-        device = devices.use(gpu, threads)
+    root = _data_folder(data, None)
+    device = "cpu" if dry_run else devices.use(gpu, threads)
     from cvaeopt.outcome.retrain import Retraining, resolve
 
     config = resolve(chosen, epochs, transfer or DEFAULT_TRANSFER, _overrides(override or []))
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{config.num_epoch}")
     if dry_run:
+        if not root.is_dir():
+            raise DataError(f"{root} is no folder.", "Expected: a data folder.", "Name another one with --data.")
         origin = {key: value for key, value in chosen.origin.items() if value is not None}
         console.resolved(
-            f"Would train {config.num_epoch} epochs into {folder.root}.",
+            f"Would train {count(config.num_epoch, 'epoch')} into {folder.root}.",
             {"run": _given(data=data, gpu=gpu, start=start), "provenance": origin, "settings": config.plain()},
         )
         return
@@ -369,18 +378,38 @@ def retrain(
         metric=metric,
         provenance={"recipe": recipe.name, **chosen.origin},
     )
-    if run.resumed_at:
+    if run.finished:
+        why = f"has all {count(config.num_epoch, 'epoch')}"
+        if run.epoch < config.num_epoch:
+            why = f"ended after epoch {run.epoch} of {config.num_epoch} (--patience {patience})"
+        console.say(f"{folder.root} already {why}; nothing to train; a longer run: another --epochs or --out.")
+    elif run.resumed_at:
         console.say(f"Continuing {folder.root} after epoch {run.resumed_at}.")
     try:
-        with console.training(str(folder.root), config.num_epoch, run.trainer.history, metric) as show:
+        with (
+            _writing(folder.root, folder=True),
+            _first_signal(console) as stopped,
+            console.training(str(folder.root), config.num_epoch, run.trainer.history, metric) as show,
+        ):
             for result in run.run():
                 show(result.row())
+                if stopped():
+                    break
     except KeyboardInterrupt:
         raise Interrupted(
             f"Stopped in epoch {run.epoch + 1} of {config.num_epoch}.",
             todo=f"The same command continues {folder.root} after its last saved epoch.",
         ) from None
-    sheet = run.finish()
+    if not run.finished:
+        if as_json:
+            _print_json({"kind": "stopped", "folder": str(folder.root), "epoch": run.epoch, "epochs": config.num_epoch})
+        else:
+            console.result(
+                f"Stopped after epoch {run.epoch} of {config.num_epoch}; the same command continues {folder.root}."
+            )
+        return
+    with _writing(folder.root, folder=True):
+        sheet = run.finish()
     if as_json:
         _print_json(sheet.plain())
     else:
@@ -419,14 +448,14 @@ def predict(
         model = load_model(checkpoint)
         z = _noise(noise, noise_scale, seed) or predictions.Noise.of(model.config)
         console.resolved(
-            f"Would predict {count_test_sequences(root)} sequences of {root} into {out}.",
+            f"Would predict {count(count_test_sequences(root), 'sequence')} of {root} into {out}.",
             {
                 "run": {"checkpoint": str(checkpoint), "epoch": model.epoch, "device": device, "average": average},
                 "noise": vars(z),
             },
         )
         return
-    with console.progress() as progress:
+    with _writing(out, folder=True), console.progress() as progress:
         made = predictions.predict(
             checkpoint,
             root,
@@ -447,10 +476,10 @@ def predict(
             }
         )
         return
-    console.result(f"{made.submission}: {made.rows} rows of {len(made.sequences)} sequences")
+    console.result(f"{made.submission}: {count(made.rows, 'row')} of {count(len(made.sequences), 'sequence')}")
     for sequence in made.sequences:
         score = "" if sequence.public_db is None else f"  {sequence.public_db:.2f} dB"
-        console.result(f"{out / sequence.gif}: {sequence.frames} frames{score}")
+        console.result(f"{out / sequence.gif}: {count(sequence.frames, 'frame')}{score}")
 
 
 @app.command()
@@ -483,7 +512,8 @@ def score(
     loaded = _load_data(console, root, frame_size(load_model(checkpoint).config))
     sheet = scores.score(checkpoint, loaded, device=device, z=_noise(noise, noise_scale, seed), public=public)
     if out is not None:
-        scores.write(sheet, loaded, out)
+        with _writing(out, folder=True):
+            scores.write(sheet, loaded, out)
     if as_json:
         _print_json(sheet.plain())
     else:
@@ -513,7 +543,8 @@ def recalibrate(
 
     target = out or checkpoint.with_name(f"{checkpoint.stem}.recalibrated{checkpoint.suffix}")
     loaded = _load_data(console, root, frame_size(load_model(checkpoint).config))
-    made = scores.recalibrate(checkpoint, loaded, target, device=device)
+    with _writing(target):
+        made = scores.recalibrate(checkpoint, loaded, target, device=device)
     if as_json:
         _print_json(made.plain())
     else:
@@ -548,7 +579,8 @@ def report(
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
     definition = _definition(study) if artifacts is None and _definition_path(study).exists() else None
-    made = reports.report(store, name, out, artifacts=_artifact_folder(artifacts, definition), now=_now())
+    with _writing(out, folder=True):
+        made = reports.report(store, name, out, artifacts=_artifact_folder(artifacts, definition), now=_now())
     if as_json:
         _print_json({"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]})
     else:
@@ -598,15 +630,16 @@ def _explained(error: Exception) -> CvaeoptError:
     name, message = type(error).__name__, str(error).strip()
     shown: CvaeoptError
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
-        shown = CvaeoptError(
+        where = f" ({_target(error.filename)})" if error.filename else ""
+        shown = UserError(
             f"The disk is full{where}: {error.strerror}.",
-            todo="Make room, then run the same command again; what was written before is whole.",
+            "Expected: room for what this command writes.",
+            "Make room, then run the same command again; what was written before is whole.",
         )
     elif isinstance(error, OSError) and error.filename is not None and error.errno in _WRONG_PATH:
         taken = error.errno in (errno.EEXIST, errno.ENOTDIR)
         shown = UserError(
-            f"{error.filename}: {error.strerror}.",
+            f"{_target(error.filename)}: {error.strerror}.",
             "Expected: a folder." if taken else "Expected: a path that this command can read or write.",
             "Name another one." if taken else "Name another one, or change its permissions.",
         )
@@ -624,6 +657,13 @@ def _explained(error: Exception) -> CvaeoptError:
         )
     shown.__cause__ = error
     return shown
+
+
+def _target(path: str) -> str:
+    """The file that a scratch file of `files.whole` would have become; other paths as they are."""
+    folder, slash, name = path.rpartition("/")
+    scratch = re.fullmatch(r"\.(.+)\.[^.]+\.part", name)
+    return f"{folder}{slash}{scratch[1]}" if scratch else path
 
 
 _WRONG_PATH = (
@@ -773,6 +813,51 @@ def _noise(kind: Literal["prior", "zero", "scaled"] | None, scale: float, seed: 
     from cvaeopt.outcome.predict import Noise
 
     return None if kind is None else Noise(kind, scale, seed)
+
+
+@contextlib.contextmanager
+def _writing(target: Path, *, folder: bool = False) -> Iterator[None]:
+    """Names `target` in the error of a full disk, and takes away the empty folders that a failed block has made."""
+    inner = target if folder else target.parent
+    made = [place for place in (inner, *inner.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            error.filename = str(target)
+        for place in made:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                place.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _first_signal(console: Console) -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come, as a question; a second one is a KeyboardInterrupt.
+
+    Also where SIGINT was inherited as ignored, as of a command that a script starts with `&`.
+    """
+    asked, closed = threading.Event(), False
+
+    def received(number: int, _: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def announce() -> None:  # in a thread: the line that a signal interrupts may be writing to the same stream
+        asked.wait()
+        if not closed:
+            console.say("Stopping after this epoch; a second signal stops at once.", "yellow")
+
+    threading.Thread(target=announce, name="stopping", daemon=True).start()
+    before = {number: signal.signal(number, received) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        closed = True
+        asked.set()
 
 
 def _overrides(given: list[str]) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class Config(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimiser")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (SGD only)")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    skip_steps: int = Field(
+        0, ge=0, description="steps of an epoch that are left out when their gradient is not finite; one more diverges"
+    )
     lr_scheduler: Literal["MultiStepLR", "ExponentialLR", "cosine", "constant"] = Field(
         "MultiStepLR", description="how lr falls over the run"
     )

@@ -179,7 +179,8 @@ class Console:
             (f"test sequence {one['name']}", one["labels"], "with true frames" if one["truth"] else "labels only")
             for one in report["sequences"]
         ]
-        self.show(grid(f"{report['root']}: {report['clips']} clips of 16 frames", ("what", "files", ""), rows, (1,)))
+        self.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # a path must not be folded
+        self.show(grid(("what", "files", ""), rows, (1,)))
         if report["baselines"]:
             self.result("Baselines on the validation video, dB: " + baseline_texts(report["baselines"]))
         for problem in report["problems"]:
@@ -187,9 +188,11 @@ class Console:
         hidden = report["problem_count"] - len(report["problems"])
         if hidden > 0:
             self.result(f"- and {hidden} more")
-        self.result(
-            "The folder can be used." if report["ok"] else f"{report['problem_count']} problems: mend them first."
-        )
+        if report["ok"]:
+            self.result("The folder can be used.")
+        else:
+            them = "it" if report["problem_count"] == 1 else "them"
+            self.result(f"{count(report['problem_count'], 'problem')}: mend {them} first.")
 
     def resolved(self, title: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """What a command would do: tables of names and values."""
@@ -208,7 +211,9 @@ class Console:
         )
         self.result(f"Baselines, dB: {baseline_texts(sheet['baselines'])}")
         verdict = f"{gain:.2f} dB above" if gain > 0 else f"{-gain:.2f} dB BELOW"
-        self.result(f"That is {verdict} the better of copying the first frame and showing the mean frame.")
+        missing = sheet["baselines"]["nearest_pose"] - sheet["val_psnr"]
+        also = f", {'but' if gain > 0 else 'and'} {missing:.2f} dB below the nearest pose" if missing >= 0 else ""
+        self.result(f"That is {verdict} the better of copying the first frame and showing the mean frame{also}.")
         for name, value in sheet["public"].items():
             self.result(f"Public score of sequence {name}: {value:.2f} dB")
 
@@ -233,7 +238,7 @@ class Console:
             )
             for one in workers
         ]
-        self.show(grid("", ("worker", "study", "device", "state", "trial", "epoch", "last beat"), rows, (4, 5, 6)))
+        self.show(grid(("worker", "study", "device", "state", "trial", "epoch", "last beat"), rows, (4, 5, 6)))
 
     def watch(
         self, read: Callable[[], dict[str, Any]], every_s: float = 2.0, sleep: Callable[[float], None] = time.sleep
@@ -382,9 +387,9 @@ def _bars(bars: Progress) -> Callable[[str, int, int], None]:
     return report
 
 
-def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> Table:
+def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> Table:
     """A plain table; `right` are the indices of the columns that hold numbers. Cells are text, never markup."""
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
@@ -392,9 +397,20 @@ def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], righ
     return table
 
 
+BASELINE_NAMES = {"copy_first": "copy first", "train_mean": "mean frame", "nearest_pose": "nearest pose"}
+"""What people read for the baselines' keys (the same as `outcome.charts.SHORT_NAMES`, which needs numpy)."""
+
+
 def baseline_texts(values: Mapping[str, float | None]) -> str:
-    """The baselines in one line: 'copy first 20.76, train mean 22.56'."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items() if value is not None)
+    """The baselines in one line: 'copy first 20.76, mean frame 22.56'."""
+    return ", ".join(
+        f"{BASELINE_NAMES.get(name, name)} {value:.2f}" for name, value in values.items() if value is not None
+    )
+
+
+def count(number: int, what: str) -> str:
+    """A number of things: '1 epoch', '2 epochs'."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def live_width(terminal: Terminal) -> int:
@@ -443,8 +459,8 @@ def _summary(facts: dict[str, Any]) -> str:
     best = f"best {found['value']:.2f} dB (trial {found['number']})" if found else "no complete trial yet"
     workers = sum(one["state"] not in _GONE for one in facts["workers"])
     return (
-        f"{facts['study']}: {_counts(facts['trials'])}; {facts['epochs_spent']} epochs spent; {best}; "
-        f"{workers} worker{'' if workers == 1 else 's'}"
+        f"{facts['study']}: {_counts(facts['trials'])}; {count(facts['epochs_spent'], 'epoch')} spent; {best}; "
+        f"{count(workers, 'worker')}"
     )
 
 
@@ -458,20 +474,27 @@ _GONE = ("stopped", "dead")
 def _status(facts: dict[str, Any]) -> RenderableType:
     """Everything `status` knows, as one thing that can be refreshed."""
     trials, best, budget = facts["trials"], facts["best"], facts["budget"]
-    limits = [f"{budget['trials']} trials" if budget["trials"] else "any number of trials"]
-    limits[0] += f" of {budget['epochs']} epochs"
+    limits = [count(budget["trials"], "trial") if budget["trials"] else "any number of trials"]
+    limits[0] += f" of {count(budget['epochs'], 'epoch')}"
     if budget.get("total_epochs"):
-        limits.append(f"{budget['total_epochs']} epochs in all")
+        limits.append(f"{count(budget['total_epochs'], 'epoch')} in all")
     if budget.get("wall_clock_h"):
         limits.append(f"{budget['wall_clock_h']:g} h")
     whole = Table.grid(padding=(0, 2))
     whole.add_column(style="bold", no_wrap=True)
     whole.add_column(overflow="fold")
     whole.add_row("study", Text(f"{facts['study']}, {facts['metric']}, in {facts['storage']}"))
-    whole.add_row("budget", Text(f"{', '.join(limits)}; {facts['epochs_spent']} epochs spent"))
+    whole.add_row("budget", Text(f"{', '.join(limits)}; {count(facts['epochs_spent'], 'epoch')} spent"))
     whole.add_row("trials", Text(_counts(trials)))
     if best:
-        whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}", style="green"))
+        lost = [
+            BASELINE_NAMES.get(name, name)
+            for name, level in facts["baselines"].items()
+            if level is not None and best["value"] <= level
+        ]
+        below = f" (below {' / '.join(lost)})" if lost else ""
+        style = "yellow" if lost else "green"
+        whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}{below}", style=style))
         whole.add_row("", Text(", ".join(f"{name} {short(value)}" for name, value in best["params"].items())))
     else:
         whole.add_row("best", Text("no complete trial yet"))
@@ -496,7 +519,7 @@ def _workers(workers: list[dict[str, Any]]) -> RenderableType:
     """Who runs, and the last of those that stopped."""
     here = [one for one in workers if one["state"] != "stopped"]
     stopped = sorted((one for one in workers if one["state"] == "stopped"), key=lambda one: float(one["beat_age_s"]))
-    table = grid("", ("worker", "device", "state", "trial", "epoch", "last beat"), (), (3, 4, 5))
+    table = grid(("worker", "device", "state", "trial", "epoch", "last beat"), (), (3, 4, 5))
     for one in [*here, *stopped[:_MOST_STOPPED]]:
         cells = [one[key] for key in ("id", "device", "state", "trial", "epoch")]
         texts = ["-" if cell is None else str(cell) for cell in cells]

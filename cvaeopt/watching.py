@@ -4,7 +4,7 @@ On a terminal:
 
     trial 7  lr 0.00123, tfr 0.44, kl_anneal_type cyclical
     ━━━━━━━━━━━━━━━━━━━━━━━━────────────  epoch 3/5, 1.2 s each, 2 s left
-    27.31 dB  ▁▃▅▆█  best 28.10 (-0.79), baseline 22.56 (+4.75)
+    27.31 dB  ▁▃▅▆█  best 28.10 (-0.79), mean frame 22.56 (+4.75)
     study demo: 4 of 8 trials, 2 workers, best 28.10 dB (trial 3), 40 s left
 """
 
@@ -22,8 +22,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cvaeopt.console import (
+    BASELINE_NAMES,
     Console,
     baseline_texts,
+    count,
     duration,
     epoch_bar,
     folded,
@@ -84,7 +86,8 @@ class WorkerView:
         self._worker = ""
         self._study = ""
         self._baselines = baselines
-        self._floor = max((baselines[name] for name in ("copy_first", "train_mean") if name in baselines), default=None)
+        floors = [name for name in baselines if name in ("copy_first", "train_mean")]
+        self._floor = max(floors, key=lambda name: baselines[name]) if floors else None
         self._own_best: tuple[float, int] | None = None
         self._trial: events.TrialStarted | None = None
         self._epoch = 0
@@ -146,7 +149,7 @@ class WorkerView:
                 )
             case events.Recovered(seconds=seconds, delivered=delivered):
                 self._note = ""
-                self._say(f"the database is back after {duration(seconds)}; {delivered} reports delivered")
+                self._say(f"the database is back after {duration(seconds)}; {count(delivered, 'report')} delivered")
             case events.Stalled(number=number, deadline_s=deadline_s):
                 self._console.warn(
                     f"trial {number}: no epoch ended within {duration(deadline_s)}; another worker may take it over"
@@ -158,7 +161,7 @@ class WorkerView:
                 self._console.warn(message)
             case events.WorkerEnded(kind=kind, reason=reason, trials=trials):
                 self._trial, self._note = None, ""
-                self._say(f"{kind}: {reason}; {trials} trial{'' if trials == 1 else 's'} ended here")
+                self._say(f"{kind}: {reason}; {count(trials, 'trial')} ended here")
 
     def _trial_started(self, event: events.TrialStarted) -> None:
         self._trial, self._epoch, self._epoch_at = event, event.epoch, self._clock()
@@ -196,8 +199,8 @@ class WorkerView:
             if self._own_best is None or event.value > self._own_best[0]:
                 self._own_best = (event.value, event.number)
         self._say(
-            f"trial {event.number} {event.outcome}{value}{record} after {event.epochs_done} epochs: {event.reason} "
-            f"{sparkline(self._curve)}{settings}",
+            f"trial {event.number} {event.outcome}{value}{record} after {count(event.epochs_done, 'epoch')}: "
+            f"{event.reason} {sparkline(self._curve)}{settings}",
             style,
         )
 
@@ -231,9 +234,9 @@ class WorkerView:
         trials = facts["trials"]
         ended = trials["complete"] + trials["pruned"] + trials["failed"]
         total = facts["budget"]["trials"]
-        parts = [f"{ended} of {total} trials" if total is not None else f"{ended} trials"]
+        parts = [f"{ended} of {count(total, 'trial')}" if total is not None else count(ended, "trial")]
         workers = sum(one["state"] not in ("stopped", "dead") for one in facts["workers"])
-        parts.append(f"{workers} worker{'' if workers == 1 else 's'}")
+        parts.append(count(workers, "worker"))
         best = self._best
         if best is not None:
             parts.append(f"best {best[0]:.2f} dB (trial {best[1]})")
@@ -266,7 +269,8 @@ class WorkerView:
         if best is not None:
             text += f", best {best[0]:.2f} ({value - best[0]:+.2f})"
         if self._floor is not None:
-            text += f", baseline {self._floor:.2f} ({value - self._floor:+.2f})"
+            level = self._baselines[self._floor]
+            text += f", {BASELINE_NAMES[self._floor]} {level:.2f} ({value - level:+.2f})"
         return text
 
     def _study_left(self) -> str:

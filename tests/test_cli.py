@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -30,6 +31,7 @@ from cvaeopt.outcome import retrain, score
 from cvaeopt.search.definition import load_definition
 from cvaeopt.search.storage import open_storage
 from cvaeopt.search.study import create_or_open
+from cvaeopt.vae.trainer import Trainer
 from tests.command import STUDY, Said, Shop
 
 COMMANDS = [
@@ -160,13 +162,13 @@ def test_dry_runs_show_everything_and_do_nothing(done: Shop, shop: Shop) -> None
         assert f"\n{line}\n" in said.out
     assert "postgresql://lab:***@127.0.0.1:1/cvaeopt" in said.out
     recipe = done.root / "studies/best/tiny.toml"
-    said = shop.run("retrain", recipe, "--epochs", "500", "--set", "lr=0.5", "--dry-run", DATA="")
+    said = shop.run("retrain", recipe, "--epochs", "500", "--set", "lr=0.5", "--dry-run")
     assert said.code == 0
-    for line in ("lr = 0.5", "num_epoch = 500", "study = tiny", "data = none given"):
+    for line in ("lr = 0.5", "num_epoch = 500", "study = tiny"):
         assert f"\n{line}\n" in said.out
     said = shop.run("predict", done.root / "storage/retrain/tiny-2/best.pt", "--out", "o", "--noise=zero", "--dry-run")
     assert said.code == 0
-    assert "Would predict 1 sequences" in said.out and "kind = zero" in said.out
+    assert "Would predict 1 sequence of" in said.out and "kind = zero" in said.out
     assert shop.files() == before
 
 
@@ -192,7 +194,7 @@ def test_status_is_machine_readable_as_promised(done: Shop) -> None:
 def test_status_in_words_has_the_best_the_baselines_and_the_worker(done: Shop) -> None:
     said = done.run("status", "--study", "studies/tiny.toml")
     assert said.code == 0
-    for word in ("2 complete", "copy first", "2 trials of 1 epochs; 2 epochs spent", "stopped", "last beat"):
+    for word in ("2 complete", "copy first", "2 trials of 1 epoch; 2 epochs spent", "stopped", "last beat"):
         assert word in said.out
 
 
@@ -224,7 +226,7 @@ def test_a_finished_retrain_trains_nothing_and_scores_again(done: Shop) -> None:
     before = last.read_bytes()
     said = done.run("retrain", "studies/best/tiny.toml", "--epochs", "2", "--json")
     assert said.code == 0, said.err
-    assert "Continuing storage/retrain/tiny-2 after epoch 2." in said.err
+    assert "storage/retrain/tiny-2 already has all 2 epochs; nothing to train" in said.err
     assert json.loads(said.out)["epoch"] in (1, 2)
     assert last.read_bytes() == before
 
@@ -410,7 +412,15 @@ def test_a_folder_that_cannot_be_written_is_named(done: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["worker --study tiny", "score x.pt", "predict x.pt --out o", "recalibrate x.pt", "retrain {recipe}"]
+    "line",
+    [
+        "worker --study tiny",
+        "score x.pt",
+        "predict x.pt --out o",
+        "recalibrate x.pt",
+        "retrain {recipe}",
+        "retrain {recipe} --dry-run",
+    ],
 )
 def test_a_command_without_data_says_how_to_get_some(done: Shop, shop: Shop, line: str) -> None:
     said = shop.run(*line.format(recipe=done.root / "studies/best/tiny.toml").split(), DATA="")
@@ -481,10 +491,11 @@ def test_a_port_in_use_is_named(shop: Shop) -> None:
         (KeyError(), 1, ["KeyError."]),
         (
             OSError(errno.ENOSPC, "No space left on device", "/big/file"),
-            1,
+            2,
             ["The disk is full (/big/file)", "Make room"],
         ),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, ["/root/x: Permission denied", "Expected"]),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/proc/.x.toml.ab_c1.part"), 2, ["Error: /proc/x.toml: No"]),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 1, ["Out of memory", "batch_size"]),
         (RuntimeError("CUDA error: device-side assert triggered"), 75, ["The device failed"]),
     ],
@@ -512,6 +523,73 @@ def test_an_interrupted_retrain_says_how_it_goes_on(done: Shop, monkeypatch: pyt
     one_message(
         done.run("retrain", "studies/best/tiny.toml", "--out", "interrupted", "-q"), 130, "The same command continues"
     )
+
+
+@pytest.mark.parametrize("target", ["predict", "retrain", "export-best", "report"])
+def test_a_full_disk_names_the_path_and_leaves_no_empty_folder(
+    done: Shop, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    best, recipe = "storage/retrain/tiny-2/best.pt", "studies/best/tiny.toml"
+    lines = {
+        "predict": ["predict", best, "--out", "full/deep", "-q"],
+        "retrain": ["retrain", recipe, "--out", "full/deep", "-q"],
+        "export-best": ["export-best", "--study", "tiny", "--out", "full/deep/best.toml"],
+        "report": ["report", "--study", "tiny", "--out", "full/deep"],
+    }
+    before = done.files()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    one_message(done.run(*lines[target]), 2, "The disk is full (full/deep", "Make room")
+    assert done.files() == before
+    assert not (done.root / "full").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_lets_retrain_finish_its_epoch_and_a_second_one_does_not(
+    done: Shop, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
+) -> None:
+    line = ["retrain", "studies/best/tiny.toml", "--epochs", "3", "--out", f"stopped-{kind}"]
+    save, times = Trainer.save, 1
+
+    def interrupted(self: Trainer, *given: Any) -> None:
+        save(self, *given)
+        if given[0].name == "last.pt" and self.epoch < 3:
+            for _ in range(times):
+                signal.raise_signal(kind)
+
+    monkeypatch.setattr(Trainer, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's `&` leaves it
+    try:
+        said = done.run(*line)
+        stopped = f"Stopped after epoch 1 of 3; the same command continues stopped-{kind}.\n"
+        assert (said.code, said.out) == (0, stopped), said.err
+        times = 2
+        said = done.run(*line, "-q")
+        one_message(said, 130, "Stopped in epoch 3 of 3.", "The same command continues")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = done.run(*line)
+    assert said.code == 0 and "Continuing stopped-" in said.err and "validation PSNR" in said.out
+
+
+def test_a_dashboard_that_is_told_to_end_has_not_failed(done: Shop) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "cvaeopt.cli", "dashboard", "--study", "tiny", "--port", str(port), "-q"]
+    process = subprocess.Popen(line, cwd=done.root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline and process.poll() is None
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 0
 
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:

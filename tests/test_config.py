@@ -44,6 +44,7 @@ def test_the_defaults_are_the_lab_template_s():
         "kl_norm": "batch",
         "output": "linear",
         "grad_clip": 1.0,
+        "skip_steps": 0,
     }
     plain = parse().plain()
     assert {name: plain[name] for name in lab} == lab

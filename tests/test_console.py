@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as Terminal
 
-from cvaeopt.console import SPARKS, Console, duration, short, sparkline
+from cvaeopt.console import BASELINE_NAMES, SPARKS, Console, duration, short, sparkline
 from cvaeopt.errors import DataError, StorageUnreachable
+from cvaeopt.outcome import charts
 
 
 def terminal(width: int = 80, **options: Any) -> Terminal:
@@ -143,7 +144,7 @@ def test_status_says_everything_at_80_columns() -> None:
         "12 complete, 30 pruned, 2 running, 7 failed",
         "33.10 dB, trial 17",
         "lr 0.001235, tfr 0, kl_anneal_type cyclical",
-        "copy first 24.10, train mean 21.90, nearest pose 26.00 dB",
+        "copy first 24.10, mean frame 21.90, nearest pose 26.00 dB",
         "trial 44 pruned: pruned at epoch 20",
         "trial 6: The training loss became nan in epoch 3.",
         "and 2 earlier ones",
@@ -177,6 +178,60 @@ def test_names_from_a_database_are_text_and_no_markup() -> None:
     shown = console(terminal)
     shown.status({**FACTS, "failures": [{"number": 1, "reason": "[bold]x[/nonsense]"}]})
     assert "[bold]x[/nonsense]" in plain(written(shown.out))
+
+
+def test_a_best_below_a_baseline_is_marked() -> None:
+    shown = console(terminal)
+    shown.status({**FACTS, "best": {**FACTS["best"], "value": 22.0}})
+    assert "22.00 dB, trial 17 (below copy first / nearest pose)" in plain(written(shown.out))
+    assert "\x1b[33m22.00 dB" in written(shown.out)
+
+
+def test_one_is_no_plural() -> None:
+    shown = console(pipe)
+    shown.status({**FACTS, "budget": {"trials": 1, "epochs": 1}, "epochs_spent": 1})
+    assert "1 trial of 1 epoch; 1 epoch spent" in written(shown.out)
+    shown.check_report({**REPORT, "problems": ["x"], "problem_count": 1, "ok": False})
+    assert "\n1 problem: mend it first." in written(shown.out)
+
+
+REPORT: dict[str, Any] = {
+    "root": "/a" * 100,
+    "clips": 2,
+    "counts": {"val/val_img": 6},
+    "sizes": {},
+    "sequences": [],
+    "baselines": None,
+    "problems": [],
+    "problem_count": 0,
+    "ok": True,
+}
+
+
+@pytest.mark.parametrize("make", [terminal, pipe])
+def test_a_long_path_is_never_folded(make: Callable[[], Terminal]) -> None:
+    shown = console(make)
+    shown.check_report(REPORT)
+    assert plain(written(shown.out)).splitlines()[0] == f"{REPORT['root']}: 2 clips of 16 frames"
+
+
+@pytest.mark.parametrize(
+    ("nearest", "said"),
+    [
+        (25.0, "That is 1.00 dB above the better of copying the first frame and showing the mean frame."),
+        (28.0, "showing the mean frame, but 2.00 dB below the nearest pose."),
+    ],
+)
+def test_a_score_says_also_when_the_nearest_pose_is_not_beaten(nearest: float, said: str) -> None:
+    shown = console(pipe)
+    levels = {"copy_first": 25.0, "train_mean": 24.0, "nearest_pose": nearest}
+    sheet = {"checkpoint": "x.pt", "epoch": 1, "val_psnr": 26.0, "val_psnr_late": 26.0, "baselines": levels}
+    shown.score({**sheet, "gain_over_baselines": 1.0, "public": {}})
+    assert said in written(shown.out)
+
+
+def test_baselines_have_the_same_names_everywhere() -> None:
+    assert BASELINE_NAMES == charts.SHORT_NAMES
 
 
 # ---- watching

@@ -63,8 +63,22 @@ def test_what_is_no_index_is_refused(given: str) -> None:
 
 def test_a_gpu_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     has_gpu(monkeypatch, False)
-    with pytest.raises(DeviceError, match=r"There is no GPU 7 here\..*Use --gpu cpu"):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    said = r"There is no GPU 7 here\..*CUDA_VISIBLE_DEVICES=not set.*Use --gpu cpu"
+    with pytest.raises(DeviceError, match=said):
         device.use("7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")  # what the user has set, not what the program makes of it
+    with pytest.raises(DeviceError, match=r"CUDA_VISIBLE_DEVICES='3,4'"):
+        device.use("1")
+
+
+def test_a_torch_without_cuda_is_named_as_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gpu(monkeypatch, False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(DeviceError, match=r"no GPU 7 .* without CUDA support.*Use --gpu cpu") as caught:
+        device.use("7")
+    assert "CUDA_VISIBLE_DEVICES" not in str(caught.value)
 
 
 def test_the_default_is_the_first_gpu_and_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

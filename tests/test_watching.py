@@ -99,7 +99,7 @@ def test_the_live_lines_show_the_trial_its_curve_and_the_study() -> None:
     text = " ".join(" ".join(lines).split())
     assert "trial 7 lr 0.001235, tfr 0.4431, tfr_sde 12, tfr_d_step 0.0712, kl_anneal_type cyclical" in text
     assert "epoch 3/5, 2.0 s each, 4 s left" in text
-    assert "▁▅█ 30.00 dB, best 33.10 (-3.10), baseline 24.10 (+5.90)" in text
+    assert "▁▅█ 30.00 dB, best 33.10 (-3.10), copy first 24.10 (+5.90)" in text
     assert "study main: 49 of 60 trials, 1 worker, best 33.10 dB (trial 17), 7 failed" in text
     assert max(map(len, lines)) <= 77
 
@@ -114,14 +114,14 @@ def test_a_pipe_gets_one_line_an_event_that_says_which_process_speaks() -> None:
         view.heard(events.WorkerEnded("finished", "all 60 trials are taken", 1))
     assert written(shown.err).splitlines() == [
         "[4711] worker vm-4711-ab12 on cuda:0 takes trials of study main",
-        "[4711] baselines: copy first 24.10, train mean 21.90, nearest pose 26.00 dB",
+        "[4711] baselines: copy first 24.10, mean frame 21.90, nearest pose 26.00 dB",
         "[4711] trial 7: lr 0.001235, tfr 0.4431, tfr_sde 12, tfr_d_step 0.0712, kl_anneal_type cyclical, "
         "kl_anneal_cycle 4, kl_anneal_ratio 0.6123",
-        "[4711] trial 7 epoch 1/5: 20.00 dB, baseline 24.10 (-4.10), 2.0 s an epoch, 8 s left",
-        "[4711] trial 7 epoch 2/5: 25.00 dB, baseline 24.10 (+0.90), 3.0 s an epoch, 9 s left "
+        "[4711] trial 7 epoch 1/5: 20.00 dB, copy first 24.10 (-4.10), 2.0 s an epoch, 8 s left",
+        "[4711] trial 7 epoch 2/5: 25.00 dB, copy first 24.10 (+0.90), 3.0 s an epoch, 9 s left "
         "(the report waits for the database)",
         "[4711] trial 7 complete 25.00 dB (the best so far) after 5 epochs: all epochs trained ▁█",
-        "[4711] trial 7 epoch 1/5: 24.00 dB, best 25.00 (-1.00), baseline 24.10 (-0.10), 2.0 s an epoch, 8 s left",
+        "[4711] trial 7 epoch 1/5: 24.00 dB, best 25.00 (-1.00), copy first 24.10 (-0.10), 2.0 s an epoch, 8 s left",
         "[4711] finished: all 60 trials are taken; 1 trial ended here",
     ]
 

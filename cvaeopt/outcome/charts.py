@@ -42,6 +42,9 @@ BASELINE_NAMES: Final = {
     "nearest_pose": "nearest pose",
 }
 
+SHORT_NAMES: Final = {"copy_first": "copy first", "train_mean": "mean frame", "nearest_pose": "nearest pose"}
+"""The same in a line of text."""
+
 WIDTH_IN: Final = 5.6
 _DPI: Final = 170
 _TITLE_CHARACTERS: Final = 52

@@ -144,7 +144,7 @@ def _warnings(chosen: Recipe) -> list[str]:
     warnings = []
     lost = beaten_baselines(value, baselines)
     if lost:
-        levels = ", ".join(f"{name} {baselines[name]:.2f} dB" for name in lost)
+        levels = ", ".join(f"{charts.SHORT_NAMES.get(name, name)} {baselines[name]:.2f} dB" for name in lost)
         warnings.append(
             f"The best trial ({value:.2f} dB) does not beat {levels}: these settings have learnt less than doing "
             "nothing. Search longer, or wider (tfr from 0, another lr_scheduler, kl_norm = 'element')."

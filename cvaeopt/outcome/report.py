@@ -149,7 +149,7 @@ def _page(
         ),
         _Picture(
             "slices.png",
-            study_charts.slices(known, searched, metric),
+            study_charts.slices(known, _ordered(axes(trials, constant=True), definition), metric),
             f"{metric} of every finished trial against each searched setting.",
         ),
     ]
@@ -274,7 +274,7 @@ def _marks(config: Config) -> list[tuple[str, str]]:
 def _when(epoch: int | None) -> str:
     if epoch is None:
         return "never"
-    return f"after {epoch} epochs" if epoch else "from the start"
+    return f"after {epoch} epoch{'' if epoch == 1 else 's'}" if epoch else "from the start"
 
 
 def _comparison(

@@ -68,11 +68,11 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
                 zorder=2,
             )
         if best is None or best.value is None:
-            title(drawing, f"No trial is complete after {spent[-1]:,} epochs")
+            title(drawing, f"No trial is complete after {_epochs(spent[-1])}")
         else:
             so_far = np.fmax.accumulate([math.nan if t.value is None else t.value for t in ended])
             axes.step(spent, so_far, where="post", color=ORANGE, label="best so far", zorder=3)
-            text = f"Best {best.value:.2f} dB (trial {best.number}) after {spent[-1]:,} epochs"
+            text = f"Best {best.value:.2f} dB (trial {best.number}) after {_epochs(spent[-1])}"
             if baselines:
                 name, bar = max(baselines.items(), key=lambda item: item[1])
                 side = "above" if best.value >= bar else "BELOW"
@@ -236,6 +236,9 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
                 )
             if axis.kind == "log":
                 axes.set_xscale("log")
+                ticks = log_ticks([float(trial.params[axis.name]) for trial in shown if axis.name in trial.params])
+                axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=9)
+                axes.set_xticks([], minor=True)
             if axis.kind == "categorical":
                 axes.set_xticks(range(len(axis.choices)), [str(choice) for choice in axis.choices], fontsize=9)
                 axes.set_xlim(-0.5, len(axis.choices) - 0.5)
@@ -310,7 +313,7 @@ def cost(spent: Mapping[str, int], saved: int, device_time: str | None) -> bytes
         axes.set_xlabel("epochs")
         hours = "" if device_time is None else f" in {device_time} of device time"
         share = f"; pruning saved {saved / (total + saved):.0%}" if saved else ""
-        title(drawing, f"{total:,} epochs trained{hours}{share}")
+        title(drawing, f"{_epochs(total)} trained{hours}{share}")
         legend_below(drawing, axes)
         return png(drawing)
 
@@ -365,6 +368,21 @@ def frames_compared(runs: Mapping[str, Sequence[float]], baselines: Mapping[str,
         whole_ticks(axes)
         legend_below(drawing, axes)
         return png(drawing)
+
+
+def _epochs(number: int) -> str:
+    return f"{number:,} epoch{'' if number == 1 else 's'}"
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """At most four marks for an axis with a logarithmic scale: powers of ten, or both ends where there are few."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    decades = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    if len(decades) >= 2:
+        return decades[:: math.ceil(len(decades) / 4)]
+    return [low] if high < 1.05 * low else [low, math.sqrt(low * high), high]
 
 
 def _ends(axis: Axis, trials: Sequence[TrialFacts]) -> tuple[float, float]:

@@ -69,8 +69,8 @@ def facts(trials: Iterable[FrozenTrial]) -> list[TrialFacts]:
     return sorted((_facts(trial) for trial in trials), key=lambda trial: trial.number)
 
 
-def axes(trials: Sequence[FrozenTrial]) -> list[Axis]:
-    """The searched parameters of all trials, in order of appearance; those that never vary are left out."""
+def axes(trials: Sequence[FrozenTrial], *, constant: bool = False) -> list[Axis]:
+    """The searched parameters of all trials, in order of appearance; those that never vary only with `constant`."""
     from optuna.distributions import CategoricalDistribution
 
     found: dict[str, Axis] = {}
@@ -83,7 +83,7 @@ def axes(trials: Sequence[FrozenTrial]) -> list[Axis]:
                     found[name] = Axis(name, "categorical", tuple(distribution.choices))
                 else:
                     found[name] = Axis(name, "log" if getattr(distribution, "log", False) else "linear")
-    return [axis for name, axis in found.items() if len(values[name]) > 1]
+    return [axis for name, axis in found.items() if constant or len(values[name]) > 1]
 
 
 def best_of(trials: Iterable[TrialFacts]) -> TrialFacts | None:

@@ -23,10 +23,11 @@ def use(gpu: str | None, threads: int | None = None) -> str:
     """
     if gpu is not None and gpu != "cpu" and not gpu.isdecimal():
         raise DeviceError(f"--gpu {gpu!r}.", "Expected: an index such as 0, or cpu.")
+    given: str | None = None
     if gpu == "cpu":
         _keep_freed_memory()
     elif gpu is not None:
-        _hide_others(int(gpu))
+        given = _hide_others(int(gpu))
     # Threads that wait for each other sleep instead of spinning: on a processor that others use too, two spinning
     # threads took over 100 s for a step that two sleeping ones do in 2 s. Read by OpenMP when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -42,16 +43,22 @@ def use(gpu: str | None, threads: int | None = None) -> str:
     if gpu is None:
         _keep_freed_memory()
         return "cpu"
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise DeviceError(
+            f"There is no GPU {gpu} for this torch: {torch.__version__} was built without CUDA support.",
+            "Expected: a CUDA build of torch.",
+            "Install one (pytorch.org names the command). Use --gpu cpu to train on the processor.",
+        )
     raise DeviceError(
         f"There is no GPU {gpu} here.",
-        f"Expected: an index that `nvidia-smi -L` lists (CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}, "
-        f"torch {torch.__version__}).",
+        "Expected: an index that `nvidia-smi -L` lists "
+        f"(CUDA_VISIBLE_DEVICES={'not set' if given is None else repr(given)}, torch {torch.__version__}).",
         "Use --gpu cpu to train on the processor.",
     )
 
 
-def _hide_others(index: int) -> None:
-    """Make GPU `index` the only visible one."""
+def _hide_others(index: int) -> str | None:
+    """Make GPU `index` the only visible one; what CUDA_VISIBLE_DEVICES was before."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         chosen = str(index)
@@ -65,6 +72,7 @@ def _hide_others(index: int) -> None:
             )
         chosen = visible[index]
     os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+    return given
 
 
 def _keep_freed_memory() -> None:

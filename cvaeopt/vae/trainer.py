@@ -26,7 +26,7 @@ from cvaeopt.config import Config
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.dataset import Dataset, clip_starts, require_clips
-from cvaeopt.vae.loss import FreeStep, clip_loss
+from cvaeopt.vae.loss import ClipLoss, FreeStep, clip_loss
 from cvaeopt.vae.metrics import late_mean, psnr_per_frame
 from cvaeopt.vae.model import CVAE, Statistics, check_weights
 from cvaeopt.vae.rollout import (
@@ -39,6 +39,8 @@ from cvaeopt.vae.rollout import (
     to_pixels,
 )
 from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
+
+__all__ = ["ClipLoss", "EpochResult", "Trainer", "Validation", "clip_loss"]
 
 VAL_STATISTICS: dict[str, Statistics] = {"recalibrated": "stored", "running": "stored", "own": "own"}
 
@@ -319,6 +321,7 @@ class Trainer:
         window = torch.arange(config.train_vi_len, device=self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         order = order.to(self.device)
+        skipped = 0
         self.model.train()
         for step in range(steps):
             chosen = self._starts[order[step * config.batch_size : (step + 1) * config.batch_size]]
@@ -345,12 +348,18 @@ class Trainer:
                 )
             self.optimizer.zero_grad(set_to_none=True)
             loss.total(beta).backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+            # Asking costs a wait for the device at every step, so only those who want it pay.
+            if config.skip_steps and not bool(torch.isfinite(norm)):
+                skipped += 1
+                if skipped > config.skip_steps:
+                    raise Diverged(f"The gradient of {skipped} steps", float(norm), epoch)
+                continue
             self.optimizer.step()
             if self.averaged is not None:
                 self._average(self.averaged, epoch * steps + step + 1)
             sums += torch.stack([loss.mse, loss.kl]).detach()
-        mse, kl = (sums / steps).tolist()  # the only wait for the device in an epoch
+        mse, kl = (sums / max(1, steps - skipped)).tolist()  # the only wait for the device in an epoch
         return sum(coins) / steps, mse, kl
 
     def _coins(self, steps: int) -> list[bool]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial
 
-from cvaeopt.outcome import report
+from cvaeopt.outcome import report, study_charts
 from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.trials import axes, best_of, facts
 from cvaeopt.search.storage import open_storage
@@ -164,6 +164,28 @@ def test_facts_take_a_diverged_trial_as_failed_and_the_first_of_equals_as_best()
     assert best is not None
     assert best.value == max(trial.value for trial in known if trial.value is not None)
     assert best_of([]) is None
+
+
+def test_a_setting_that_never_varied_has_its_place_among_the_slices_only():
+    shown = trials(6)
+    for trial in shown:
+        trial.params["tfr"] = 0.5
+    assert [axis.name for axis in axes(shown)] == ["lr", "kl_anneal_type"]
+    assert [axis.name for axis in axes(shown, constant=True)] == ["lr", "tfr", "kl_anneal_type"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.002, 0.05, 0.3], [0.01, 0.1]),
+        ([1e-8, 1.0], [1e-8, 1e-5, 1e-2]),
+        ([2e-4, 8e-4], [2e-4, 4e-4, 8e-4]),
+        ([3.0, 3.0], [3.0]),
+        ([], []),
+    ],
+)
+def test_a_logarithmic_axis_has_few_marks(values: list[float], ticks: list[float]):
+    assert study_charts.log_ticks(values) == pytest.approx(ticks)
 
 
 def test_importance_finds_the_setting_that_matters_and_says_how_sure_it_is():

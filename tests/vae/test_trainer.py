@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
+from cvaeopt.vae import trainer as trainers
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import to_float
 from cvaeopt.vae.trainer import EpochResult, Trainer
@@ -128,6 +129,29 @@ def test_a_diverged_run_says_so_with_its_epoch() -> None:
         list(trainer.run())
     assert not math.isfinite(caught.value.value)
     assert caught.value.epoch == trainer.epoch == len(trainer.history)
+
+
+@pytest.mark.parametrize(("allowed", "poisoned", "ends"), [(0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True)])
+def test_steps_without_a_finite_gradient_are_left_out_as_often_as_allowed(
+    allowed: int, poisoned: int, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = trainers.clip_loss, 0
+
+    def poison(*arguments: Any, **settings: Any) -> trainers.ClipLoss:
+        nonlocal calls
+        calls += 1
+        loss = real(*arguments, **settings)
+        return trainers.ClipLoss(loss.mse * float("nan"), loss.kl, loss.frames) if calls <= poisoned else loss
+
+    monkeypatch.setattr(trainers, "clip_loss", poison)
+    trainer = Trainer(tiny.config(skip_steps=allowed), DATA)
+    if not ends:
+        with pytest.raises(Diverged):
+            list(trainer.run(1))
+        return
+    (result,) = trainer.run(1)
+    assert math.isfinite(result.train_loss)
+    assert all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters())
 
 
 def test_teacher_forcing_is_drawn_once_an_epoch_or_once_a_step() -> None:
