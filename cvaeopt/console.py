@@ -40,9 +40,13 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     finite = [value for value in shown if math.isfinite(value)]
     if not finite:
         return "·" * len(shown)
-    low, high = min(finite), max(finite)
-    step = (high - low) / (len(SPARKS) - 1) or 1.0
-    return "".join(SPARKS[round((value - low) / step)] if math.isfinite(value) else "·" for value in shown)
+    low, span = min(finite) / 2, max(finite) / 2 - min(finite) / 2  # halves: the difference of any two is finite
+    top = len(SPARKS) - 1
+
+    def spark(value: float) -> str:
+        return SPARKS[round((value / 2 - low) / span * top) if span else 0]
+
+    return "".join(spark(value) if math.isfinite(value) else "·" for value in shown)
 
 
 def duration(seconds: float) -> str:
