@@ -26,7 +26,7 @@ from cvaeopt.config import Config
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.dataset import Dataset, clip_starts, require_clips
-from cvaeopt.vae.loss import ClipLoss, FreeStep, clip_loss
+from cvaeopt.vae.loss import FreeStep, clip_loss
 from cvaeopt.vae.metrics import late_mean, psnr_per_frame
 from cvaeopt.vae.model import CVAE, Statistics, check_weights
 from cvaeopt.vae.rollout import (
@@ -39,8 +39,6 @@ from cvaeopt.vae.rollout import (
     to_pixels,
 )
 from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
-
-__all__ = ["ClipLoss", "EpochResult", "Trainer", "Validation", "clip_loss"]
 
 VAL_STATISTICS: dict[str, Statistics] = {"recalibrated": "stored", "running": "stored", "own": "own"}
 

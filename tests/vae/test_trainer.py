@@ -13,6 +13,7 @@ from torch import Tensor
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae import trainer as trainers
+from cvaeopt.vae.loss import ClipLoss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import to_float
 from cvaeopt.vae.trainer import EpochResult, Trainer
@@ -137,11 +138,11 @@ def test_steps_without_a_finite_gradient_are_left_out_as_often_as_allowed(
 ) -> None:
     real, calls = trainers.clip_loss, 0
 
-    def poison(*arguments: Any, **settings: Any) -> trainers.ClipLoss:
+    def poison(*arguments: Any, **settings: Any) -> ClipLoss:
         nonlocal calls
         calls += 1
         loss = real(*arguments, **settings)
-        return trainers.ClipLoss(loss.mse * float("nan"), loss.kl, loss.frames) if calls <= poisoned else loss
+        return ClipLoss(loss.mse * float("nan"), loss.kl, loss.frames) if calls <= poisoned else loss
 
     monkeypatch.setattr(trainers, "clip_loss", poison)
     trainer = Trainer(tiny.config(skip_steps=allowed), DATA)
