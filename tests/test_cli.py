@@ -494,7 +494,7 @@ def test_a_port_in_use_is_named(shop: Shop) -> None:
             2,
             ["The disk is full (/big/file)", "Make room"],
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "/sealed/x"), 2, ["/sealed/x: Permission denied", "Expected"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/mnt/x"), 2, ["/mnt/x: Permission denied", "Expected"]),
         (FileNotFoundError(errno.ENOENT, "No such file", "/proc/.x.toml.ab_c1.part"), 2, ["Error: /proc/x.toml: No"]),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 1, ["Out of memory", "batch_size"]),
         (RuntimeError("CUDA error: device-side assert triggered"), 75, ["The device failed"]),
