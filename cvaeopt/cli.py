@@ -63,7 +63,9 @@ Artifacts = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", envvar="CVAEOPT_THREADS", min=1, help="CPU threads of this process. Default: all cores."),
+    typer.Option(
+        "--threads", envvar="CVAEOPT_THREADS", min=1, help="CPU threads. Default: its fair share of the cores."
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

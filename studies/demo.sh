@@ -13,7 +13,6 @@ if [ -z "${CVAEOPT_GPU:-}" ]; then
   CVAEOPT_GPU=$(python -c 'import torch; print("0" if torch.cuda.is_available() else "cpu")')
   export CVAEOPT_GPU
 fi
-cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 mkdir -p "$demo"
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
@@ -24,7 +23,6 @@ cvaeopt demo-data "$demo/data"
 cvaeopt check-data "$demo/data"
 
 say "2/7  search: study 'demo', $workers workers on $CVAEOPT_GPU"
-export CVAEOPT_THREADS=$(((cores + workers - 1) / workers))
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
 # Lines that move need a terminal for themselves: several workers share this one.

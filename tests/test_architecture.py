@@ -21,6 +21,7 @@ FLOORS = [
     ["vae.schedules", "vae.model", "outcome.importance"],
     ["vae.rollout", "vae.checkpoint", "outcome.charts", "outcome.transfer"],
     ["vae.loss", "outcome.pictures", "outcome.recipe"],
+    ["vae.lanes"],
     ["vae.trainer", "outcome.predict"],
     ["search.space", "search.storage", "outcome.score"],
     ["search.definition", "search.fleet"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +106,94 @@ def test_threads_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_module_itself_does_not_load_torch() -> None:
     code = "import sys, cvaeopt.vae.device; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_processes_of_a_machine_divide_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cores", lambda: 8)
+    mine = device.CpuShare(tmp_path)
+    monkeypatch.setattr(device, "_share", mine)
+    assert device.threads() == 8
+    code = "import sys; from pathlib import Path; from cvaeopt.vae.device import CpuShare; "
+    code += "share = CpuShare(Path(sys.argv[1])); print(share.processes(), flush=True); sys.stdin.read()"
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            assert int(other.stdout.readline()) in (2, 3)
+        assert device.threads() == 8 // 3
+        others[0].kill()
+        others[0].wait()
+        assert device.threads() == 8 // 2
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+    assert device.threads() == 8
+    assert len(list(tmp_path.iterdir())) == 1, "what the dead have left is swept away"
+    mine.leave()
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_processes_than_cores_have_one_thread_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cores", lambda: 2)
+    shares = [device.CpuShare(tmp_path) for _ in range(5)]
+    monkeypatch.setattr(device, "_share", shares[0])
+    assert shares[0].processes() == 5
+    assert device.threads() == 1
+    for share in shares:
+        share.leave()
+
+
+@pytest.mark.parametrize(("threads", "environment"), [(3, None), (None, "2")])
+def test_a_number_of_threads_that_was_asked_for_is_not_divided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: int | None, environment: str | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    device.use("cpu", threads)
+    assert device.threads() == 7
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_on_the_processor_takes_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(device, "cores", lambda: 6)
+    try:
+        device.use("cpu")
+        assert device.threads() == 6
+        (folder,) = tmp_path.iterdir()
+        neighbour = device.CpuShare(folder)
+        assert device.threads() == 3
+        neighbour.leave()
+    finally:
+        device._join(1)
+    assert not list(folder.iterdir())
+
+
+def test_openmp_threads_sleep_while_they_wait() -> None:
+    # It must be said before torch is loaded, which is when OpenMP reads it.
+    code = (
+        "import os, sys; from cvaeopt.vae import device; seen = []; "
+        "import builtins; real = builtins.__import__\n"
+        "def watch(name, *rest, **more):\n"
+        "    if name == 'torch' and not seen: seen.append(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = watch; device.use('cpu', 1); print(seen)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "['passive']"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 from cvaeopt.errors import DeviceError
 
@@ -16,7 +19,8 @@ def use(gpu: str | None, threads: int | None = None) -> str:
     """The torch device ('cuda:0' or 'cpu') of this process after it was told which one to use.
 
     gpu      an index, 'cpu', or None for the first GPU if there is one
-    threads  CPU threads of this process; None leaves them to torch (all cores, or OMP_NUM_THREADS)
+    threads  CPU threads of this process; None: OMP_NUM_THREADS if it is set, else a fair share of the cores, see
+             `threads`
 
     An index counts within CUDA_VISIBLE_DEVICES, if a scheduler has set it. Call it before torch is imported: inside
     the process the chosen GPU is then the only one, `cuda:0`. DeviceError when it does not exist.
@@ -37,11 +41,13 @@ def use(gpu: str | None, threads: int | None = None) -> str:
     if threads is not None:
         torch.set_num_threads(threads)
     if gpu == "cpu":
+        _join(threads)
         return "cpu"
     if torch.cuda.is_available():
         return "cuda:0"
     if gpu is None:
         _keep_freed_memory()
+        _join(threads)
         return "cpu"
     if torch.version.cuda is None and torch.version.hip is None:
         raise DeviceError(
@@ -55,6 +61,92 @@ def use(gpu: str | None, threads: int | None = None) -> str:
         f"(CUDA_VISIBLE_DEVICES={'not set' if given is None else repr(given)}, torch {torch.__version__}).",
         "Use --gpu cpu to train on the processor.",
     )
+
+
+def threads() -> int:
+    """CPU threads that training may use now: what was asked for, or this process's share of the cores.
+
+    Processes that train on the CPUs of one machine know of each other (same user, same temporary folder) and divide
+    the cores, so two workers never run more threads than there are cores. Results do not depend on it (`vae.lanes`),
+    so it may change from one epoch to the next.
+    """
+    if _share is None:
+        import torch
+
+        return torch.get_num_threads()
+    return max(1, cores() // _share.processes())
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and the quota of its control group (containers)."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(available, int(quota) // int(period)))
+    return available
+
+
+class CpuShare:
+    """One process among those that divide the cores of a machine: a locked file each, in a common folder.
+
+    The lock ends with the process, however it ends; files without one are swept away by the next to count.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        while True:
+            self._own = folder / f"{os.getpid()}.{os.urandom(4).hex()}"
+            self._descriptor = os.open(self._own, os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            if self._own.exists():
+                return
+            os.close(self._descriptor)  # swept away by somebody who counted between the two calls
+
+    def processes(self) -> int:
+        """Processes that train on the CPUs of this machine now, this one included; at least 1."""
+        alive = 1
+        for path in self.folder.iterdir():
+            if path != self._own and _is_locked(path):
+                alive += 1
+        return alive
+
+    def leave(self) -> None:
+        """Take part no longer."""
+        self._own.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+_share: CpuShare | None = None
+
+
+def _join(threads: int | None) -> None:
+    """Take a share of the cores, unless the number of threads is given or the folder cannot be used."""
+    global _share
+    if _share is not None:
+        _share.leave()
+        _share = None
+    if threads is not None or "OMP_NUM_THREADS" in os.environ:
+        return
+    with contextlib.suppress(OSError):
+        _share = CpuShare(Path(tempfile.gettempdir()) / f"cvaeopt-cpu-{os.getuid()}")
+
+
+def _is_locked(path: Path) -> bool:
+    """True if a living process holds the file; one that nobody holds is deleted."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        path.unlink(missing_ok=True)
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _hide_others(index: int) -> str | None:

@@ -56,9 +56,31 @@ def clip_loss(
     free_step    how a free step is computed, with equal results: `replay` rolls the clip out without gradients and
                  repeats it as one batch; `sequential` keeps the graph of every frame
     """
+    label_features = model.label_transformation.encode(labels[:, 1:], statistics)  # (B, T-1, L, H, W)
+    loss, _ = loss_given_poses(
+        model, frames, label_features, eps, forced=forced, output=output, kl_norm=kl_norm, free_step=free_step
+    )
+    return loss
+
+
+def loss_given_poses(
+    model: CVAE,
+    frames: Tensor,
+    label_features: Tensor,
+    eps: Tensor,
+    *,
+    forced: bool,
+    output: Output,
+    kl_norm: Literal["batch", "element"],
+    free_step: FreeStep,
+) -> tuple[ClipLoss, Tensor]:
+    """`clip_loss` of clips whose pose features (B, T - 1, L, H, W) are known, and the last prediction (B, 3, H, W).
+
+    A free clip may be cut anywhere: its next piece starts from the last prediction (detached) in place of the true
+    frame, because no gradient crosses time.
+    """
     batch, length = frames.shape[:2]
     steps = length - 1
-    label_features = model.label_transformation.encode(labels[:, 1:], statistics)  # (B, T-1, L, H, W)
     if forced:
         features = model.frame_transformation(frames.flatten(0, 1)).unflatten(0, (batch, length))
         previous, current = features[:, :-1], features[:, 1:]  # (B, T-1, F, H, W)
@@ -80,7 +102,7 @@ def clip_loss(
     mse = (_at_least_fp32(prediction) - frames[:, 1:]).square().mean()
     # All frames of all clips are one batch here, so `batch` gives the template's KL of a frame, averaged over frames.
     kl = kl_divergence(_at_least_fp32(mu), _at_least_fp32(logvar), kl_norm)
-    return ClipLoss(mse, kl, steps)
+    return ClipLoss(mse, kl, steps), prediction[:, -1].detach()
 
 
 def _sequential(model: CVAE, first: Tensor, label_features: Tensor, z: Tensor, output: Output) -> Tensor:

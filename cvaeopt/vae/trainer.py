@@ -10,6 +10,7 @@ continues as if it had never stopped, bit for bit on the CPU.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -25,8 +26,10 @@ from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
+from cvaeopt.vae import device as devices
 from cvaeopt.vae.dataset import Dataset, clip_starts, require_clips
-from cvaeopt.vae.loss import FreeStep, clip_loss
+from cvaeopt.vae.lanes import Lanes, one_thread
+from cvaeopt.vae.loss import ClipLoss, FreeStep, clip_loss
 from cvaeopt.vae.metrics import late_mean, psnr_per_frame
 from cvaeopt.vae.model import CVAE, Statistics, check_weights
 from cvaeopt.vae.rollout import (
@@ -151,6 +154,7 @@ class Trainer:
         used = starts[-1] + config.train_vi_len
         self._calibration_labels = self._data.train_labels[:used]
         self.model = CVAE.of(config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._lanes: Lanes | None = None
         self.averaged: CVAE | None = copy.deepcopy(self.model) if config.ema else None
         self.optimizer = _optimizer(config, self.model, self.device)
         self._z = noise(
@@ -199,7 +203,10 @@ class Trainer:
 
     def validate(self, frames: bool = True) -> Validation:
         """The free-running roll-out of the validation video with the weights and statistics that count."""
-        model = self.validated_model()
+        with self._processor():
+            return self._validate(self.validated_model(), frames)
+
+    def _validate(self, model: CVAE, frames: bool) -> Validation:
         truth = self._data.val_frames[1:]
         score, pictures = [], []
         with evaluation(model), self._autocast():
@@ -306,6 +313,10 @@ class Trainer:
 
     def _train_epoch(self) -> tuple[float, float, float]:
         """Fraction of forced steps, mean squared error and KL per frame, averaged over the epoch's steps."""
+        with self._processor():
+            return self._train_steps()
+
+    def _train_steps(self) -> tuple[float, float, float]:
         config, epoch = self.config, self.epoch
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(config, epoch)
@@ -332,20 +343,7 @@ class Trainer:
                 generator=draws,
                 device=self.device,
             )
-            with self._autocast():
-                loss = clip_loss(
-                    self.model,
-                    frames,
-                    labels,
-                    eps,
-                    forced=coins[step],
-                    output=config.output,
-                    kl_norm=config.kl_norm,
-                    statistics="batch" if config.label_bn == "clip" else "frame",
-                    free_step=self.free_step,
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.total(beta).backward()
+            loss = self._backward(frames, labels, eps, beta, coins[step])
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
             # Asking costs a wait for the device at every step, so only those who want it pay.
             if config.skip_steps and not bool(torch.isfinite(norm)):
@@ -359,6 +357,54 @@ class Trainer:
             sums += torch.stack([loss.mse, loss.kl]).detach()
         mse, kl = (sums / max(1, steps - skipped)).tolist()  # the only wait for the device in an epoch
         return sum(coins) / steps, mse, kl
+
+    def _backward(self, frames: Tensor, labels: Tensor, eps: Tensor, beta: float, forced: bool) -> ClipLoss:
+        """The loss terms of one step, with the gradient of its total in every parameter."""
+        config = self.config
+        statistics: Statistics = "batch" if config.label_bn == "clip" else "frame"
+        if self._lanes is not None:
+            return self._lanes.backward(
+                self.model,
+                frames,
+                labels,
+                eps,
+                beta,
+                forced=forced,
+                output=config.output,
+                kl_norm=config.kl_norm,
+                statistics=statistics,
+                free_step=self.free_step,
+            )
+        with self._autocast():
+            loss = clip_loss(
+                self.model,
+                frames,
+                labels,
+                eps,
+                forced=forced,
+                output=config.output,
+                kl_norm=config.kl_norm,
+                statistics=statistics,
+                free_step=self.free_step,
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total(beta).backward()
+        return loss
+
+    @contextlib.contextmanager
+    def _processor(self) -> Iterator[None]:
+        """On a CPU: threads for the clips of a step, none inside an operation; elsewhere nothing."""
+        if self.device.type != "cpu":
+            yield
+            return
+        lanes = Lanes(devices.threads())
+        try:
+            with one_thread():
+                self._lanes = lanes
+                yield
+        finally:
+            self._lanes = None
+            lanes.close()
 
     def _coins(self, steps: int) -> list[bool]:
         """Which steps of this epoch are teacher forced: one coin for all, or one each."""
