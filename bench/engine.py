@@ -2,10 +2,13 @@
 
     python -m bench.engine --data demo/data                 # this machine's processor, demonstration widths
     python -m bench.engine --data DIR --device cuda:0 --widths default
-    python -m bench.engine --data demo/data --quick         # under two minutes on two cores
+    python -m bench.engine --data demo/data --quick         # speed once, under two minutes on two cores
+    python -m bench.engine --data demo/data --parts psnr    # a part alone: speed, psnr or trials
 
 Both sides run in ONE process each, alternated (A B A B ...) on the same data, widths, seeds and threads; figures are
-medians over the repeats with smallest and largest, and ratios are of medians.
+medians over the repeats with smallest and largest, and ratios are of medians. The baseline runs as torch comes: all
+cores inside every operation. `psnr` trains both sides from the same seeds; `trials` is the memory of a process that
+trains one trial after another.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import facts, keep, spread
+
+SIDES = ("template", "ours")
+PARTS = ("speed", "psnr", "trials")
+
+STUDENT_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Quantiles of Student's t distribution by degrees of freedom."""
 
 WIDTHS = {
     "demo": {"F_dim": 32, "L_dim": 8, "N_dim": 4, "D_out_dim": 32},
@@ -148,18 +159,73 @@ def quality(side: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"psnr_db": psnr}
 
 
-def _in_process(what: str, side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """`measure_one` or `quality` in a fresh process, so that neither side inherits the other's memory."""
+def memory(options: argparse.Namespace) -> list[float]:
+    """Resident memory of this process, MB, after each of `--trials` trials (three steps of either kind, validation)."""
+    from cvaeopt.vae import device as devices
+
+    device = devices.use("cpu" if options.device == "cpu" else options.device.partition(":")[2] or "0", options.threads)
+    import torch
+
+    from cvaeopt.config import Config
+    from cvaeopt.vae import dataset
+    from cvaeopt.vae.trainer import Trainer
+
+    data = dataset.load(options.data)
+    found = []
+    for trial in range(options.trials):
+        config = Config.parse(
+            {
+                **WIDTHS[options.widths],
+                "tfr": 0.5,
+                "tfr_coin": "step",
+                "lr": 1e-4 * (1 + trial % 7),
+                "seed": trial,
+                "batch_size": options.batch_size,
+                "partial": 6.5 * options.batch_size * 16 / len(data.train),
+                "num_epoch": 1,
+                "skip_steps": 6,
+            },
+            "bench",
+        )
+        list(Trainer(config, data, device).run())
+        if device == "cpu":
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        else:
+            resident = torch.cuda.memory_allocated()
+        found.append(resident / 2**20)
+    return found
+
+
+def difference(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Mean of the paired differences ours - theirs with the half-width of its 95 % t interval."""
+    deltas = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    mean = statistics.fmean(deltas)
+    half = STUDENT_975[len(deltas) - 1] * statistics.stdev(deltas) / math.sqrt(len(deltas))
+    return {"mean_db": mean, "half_width_db": half, "seeds": len(deltas)}
+
+
+def _in_process(what: str, side: str, options: argparse.Namespace) -> Any:
+    """`measure_one`, `quality` or `memory` in a fresh process, so that neither side inherits the other's memory."""
     with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
         arguments = [sys.executable, "-m", "bench.engine", "--one", what, side, result.name]
-        for name in ("data", "device", "widths", "batch_size", "seed", "loader_workers", "precision", "psnr_epochs"):
+        for name in (
+            "data",
+            "device",
+            "widths",
+            "batch_size",
+            "seed",
+            "loader_workers",
+            "precision",
+            "psnr_epochs",
+            "trials",
+        ):
             arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         if options.threads:
             arguments += ["--threads", str(options.threads)]
         if options.warm_up:
             arguments.append("--warm-up")
         subprocess.run(arguments, check=True, cwd=Path(__file__).parent.parent)
-        return dict(json.load(result))
+        return json.load(result)
 
 
 def main() -> None:
@@ -173,46 +239,58 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     parser.add_argument("--loader-workers", type=int, default=2, help="of the baseline's DataLoader")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--psnr-seeds", type=int, default=0, help="also compare PSNR, from so many seeds")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--psnr-seeds", type=int, default=5, choices=range(3, 11), metavar="3..10")
     parser.add_argument("--psnr-epochs", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=50, help="trials in one process, for its memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm-up", action="store_true", help="one epoch before the timed one")
-    parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--quick", action="store_true", help="speed alone, one repeat")
     parser.add_argument("--name", help="of the result in bench/results")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "SIDE", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         what, side, target = options.one
-        figures = (measure_one if what == "speed" else quality)(side, options)
-        Path(target).write_text(json.dumps(figures))
+        found = memory(options) if what == "trials" else (measure_one if what == "speed" else quality)(side, options)
+        Path(target).write_text(json.dumps(found))
         return
-    repeats = 1 if options.quick else options.repeats
-    runs: dict[str, list[dict[str, Any]]] = {"template": [], "ours": []}
-    for repeat in range(repeats):
-        for side in runs:
+    if options.quick:
+        options.parts, options.repeats = ["speed"], 1
+    result: dict[str, Any] = {
+        "machine": facts(options.device),
+        "options": {k: str(v) for k, v in vars(options).items() if k not in ("one", "data", "name")},
+    }
+    if "speed" in options.parts:
+        result |= _speed(options)
+        print(f"times faster: { ({key: round(value, 2) for key, value in result['times_faster'].items()}) }")
+    if "psnr" in options.parts:
+        compared: dict[str, list[float]] = {side: [] for side in SIDES}
+        for seed in range(options.psnr_seeds):
+            options.seed = seed
+            for side in SIDES:
+                compared[side].append(_in_process("quality", side, options)["psnr_db"])
+                print(f"seed {seed} {side}: {compared[side][-1]:.2f} dB", flush=True)
+        result["psnr_db"] = compared
+        result["psnr_difference"] = difference(compared["ours"], compared["template"])
+        print(f"ours - template: {result['psnr_difference']}")
+    if "trials" in options.parts:
+        result["resident_mb_after_trial"] = _in_process("trials", "ours", options)
+        print(f"memory after each trial, MB: {[round(value) for value in result['resident_mb_after_trial']]}")
+    print(keep(options.name or f"engine-{options.device.split(':')[0]}-{options.widths}", result))
+
+
+def _speed(options: argparse.Namespace) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for repeat in range(options.repeats):
+        for side in SIDES:
             runs[side].append(_in_process("speed", side, options))
-            print(f"repeat {repeat + 1}/{repeats} {side}: {runs[side][-1]}", flush=True)
+            print(f"repeat {repeat + 1}/{options.repeats} {side}: {runs[side][-1]}", flush=True)
     figures = {side: {key: spread([run[key] for run in found]) for key in found[0]} for side, found in runs.items()}
     ratios = {
         key: figures["template"][key]["median"] / figures["ours"][key]["median"]
         for key in ("forced_epoch_s", "free_epoch_s", "validation_s")
     }
-    compared = {}
-    for seed in range(options.psnr_seeds):
-        options.seed = seed
-        for side in runs:
-            compared.setdefault(side, []).append(_in_process("quality", side, options)["psnr_db"])
-            print(f"seed {seed} {side}: {compared[side][-1]:.2f} dB", flush=True)
-    result = {
-        "machine": facts(options.device),
-        "options": {k: str(v) for k, v in vars(options).items() if k not in ("one", "data", "name")},
-        "figures": figures,
-        "times_faster": ratios,
-        "psnr_db": compared,
-    }
-    name = options.name or f"engine-{options.device.split(':')[0]}-{options.widths}"
-    print(f"times faster: { ({key: round(value, 2) for key, value in ratios.items()}) }")
-    print(keep(name, result))
+    return {"figures": figures, "times_faster": ratios}
 
 
 if __name__ == "__main__":
