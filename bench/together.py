@@ -262,7 +262,9 @@ def main() -> None:
     if options.quick:
         options.trials, options.steps, options.frames, options.repeats = [1, 2, 4], 2, 4, 1
     runs: dict[int, dict[str, list[dict[str, float]]]] = {k: {way: [] for way in WAYS} for k in options.trials}
-    left_out = []
+    left_out: list[str] = []
+    kind = options.device.split(":")[0]
+    name = options.name or f"together-{kind}-{options.widths}{'-quick' if options.quick else ''}"
     for repeat in range(options.repeats):
         for members in options.trials:
             for way in WAYS:
@@ -278,6 +280,14 @@ def main() -> None:
                     f"{found[-1]['core_s'] / members:.2f} core s an epoch, {found[-1]['host_mb']:.0f} MB",
                     flush=True,
                 )
+                path = keep(name, _result(runs, sorted(set(left_out)), options))  # what there is of a run cut short
+    print(table(json.loads(path.read_text())))
+    print(path)
+
+
+def _result(
+    runs: dict[int, dict[str, list[dict[str, float]]]], left_out: list[str], options: argparse.Namespace
+) -> dict[str, Any]:
     figures = {
         str(members): {
             way: {
@@ -292,15 +302,12 @@ def main() -> None:
         }
         for members, ways in runs.items()
     }
-    result = {
+    return {
         "machine": {**facts(options.device), "load": list(os.getloadavg())},
         "options": {key: getattr(options, key) for key in ("device", "widths", "trials", "steps", "frames", "repeats")},
         "figures": figures,
-        "left_out": sorted(set(left_out)),
+        "left_out": left_out,
     }
-    print(table(result))
-    kind = options.device.split(":")[0]
-    print(keep(options.name or f"together-{kind}-{options.widths}{'-quick' if options.quick else ''}", result))
 
 
 if __name__ == "__main__":

@@ -308,13 +308,26 @@ class Running:
         return "".join(self.lines)
 
 
+def frames_kb(pid: int) -> tuple[int, int]:
+    """KB of decoded frames that a process has mapped, and its share of them; 0, 0 where /proc does not say it."""
+    mapped = share = 0
+    smaps = Path(f"/proc/{pid}/smaps")
+    for mapping in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", smaps.read_text() if smaps.exists() else ""):
+        if ".npy" in mapping.partition("\n")[0]:
+            mapped += int(re.findall(r"Rss: +(\d+)", mapping)[0])
+            share += int(re.findall(r"Pss: +(\d+)", mapping)[0])
+    return mapped, share
+
+
 @pytest.mark.slow
 def test_a_trial_is_what_it_is_alone_when_its_neighbour_is_killed(alone: Shop, tmp_path: Path) -> None:
     shop = new_shop(tmp_path / "together", alone.data)
     running = Running(shop)
     pid = int(running.wait_for(r"\[1\] worker \S+-(\d+)-\S+ on cpu")[1])
     lost = running.wait_for(r"\[1\] trial (\d+) epoch 1/")[1]
+    mapped_kb, share_kb = frames_kb(pid)
     os.kill(pid, signal.SIGKILL)
+    assert share_kb <= 0.55 * mapped_kb  # one copy of the decoded frames, mapped by both
     assert running.ended() == 0, running.text
     assert "[1] Warning: the worker was killed by SIGKILL; started again in 2 s (1 of 5)" in running.text
     assert len(re.findall(rf"trial {lost}: taken over", running.text)) == 1
@@ -336,10 +349,10 @@ def test_a_crew_that_is_told_to_stop_leaves_every_trial_to_whoever_comes_next(al
     running.process.send_signal(signal.SIGTERM)
     assert running.ended() == 0, running.text
     assert len(re.findall(r"(?m)^\[[01]\] stopped: SIGTERM received", running.text)) == 2
-    before = histories(shop)
-    assert 0 < sum(map(len, before.values())) < TRIALS * EPOCHS
+    assert 0 < sum(map(len, histories(shop).values())) < TRIALS * EPOCHS
     facts = json.loads(shop.run("status", "--study", "tiny", "--json").out)
-    assert facts["trials"]["failed"] == facts["trials"]["complete"] == 0
+    assert facts["trials"]["failed"] == 0 and facts["trials"]["complete"] < TRIALS
+    assert {one["state"] for one in facts["workers"]} == {"stopped"}
     threads = torch.get_num_threads()
     said = shop.run("worker", "--study", "tiny", "--threads", "1")
     torch.set_num_threads(threads)
