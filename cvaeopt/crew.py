@@ -265,15 +265,15 @@ class Crew:
         else:
             lasted = time.monotonic() - slot.began >= self._lasting_s
             slot.deaths = 1 if lasted else slot.deaths + 1
-            what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            what = f"the worker was killed by {_name(-code)}" if code < 0 else f"the worker ended with code {code}"
             if slot.deaths > self._most_deaths:
                 slot.code = _as_exit_code(code)
-                self._heard(slot.index, f"Warning: the worker was {what}, the {slot.deaths}th time in a row; given up")
+                self._heard(slot.index, f"Warning: {what}, {count(slot.deaths, 'time')} in a row; given up")
             else:
                 pause_s = min(self._pause_s * 2 ** (slot.deaths - 1), 60.0)
                 slot.start_at = time.monotonic() + pause_s
                 tries = f"{slot.deaths} of {self._most_deaths}"
-                self._heard(slot.index, f"Warning: the worker was {what}; started again in {pause_s:.0f} s ({tries})")
+                self._heard(slot.index, f"Warning: {what}; started again in {pause_s:.0f} s ({tries})")
         if slot.code is not None and all(other.start_at == float("inf") for other in self._slots if other is not slot):
             # The first one never became ready: what it said holds for all.
             for other in self._slots:
@@ -309,6 +309,10 @@ class Crew:
 def _as_exit_code(code: int) -> int:
     """A process's end as a shell states it."""
     return 128 - code if code < 0 else code
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def merged(codes: Sequence[int]) -> int:

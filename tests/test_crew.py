@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console as Terminal
 
 from cvaeopt.console import Console
 from cvaeopt.crew import Crew, CrewView, memory_fraction, merged, threads_each
@@ -137,7 +139,7 @@ def test_a_child_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
     code, heard = crew(tmp_path, life, 2, most_deaths=2)
     assert code == 128 + signal.SIGSEGV
     assert heard.count("started again") == 2
-    assert heard.count("the 3th time in a row; given up") == heard.count("given up") == 1
+    assert heard.count("killed by SIGSEGV, 3 times in a row; given up") == heard.count("given up") == 1
 
 
 def test_a_first_child_that_always_dies_ends_the_crew(tmp_path: Path) -> None:
@@ -231,6 +233,25 @@ def test_a_quiet_crew_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
         view.heard(0, "[471] trial 3 epoch 1/4: 21.00 dB")
         view.heard(0, "Error: no room")
     assert capsys.readouterr().err == "[0] Error: no room\n"
+
+
+def test_on_a_terminal_the_newest_epoch_of_each_child_stands_at_the_foot() -> None:
+    console = Console()
+    console.err = Terminal(file=io.StringIO(), force_terminal=True, width=80, height=24, highlight=False)
+    view = CrewView(console, 3)
+    for slot, line in [
+        (0, "trial 3 epoch 1/4: 21.00 dB"),
+        (2, "trial 4 epoch 1/4: 19.00 dB"),
+        (0, "trial 3 epoch 2/4: 22.00 dB"),
+        (2, "trial 4 pruned after 1 epoch"),
+    ]:
+        view.heard(slot, f"[471] {line}")
+    console.err.print(view.renderable())
+    assert isinstance(console.err.file, io.StringIO)
+    assert [line.strip() for line in console.err.file.getvalue().splitlines()] == [
+        "[2] trial 4 pruned after 1 epoch",
+        "[0] trial 3 epoch 2/4: 22.00 dB",
+    ]
 
 
 # ---- real ones
