@@ -67,6 +67,16 @@ Threads = Annotated[
         "--threads", envvar="CVAEOPT_THREADS", min=1, help="CPU threads. Default: its fair share of the cores."
     ),
 ]
+Together = Annotated[
+    int,
+    typer.Option(
+        "--trials-per-gpu",
+        envvar="CVAEOPT_TRIALS_PER_GPU",
+        min=1,
+        max=64,
+        help="Trials trained at once on the device, each by a process of its own.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")]
@@ -131,11 +141,13 @@ def worker(
     data: Data = None,
     artifacts: Artifacts = None,
     threads: Threads = None,
+    trials_per_gpu: Together = 1,
     dry_run: DryRun = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Take trials of a study on this device until its budget is met."""
+    from cvaeopt import crew
     from cvaeopt.search.definition import load_definition
 
     console = _console(verbose, quiet)
@@ -145,12 +157,19 @@ def worker(
     url = _storage_url(storage, definition)
     folder = _artifact_folder(artifacts, definition)
     if dry_run:
-        _show_worker(console, definition, url, data, folder, gpu)
+        _show_worker(console, definition, url, data, folder, gpu, trials_per_gpu)
         return
     root = _data_folder(data, definition)
+    if trials_per_gpu > 1:
+        variables = {"STORAGE": url, "DATA": str(root), "ARTIFACTS": str(folder), **({"GPU": gpu} if gpu else {})}
+        flags = [*(["--verbose"] if verbose else []), *(["--quiet"] if quiet else [])]
+        arguments = ["worker", "--study", study, *flags]
+        raise typer.Exit(crew.supervise(console, arguments, trials_per_gpu, variables, threads, on_cpu=gpu == "cpu"))
+    tether = crew.Tether.inherited()
     from cvaeopt.vae import device as devices
 
     device = devices.use(gpu, threads)
+    tether.share(device)
     from cvaeopt.search.objective import Objective, TrialRun, tidy
     from cvaeopt.search.study import create_or_open, record_facts
     from cvaeopt.search.study import status as read_status
@@ -185,7 +204,9 @@ def worker(
             return read_status(store, definition.name)
 
     with WorkerView(console, known["baselines"], whole_study) as view:
-        Worker(opened, store, open_trial, device=device, artifacts=folder, listener=view.heard).run()
+        one = Worker(opened, store, open_trial, device=device, artifacts=folder, listener=view.heard)
+        tether.attach(one.stop)
+        one.run()
     tidy_up()
 
 
@@ -774,7 +795,13 @@ def _load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:
 
 
 def _show_worker(
-    console: Console, definition: Definition, url: str, data: Path | None, artifacts: Path, gpu: str | None
+    console: Console,
+    definition: Definition,
+    url: str,
+    data: Path | None,
+    artifacts: Path,
+    gpu: str | None,
+    trials_per_gpu: int,
 ) -> None:
     """What `worker --dry-run` says: where it would run, and every setting of its trials."""
     from cvaeopt.search.space import settled
@@ -788,6 +815,7 @@ def _show_worker(
             "service": {
                 "storage": mask(url),
                 **_given(data=root, artifacts=artifacts, gpu=gpu),
+                "trials_per_gpu": trials_per_gpu,
                 "keep_best": definition.service.keep_best,
             },
             "study": tables["study"],

@@ -100,6 +100,11 @@ class Console:
         with self._screen:
             self.err.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=not self.err.is_terminal)
 
+    def pass_on(self, text: str, style: str = "") -> None:
+        """One line that another process meant for stderr, also when quiet."""
+        with self._screen:
+            self.err.print(Text(text, style=style), soft_wrap=not self.err.is_terminal)
+
     def hear(self, name: str) -> None:
         """Say the warnings that the modules below package `name` log."""
         log = logging.getLogger(name)

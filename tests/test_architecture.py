@@ -31,7 +31,7 @@ FLOORS = [
     ["outcome.export", "outcome.study_charts"],
     ["outcome.report"],
     ["console"],
-    ["watching", "smoke"],
+    ["watching", "smoke", "crew"],
     ["cli"],
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -17,6 +17,7 @@ import errno
 import gc
 import json
 import math
+import os
 import shutil
 import signal
 import socket
@@ -222,6 +223,13 @@ class Worker:
             finally:
                 self.courier.close()
                 self._leave()
+
+    def stop(self, now: bool = False) -> None:
+        """Stop as after a signal, from any thread: after this epoch, or at once. Asking twice changes nothing."""
+        if not self._signal:
+            self._signal = "SIGTERM"
+        if now:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _loop(self) -> WorkerEnded:
         while True:
