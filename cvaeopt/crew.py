@@ -35,6 +35,7 @@ from rich.text import Text
 
 from cvaeopt.console import Console, count, folded, live_width
 from cvaeopt.errors import Interrupted, StorageUnreachable, TryAgain, UserError
+from cvaeopt.vae import device as devices
 
 _TETHER = "CVAEOPT_TETHER"  # of a child: the descriptor of its end, and the size of the crew
 _STOP, _NOW, _READY = b"s", b"n", b"r"
@@ -394,7 +395,7 @@ def supervise(
                 a URL may hold a password, and everybody can read a command line
     threads     of each child; None shares the cores
     """
-    cores = available_cores()
+    cores = devices.cores()
     each = threads_each(size, threads, cores, os.environ.get("OMP_NUM_THREADS", ""))
     if on_cpu and size * each > cores:
         console.warn(f"{size} trials of {count(each, 'thread')} share {count(cores, 'core')}: none is faster for it.")
@@ -404,8 +405,3 @@ def supervise(
     with CrewView(console, size) as view:
         command = [sys.executable, "-m", "cvaeopt.cli", *arguments]
         return Crew(command, size, environment, view.heard).run()
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

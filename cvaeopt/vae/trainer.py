@@ -14,11 +14,13 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,10 +106,10 @@ class _Resident:
     _latest: tuple[tuple[str, str, str], _Resident] | None = None
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
-        self.train_frames = torch.tensor(data.train.frames, device=device)
-        self.train_labels = torch.tensor(data.train.labels, device=device)
-        self.val_frames = torch.tensor(data.val.frames, device=device)
-        self.val_labels = torch.tensor(data.val.labels, device=device)
+        self.train_frames = _pixels(data.train.frames, device)
+        self.train_labels = _pixels(data.train.labels, device)
+        self.val_frames = _pixels(data.val.frames, device)
+        self.val_labels = _pixels(data.val.labels, device)
 
     @classmethod
     def of(cls, data: Dataset, device: torch.device) -> _Resident:
@@ -447,6 +449,14 @@ def _optimizer(config: Config, model: nn.Module, device: torch.device) -> torch.
         return torch.optim.Adamax(parameters, config.lr, weight_decay=decay)
     kind = torch.optim.AdamW if config.optim == "AdamW" else torch.optim.Adam
     return kind(parameters, config.lr, weight_decay=decay, fused=True)
+
+
+def _pixels(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` on `device`; on the CPU the same memory, so that processes that map one decoded file share its pages."""
+    with warnings.catch_warnings():
+        # The mapped file is read-only and torch knows no such tensors; nothing here ever writes into it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
 
 
 def _channels_last(images: Tensor) -> Tensor:
