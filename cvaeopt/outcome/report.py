@@ -32,7 +32,7 @@ from cvaeopt.outcome.transfer import landmarks
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
 from cvaeopt.search.space import params_to_config
 from cvaeopt.search.storage import Storage
-from cvaeopt.search.study import Definition, open_existing, status
+from cvaeopt.search.study import Definition, left, open_existing, status
 
 PAGE: Final = "report.html"
 MOST_ROWS: Final = 200
@@ -79,7 +79,8 @@ def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: date
     now         the date on the page
     """
     study, definition = open_existing(storage, name)
-    return write(definition, study.get_trials(deepcopy=False), status(storage, name), out, artifacts=artifacts, now=now)
+    overview = {**status(storage, name), "left": left(storage, name)}
+    return write(definition, study.get_trials(deepcopy=False), overview, out, artifacts=artifacts, now=now)
 
 
 def write(
@@ -91,7 +92,10 @@ def write(
     artifacts: Path,
     now: datetime,
 ) -> Report:
-    """The same of trials that were read already; `overview` is what `status` says."""
+    """The same of trials that were read already.
+
+    overview   what `status` says, and under "left" the trials that wait for a worker (`study.left`)
+    """
     page = _page(definition, trials, overview, artifacts, now)
     environment = Environment(
         loader=PackageLoader("cvaeopt.outcome"),
@@ -117,7 +121,7 @@ def _page(
     now: datetime,
 ) -> dict[str, Any]:
     """Everything the template shows."""
-    known = facts(trials)
+    known = facts(trials, overview.get("left", ()))
     best = best_of(known)
     baselines: dict[str, float] = {k: v for k, v in overview["baselines"].items() if v is not None}
     searched = _ordered(axes(trials), definition)
