@@ -127,17 +127,23 @@ def set_rate_scale(axes: Axes, rates: Sequence[float]) -> None:
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
-def draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
-    """Dashed lines with their names written on them, kept apart where two baselines are close."""
+def draw_baselines(axes: Axes, baselines: Mapping[str, float], taken: Sequence[float] = ()) -> None:
+    """Dashed lines with their names written on them, kept apart where two baselines are close.
+
+    taken   heights, in data units, above which other words stand at the right edge
+    """
     low, high = axes.get_ylim()
     for value in baselines.values():
         low, high = min(low, value - 0.5), max(high, value + 0.5)
     axes.set_ylim(low, high)
-    gap = (high - low) * 0.075
+    gap = (high - low) * 0.085
     floor = -math.inf
     for name, value in sorted(baselines.items(), key=lambda item: item[1]):
         axes.axhline(value, color=QUIET, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.5)
         height = max(value, floor)
+        for other in sorted(taken):
+            if abs(height - other) < gap:
+                height = other + gap
         floor = height + gap
         axes.annotate(
             f"{BASELINE_NAMES.get(name, name)} {value:.1f}",
