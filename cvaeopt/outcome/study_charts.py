@@ -25,6 +25,7 @@ from cvaeopt.outcome.charts import (
     column,
     draw_baselines,
     figure,
+    halo,
     legend_below,
     look,
     nothing,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_CURVES: Final = 160
+_FEW_CURVES: Final = 6  # so few that a name can stand clear of every one of them
 _DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 _MOST_LINES: Final = 300
 
@@ -95,7 +97,7 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
             bottom = float(np.quantile(levels, 0.03))
             top = max(levels)
             axes.set_ylim(bottom - 0.08 * (top - bottom) - 0.2, top + 0.08 * (top - bottom) + 0.2)
-        draw_baselines(axes, baselines)
+        draw_baselines(axes, baselines, lines=() if best is None or best.value is None else (best.value,))
         axes.set_xlabel("epochs spent by the study")
         axes.set_ylabel(f"{metric}, dB")
         whole_ticks(axes)
@@ -122,9 +124,9 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
         ):
             lines = [np.array(trial.curve) for trial in drawn if trial.state in states]
             axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=0.9))
-        ends = np.array([trial.curve[-1] for trial in drawn if trial.state == "pruned"])
-        if len(ends):
-            axes.scatter(ends[:, 0], ends[:, 1], marker="x", s=20, color=QUIET, linewidths=1, zorder=3)
+        stopped = np.array([trial.curve[-1] for trial in drawn if trial.state == "pruned"])
+        if len(stopped):
+            axes.scatter(stopped[:, 0], stopped[:, 1], marker="x", s=20, color=QUIET, linewidths=1, zorder=3)
         if best is not None:
             points = np.array(best.curve)
             axes.plot(points[:, 0], points[:, 1], color=BLUE, linewidth=2.4, zorder=4)
@@ -136,14 +138,16 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
                 ha="right",
                 color=BLUE,
                 fontweight="bold",
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
+                path_effects=halo(),
                 zorder=6,
             )
         levels = np.concatenate([np.array(trial.curve)[:, 1] for trial in drawn])
         low, high = (float(np.quantile(levels, 0.02)), float(levels.max()))
         axes.set_ylim(low - 0.3, high + (high - low) * 0.12 + 0.3)
         axes.set_xlim(0, max(trial.curve[-1][0] for trial in shown) * 1.03)
-        draw_baselines(axes, baselines, () if best is None else best.curve[-1][1:])
+        ends = [trial.curve[-1][1] for trial in drawn if trial.state == "complete" and trial is not best]
+        few = ends if len(ends) <= _FEW_CURVES else ()
+        draw_baselines(axes, baselines, () if best is None else best.curve[-1][1:], few)
         text = f"{len(shown)} learning curve{'s' if len(shown) > 1 else ''}"
         if pruned:
             text += f", {len(pruned)} ended early by the pruner (crosses)"
@@ -163,13 +167,14 @@ def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
         return nothing("Settings side by side", "Needs two complete trials that differ in two settings.")
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
     ranked = sorted(complete, key=lambda trial: trial.value or 0.0)
     ranked = [ranked[index] for index in thinned(len(ranked), _MOST_LINES)]
     values = [trial.value or 0.0 for trial in ranked]
     scale = Normalize(float(np.quantile(values, 0.1)), max(values) if max(values) > min(values) else min(values) + 1)
-    colour = ScalarMappable(scale, colormaps["cividis_r"])
+    # Without its palest end, which is lost on paper.
+    colour = ScalarMappable(scale, ListedColormap(colormaps["cividis_r"](np.linspace(0.12, 1, 256))))
     ends = {axis.name: _ends(axis, complete) for axis in axes_of}
     with look():
         drawing = figure(4.6)
