@@ -24,7 +24,7 @@ import typer
 
 from cvaeopt import __version__
 from cvaeopt.console import Console, count
-from cvaeopt.errors import CvaeoptError, DataError, Interrupted, SettingsError, TryAgain, UserError
+from cvaeopt.errors import CvaeoptError, DataError, Interrupted, SettingsError, StorageUnreachable, TryAgain, UserError
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -170,6 +170,7 @@ def worker(
 
     device = devices.use(gpu, threads)
     tether.share(device)
+    from cvaeopt.search import gallery
     from cvaeopt.search.objective import Objective, TrialRun, tidy
     from cvaeopt.search.study import create_or_open, record_facts
     from cvaeopt.search.study import status as read_status
@@ -190,21 +191,26 @@ def worker(
 
     def tidy_up() -> None:
         try:
-            tidy(opened, folder, definition.service.keep_best)
+            with store.patience(2.0):
+                tidy(opened, folder, definition.service.keep_best)
         except OSError as error:
             console.warn(f"an old checkpoint could not be deleted ({error})")
+        except StorageUnreachable:  # the worker meets the same trouble, and says so
+            return
+        gallery.keep_up(store, opened, folder, definition.service.keep_pictures)
 
     def open_trial(trial: Trial, lease: Lease) -> TrialRun:
-        # A checkpoint that is not among the best any more goes as soon as the next trial begins.
-        tidy_up()
         return objective.open(trial, lease.token)
 
     def whole_study() -> dict[str, Any]:
         with store.patience(2.0):
             return read_status(store, definition.name)
 
+    tidy_up()  # what a worker left that could not tidy up itself
     with WorkerView(console, known["baselines"], whole_study) as view:
-        one = Worker(opened, store, open_trial, device=device, artifacts=folder, listener=view.heard)
+        one = Worker(
+            opened, store, open_trial, device=device, artifacts=folder, listener=view.heard, after_trial=tidy_up
+        )
         tether.attach(one.stop)
         one.run()
     tidy_up()
@@ -817,6 +823,7 @@ def _show_worker(
                 **_given(data=root, artifacts=artifacts, gpu=gpu),
                 "trials_per_gpu": trials_per_gpu,
                 "keep_best": definition.service.keep_best,
+                "keep_pictures": definition.service.keep_pictures,
             },
             "study": tables["study"],
             "budget": tables["budget"],

@@ -27,7 +27,7 @@ FLOORS = [
     ["search.definition", "search.fleet"],
     ["search.sampling", "search.courier"],
     ["search.study", "search.objective", "search.worker"],
-    ["outcome.trials", "outcome.retrain"],
+    ["search.gallery", "outcome.trials", "outcome.retrain"],
     ["outcome.export", "outcome.study_charts"],
     ["outcome.report"],
     ["console"],

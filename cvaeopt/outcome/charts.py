@@ -24,6 +24,7 @@ from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import AbstractPathEffect
 
 BLUE: Final = "#0072B2"
 ORANGE: Final = "#D55E00"
@@ -127,17 +128,36 @@ def set_rate_scale(axes: Axes, rates: Sequence[float]) -> None:
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
-def draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
-    """Dashed lines with their names written on them, kept apart where two baselines are close."""
+def halo() -> list[AbstractPathEffect]:
+    """A white edge around letters, so that they can be read over lines without hiding them."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.6, foreground="white", alpha=0.9)]
+
+
+def draw_baselines(
+    axes: Axes, baselines: Mapping[str, float], taken: Sequence[float] = (), lines: Sequence[float] = ()
+) -> None:
+    """Dashed lines with their names written on them, kept apart where two baselines are close.
+
+    taken   heights, in data units, above which other words stand at the right edge
+    lines   heights of lines at the right edge that no name should be struck out by
+    """
     low, high = axes.get_ylim()
     for value in baselines.values():
         low, high = min(low, value - 0.5), max(high, value + 0.5)
     axes.set_ylim(low, high)
-    gap = (high - low) * 0.075
+    gap = (high - low) * 0.085
     floor = -math.inf
     for name, value in sorted(baselines.items(), key=lambda item: item[1]):
         axes.axhline(value, color=QUIET, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.5)
         height = max(value, floor)
+        for other in sorted(taken):
+            if abs(height - other) < gap:
+                height = other + gap
+        for line in sorted(lines):
+            if 0 < line - height < gap:
+                height = line
         floor = height + gap
         axes.annotate(
             f"{BASELINE_NAMES.get(name, name)} {value:.1f}",
@@ -149,8 +169,8 @@ def draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
             va="bottom",
             fontsize=9.5,
             color="#4A4A4A",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
-            zorder=4,
+            path_effects=halo(),
+            zorder=5,
         )
 
 

@@ -7,6 +7,8 @@ both. Names and reasons come from a database that other programs may write, so t
 from __future__ import annotations
 
 import base64
+import contextlib
+import itertools
 import json
 import math
 import statistics
@@ -32,13 +34,15 @@ from cvaeopt.outcome.transfer import landmarks
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
 from cvaeopt.search.space import params_to_config
 from cvaeopt.search.storage import Storage
-from cvaeopt.search.study import Definition, open_existing, status
+from cvaeopt.search.study import Definition, left, open_existing, status
 
 PAGE: Final = "report.html"
 MOST_ROWS: Final = 200
 MOST_FAILURES: Final = 50
 _MOST_VARIANTS: Final = 8
+_MOST_NUMBERS: Final = 12
 _COMPARED: Final = ("kl_anneal_type", "tfr")
+_SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}
 _STATES: Final = ("complete", "pruned", "failed", "running", "waiting")
 
 
@@ -79,7 +83,8 @@ def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: date
     now         the date on the page
     """
     study, definition = open_existing(storage, name)
-    return write(definition, study.get_trials(deepcopy=False), status(storage, name), out, artifacts=artifacts, now=now)
+    overview = {**status(storage, name), "left": left(storage, name)}
+    return write(definition, study.get_trials(deepcopy=False), overview, out, artifacts=artifacts, now=now)
 
 
 def write(
@@ -91,7 +96,10 @@ def write(
     artifacts: Path,
     now: datetime,
 ) -> Report:
-    """The same of trials that were read already; `overview` is what `status` says."""
+    """The same of trials that were read already.
+
+    overview   what `status` says, and under "left" the trials that wait for a worker (`study.left`)
+    """
     page = _page(definition, trials, overview, artifacts, now)
     environment = Environment(
         loader=PackageLoader("cvaeopt.outcome"),
@@ -117,7 +125,7 @@ def _page(
     now: datetime,
 ) -> dict[str, Any]:
     """Everything the template shows."""
-    known = facts(trials)
+    known = facts(trials, overview.get("left", ()))
     best = best_of(known)
     baselines: dict[str, float] = {k: v for k, v in overview["baselines"].items() if v is not None}
     searched = _ordered(axes(trials), definition)
@@ -158,7 +166,8 @@ def _page(
     )
     run = _best_run(definition, best, baselines, artifacts)
     compared = _comparison(definition, known, baselines, artifacts)
-    failures = [trial for trial in known if trial.state == "failed"]
+    failures = _failures(known)
+    schedules = _good_schedules(definition, known)
     ranked = sorted(known, key=_rank)
     return {
         "name": definition.name,
@@ -184,15 +193,16 @@ def _page(
         "overall": overall,
         "settings": settings,
         "good": _good_trials(known, searched),
+        "schedules": schedules,
         "money": money,
         "run": run,
         "compared": compared,
         "failures": failures[:MOST_FAILURES],
-        "failure_count": len(failures),
+        "failure_kinds": len(failures),
         "rows": ranked[:MOST_ROWS],
         "row_count": len(ranked),
         "columns": [axis.name for axis in searched],
-        "pictures": [*overall, *settings, *run["pictures"], money, *compared],
+        "pictures": [*overall, *settings, *schedules, *run["pictures"], money, *compared["pictures"]],
         "text": _text,
     }
 
@@ -279,13 +289,14 @@ def _when(epoch: int | None) -> str:
 
 def _comparison(
     definition: Definition, known: Sequence[TrialFacts], baselines: Mapping[str, float], artifacts: Path
-) -> list[_Picture]:
-    """The charts of an ablation study: a grid over the KL weight's shape or the forcing ratio."""
+) -> dict[str, Any]:
+    """The charts and the table of an ablation study: a grid over the KL weight's shape or the forcing ratio."""
     varied = [name for name in _COMPARED if name in definition.search]
     if definition.sampler.kind != "grid" or not varied:
-        return []
+        return {"pictures": [], "rows": []}
     runs: dict[str, list[dict[str, Any]]] = {}
     frames: dict[str, list[float]] = {}
+    rows = []
     for trial in known:
         if trial.state != "complete" or len(runs) == _MOST_VARIANTS:
             continue
@@ -295,17 +306,24 @@ def _comparison(
         psnr = _read_psnr(folder)
         if psnr:
             frames[label] = psnr
+        rows.append(_variant(label, trial, runs[label]))
     what = " and ".join(_plain_name(name) for name in varied)
-    return [
+    beside = [_SCHEDULE_OF[name] for name in varied]
+    below = " and ".join(name for _, name in beside)
+    shown = [
         _Picture(
             "compare_loss.png",
-            study_charts.ablation(runs, "train_loss", what="Training loss", unit="", lower_is_better=True),
-            f"Training loss over epochs by {what}.",
+            study_charts.ablation(
+                runs, "train_loss", what="Training loss", unit="", lower_is_better=True, beside=beside
+            ),
+            f"Training loss over epochs by {what}; below, {below} over the same epochs.",
         ),
         _Picture(
             "compare_mse.png",
-            study_charts.ablation(runs, "train_mse", what="Squared error", unit="", lower_is_better=True),
-            f"Squared error in training over epochs by {what}.",
+            study_charts.ablation(
+                runs, "train_mse", what="Squared error", unit="", lower_is_better=True, beside=beside
+            ),
+            f"Squared error in training, without the KL term, over epochs by {what}; below, {below}.",
         ),
         _Picture(
             "compare_psnr.png",
@@ -318,14 +336,54 @@ def _comparison(
             f"PSNR of every validation frame by {what}.",
         ),
     ]
+    return {"pictures": shown, "rows": rows}
+
+
+def _variant(label: str, trial: TrialFacts, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A line of the comparison's table; numbers that the run folder lacks are None."""
+    last = rows[-1] if rows else {}
+    swing = [abs(float(b["train_loss"]) - float(a["train_loss"])) for a, b in itertools.pairwise(rows)]
+    return {
+        "label": label,
+        "number": trial.number,
+        "value": trial.value,
+        "best": max((float(row["val_psnr"]) for row in rows), default=None),
+        "late": last.get("val_psnr_late"),
+        "loss": last.get("train_loss"),
+        "mse": last.get("train_mse"),
+        "swing": statistics.fmean(swing) if swing else None,
+    }
+
+
+def _failures(known: Sequence[TrialFacts]) -> list[dict[str, Any]]:
+    """Failed trials by reason, the most frequent first."""
+    by_reason: dict[str, list[TrialFacts]] = {}
+    for trial in known:
+        if trial.state == "failed":
+            by_reason.setdefault(trial.reason, []).append(trial)
+    return [
+        {
+            "reason": reason,
+            "count": len(trials),
+            "epochs": sum(trial.epochs for trial in trials),
+            "numbers": ", ".join(str(trial.number) for trial in trials[:_MOST_NUMBERS])
+            + (" ..." if len(trials) > _MOST_NUMBERS else ""),
+        }
+        for reason, trials in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[1][0].number))
+    ]
+
+
+def _good(known: Sequence[TrialFacts]) -> list[TrialFacts]:
+    """The best fifth of the complete trials, best first; empty below five complete trials."""
+    complete = sorted((t for t in known if t.value is not None), key=lambda t: (-(t.value or 0.0), t.number))
+    return complete[: max(3, math.ceil(len(complete) / 5))] if len(complete) >= 5 else []
 
 
 def _good_trials(known: Sequence[TrialFacts], searched: Sequence[Axis]) -> dict[str, Any] | None:
-    """Where the settings of the best fifth of the complete trials lie; None below five complete trials."""
-    complete = sorted((t for t in known if t.value is not None), key=lambda t: -(t.value or 0.0))
-    if len(complete) < 5:
+    """Where the settings of the good trials lie; None where there are too few to tell."""
+    good = _good(known)
+    if not good:
         return None
-    good = complete[: max(3, math.ceil(len(complete) / 5))]
     rows = []
     for axis in searched:
         here = [trial.params[axis.name] for trial in good if axis.name in trial.params]
@@ -334,7 +392,31 @@ def _good_trials(known: Sequence[TrialFacts], searched: Sequence[Axis]) -> dict[
             rows.append((axis.name, _tally(here, axis), _tally(every, axis)))
         else:
             rows.append((axis.name, _spread(here), _spread(every)))
-    return {"count": len(good), "of": len(complete), "rows": rows}
+    return {"count": len(good), "of": sum(trial.value is not None for trial in known), "rows": rows}
+
+
+def _good_schedules(definition: Definition, known: Sequence[TrialFacts]) -> list[_Picture]:
+    """The forcing ratio and KL weight of the good trials as curves, where the study searches what shapes them."""
+    good = {trial.number for trial in _good(known)}
+    if not good or not any(name.startswith(("tfr", "kl_anneal")) for name in definition.search):
+        return []
+    configs = {}
+    for trial in known:
+        if trial.params:
+            with contextlib.suppress(SettingsError):  # trials that another version of the definition made
+                configs[trial.number] = params_to_config(definition, trial.params, trial.number)
+    chosen = {trial.number: configs[trial.number] for trial in _good(known) if trial.number in configs}
+    if not chosen:
+        return []
+    others = [config for number, config in configs.items() if number not in good]
+    return [
+        _Picture(
+            "good_schedules.png",
+            study_charts.good_schedules(chosen, others, next(iter(chosen))),
+            f"Forcing ratio and KL weight over the epochs of the {len(chosen)} best trials, above those of the "
+            f"{len(others)} others.",
+        )
+    ]
 
 
 def _tally(values: Sequence[Any], axis: Axis) -> str:

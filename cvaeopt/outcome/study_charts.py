@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from cvaeopt.config import Config
 from cvaeopt.outcome.charts import (
     AMBER,
     BASELINE_NAMES,
@@ -23,6 +25,7 @@ from cvaeopt.outcome.charts import (
     column,
     draw_baselines,
     figure,
+    halo,
     legend_below,
     look,
     nothing,
@@ -33,21 +36,30 @@ from cvaeopt.outcome.charts import (
 from cvaeopt.outcome.importance import FEWEST_TRIALS, Importance
 from cvaeopt.outcome.pictures import thinned
 from cvaeopt.outcome.trials import Axis, TrialFacts, best_of
+from cvaeopt.vae.schedules import beta_at, tfr_at
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
 
 _MOST_CURVES: Final = 160
+_FEW_CURVES: Final = 6  # so few that a name can stand clear of every one of them
+_DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 _MOST_LINES: Final = 300
 
 
 def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric: str) -> bytes:
-    """Value of every trial over the epochs spent until it ended, with the best so far."""
-    ended = [trial for trial in trials if trial.level is not None and trial.state in ("complete", "pruned")]
+    """Value of every trial over the epochs spent until it ended, with the best so far.
+
+    The epochs of failed trials are counted, too; they have no value that could be drawn.
+    """
+    over = [trial for trial in trials if trial.state in ("complete", "pruned", "failed")]
+    over.sort(key=lambda trial: (trial.finished is None, trial.finished, trial.number))
+    every = np.cumsum([trial.epochs for trial in over])
+    drawn = [index for index, trial in enumerate(over) if trial.level is not None and trial.state != "failed"]
+    ended = [over[index] for index in drawn]
     if not ended:
         return nothing("No trial has ended yet", "The optimisation history starts with the first finished trial.")
-    ended.sort(key=lambda trial: (trial.finished is None, trial.finished, trial.number))
-    spent = np.cumsum([trial.epochs for trial in ended])
+    spent = every[drawn]
     best = best_of(ended)
     with look():
         drawing = figure(3.9)
@@ -68,11 +80,13 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
                 zorder=2,
             )
         if best is None or best.value is None:
-            title(drawing, f"No trial is complete after {_epochs(spent[-1])}")
+            title(drawing, f"No trial is complete after {_epochs(every[-1])}")
         else:
             so_far = np.fmax.accumulate([math.nan if t.value is None else t.value for t in ended])
             axes.step(spent, so_far, where="post", color=ORANGE, label="best so far", zorder=3)
-            text = f"Best {best.value:.2f} dB (trial {best.number}) after {_epochs(spent[-1])}"
+            found = next(index for index, trial in enumerate(ended) if trial.number == best.number)
+            text = f"Best {best.value:.2f} dB (trial {best.number}), found after {spent[found]:,} of "
+            text += _epochs(every[-1])
             if baselines:
                 name, bar = max(baselines.items(), key=lambda item: item[1])
                 side = "above" if best.value >= bar else "BELOW"
@@ -83,7 +97,7 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
             bottom = float(np.quantile(levels, 0.03))
             top = max(levels)
             axes.set_ylim(bottom - 0.08 * (top - bottom) - 0.2, top + 0.08 * (top - bottom) + 0.2)
-        draw_baselines(axes, baselines)
+        draw_baselines(axes, baselines, lines=() if best is None or best.value is None else (best.value,))
         axes.set_xlabel("epochs spent by the study")
         axes.set_ylabel(f"{metric}, dB")
         whole_ticks(axes)
@@ -110,9 +124,9 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
         ):
             lines = [np.array(trial.curve) for trial in drawn if trial.state in states]
             axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=0.9))
-        ends = np.array([trial.curve[-1] for trial in drawn if trial.state == "pruned"])
-        if len(ends):
-            axes.scatter(ends[:, 0], ends[:, 1], marker="x", s=20, color=QUIET, linewidths=1, zorder=3)
+        stopped = np.array([trial.curve[-1] for trial in drawn if trial.state == "pruned"])
+        if len(stopped):
+            axes.scatter(stopped[:, 0], stopped[:, 1], marker="x", s=20, color=QUIET, linewidths=1, zorder=3)
         if best is not None:
             points = np.array(best.curve)
             axes.plot(points[:, 0], points[:, 1], color=BLUE, linewidth=2.4, zorder=4)
@@ -124,12 +138,16 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
                 ha="right",
                 color=BLUE,
                 fontweight="bold",
+                path_effects=halo(),
+                zorder=6,
             )
         levels = np.concatenate([np.array(trial.curve)[:, 1] for trial in drawn])
         low, high = (float(np.quantile(levels, 0.02)), float(levels.max()))
         axes.set_ylim(low - 0.3, high + (high - low) * 0.12 + 0.3)
         axes.set_xlim(0, max(trial.curve[-1][0] for trial in shown) * 1.03)
-        draw_baselines(axes, baselines)
+        ends = [trial.curve[-1][1] for trial in drawn if trial.state == "complete" and trial is not best]
+        few = ends if len(ends) <= _FEW_CURVES else ()
+        draw_baselines(axes, baselines, () if best is None else best.curve[-1][1:], few)
         text = f"{len(shown)} learning curve{'s' if len(shown) > 1 else ''}"
         if pruned:
             text += f", {len(pruned)} ended early by the pruner (crosses)"
@@ -149,13 +167,15 @@ def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
         return nothing("Settings side by side", "Needs two complete trials that differ in two settings.")
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
     ranked = sorted(complete, key=lambda trial: trial.value or 0.0)
     ranked = [ranked[index] for index in thinned(len(ranked), _MOST_LINES)]
     values = [trial.value or 0.0 for trial in ranked]
     scale = Normalize(float(np.quantile(values, 0.1)), max(values) if max(values) > min(values) else min(values) + 1)
-    colour = ScalarMappable(scale, colormaps["cividis_r"])
+    # Without its palest end, which is lost on paper.
+    colour = ScalarMappable(scale, ListedColormap(colormaps["cividis_r"](np.linspace(0.12, 1, 256))))
+    ends = {axis.name: _ends(axis, complete) for axis in axes_of}
     with look():
         drawing = figure(4.6)
         axes = drawing.subplots()
@@ -163,7 +183,7 @@ def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
             points = [
                 (line, height)
                 for line, axis in enumerate(axes_of)
-                if (height := _height(axis, trial.params.get(axis.name), complete)) is not None
+                if (height := _height(axis, trial.params.get(axis.name), ends[axis.name])) is not None
             ]
             best = place == len(ranked) - 1
             axes.plot(
@@ -177,7 +197,7 @@ def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
             )
         for line, axis in enumerate(axes_of):
             axes.axvline(line, color="#8A8F96", linewidth=0.8, zorder=0)
-            for height, text in _marks(axis, complete):
+            for height, text in _marks(axis, ends[axis.name]):
                 axes.text(
                     line + 0.04,
                     height,
@@ -252,6 +272,35 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
         return png(drawing)
 
 
+def good_schedules(good: Mapping[int, Config], others: Sequence[Config], best: int) -> bytes:
+    """Forcing ratio and KL weight over the epochs of a trial: the good trials over all others.
+
+    good    number of the trial -> its settings;  best   the number of the best one
+    """
+    with look():
+        drawing = figure(4.4)
+        forcing, weight = drawing.subplots(2, 1, sharex=True)
+        title(drawing, f"What the {len(good)} best trials were trained with (orange: the best; grey: the others)")
+        for axes, at, name in ((forcing, tfr_at, "forcing ratio"), (weight, beta_at, "KL weight")):
+            for config in [others[index] for index in thinned(len(others), _MOST_CURVES)]:
+                _draw_schedule(axes, config, at, color=FAINT, linewidth=0.7, alpha=0.6)
+            for number, config in list(good.items())[:_MOST_CURVES]:
+                if number != best:
+                    _draw_schedule(axes, config, at, color=BLUE, linewidth=1.2, alpha=0.6, zorder=3)
+            _draw_schedule(axes, good[best], at, color=ORANGE, linewidth=2.4, zorder=4)
+            axes.set_ylim(-0.05, 1.08)
+            axes.set_ylabel(name)
+        weight.set_xlabel("epochs finished")
+        whole_ticks(weight)
+        drawing.align_ylabels()
+        return png(drawing)
+
+
+def _draw_schedule(axes: Axes, config: Config, at: Callable[[Config, int], float], **style: Any) -> None:
+    epochs = range(config.num_epoch)
+    axes.plot(epochs, [at(config, epoch) for epoch in epochs], marker="o" if len(epochs) < 3 else "", **style)
+
+
 def importance(items: Sequence[Importance], complete: int) -> bytes:
     """Bars of the settings' importance with the interval over resampled trials."""
     if not items:
@@ -319,11 +368,18 @@ def cost(spent: Mapping[str, int], saved: int, device_time: str | None) -> bytes
 
 
 def ablation(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, *, what: str, unit: str, lower_is_better: bool
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    key: str,
+    *,
+    what: str,
+    unit: str,
+    lower_is_better: bool,
+    beside: Sequence[tuple[str, str]] = (),
 ) -> bytes:
-    """One curve per variant over epochs: the comparison that an ablation study is made for.
+    """One curve per variant over epochs, the comparison that an ablation study is made for, over what was varied.
 
-    runs   variant -> lines of history.jsonl;  key   the column to draw
+    runs     variant -> lines of history.jsonl;  key   the column to draw
+    beside   (column, name) of the schedules to draw below on the same epochs, each from 0 to 1
     """
     runs = {name: rows for name, rows in runs.items() if rows}
     if not runs:
@@ -331,20 +387,36 @@ def ablation(
     last = {name: column(rows, key)[-1] for name, rows in runs.items()}
     order = sorted(last, key=lambda name: last[name], reverse=not lower_is_better)
     with look():
-        drawing = figure(3.9)
-        axes = drawing.subplots()
+        drawing = figure(3.9 + 1.3 * len(beside))
+        panels = drawing.subplots(
+            1 + len(beside), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2.6, *[1] * len(beside)]}
+        )[:, 0]
         every = [value for rows in runs.values() for value in column(rows, key)]
-        for name, colour in zip(runs, SERIES * (len(runs) // len(SERIES) + 1), strict=False):
-            epochs = column(runs[name], "epoch")
-            axes.plot(epochs, column(runs[name], key), color=colour, label=name, marker="o" if len(epochs) < 3 else "")
+        drawn = ((key, what, True), *((name, label, False) for name, label in beside))
+        for axes, (name, label, main) in zip(panels, drawn, strict=True):
+            for (variant, rows), colour, dashes in zip(
+                runs.items(), itertools.cycle(SERIES), itertools.cycle(_DASHES), strict=False
+            ):
+                epochs = column(rows, "epoch")
+                axes.plot(
+                    epochs,
+                    column(rows, name),
+                    color=colour,
+                    linestyle="-" if main else dashes,  # schedules often coincide
+                    label=variant,
+                    marker="o" if len(epochs) < 3 else "",
+                )
+            axes.set_ylabel(f"{label[:1].lower() + label[1:] if main else label}{', ' + unit if main and unit else ''}")
+            if not main:
+                axes.set_ylim(-0.07, 1.1)
         if lower_is_better and min(every) > 0 and max(every) > 20 * min(every):
-            axes.set_yscale("log")
+            panels[0].set_yscale("log")
         better = "lowest" if lower_is_better else "highest"
         title(drawing, f"{what}: {order[0]} ends {better}, at {last[order[0]]:.4g} {unit}".rstrip())
-        axes.set_xlabel("epochs finished")
-        axes.set_ylabel(f"{what[:1].lower() + what[1:]}{', ' + unit if unit else ''}")
-        whole_ticks(axes)
-        legend_below(drawing, axes)
+        panels[-1].set_xlabel("epochs finished")
+        whole_ticks(panels[-1])
+        legend_below(drawing, panels[0])
+        drawing.align_ylabels()
         return png(drawing)
 
 
@@ -357,7 +429,7 @@ def frames_compared(runs: Mapping[str, Sequence[float]], baselines: Mapping[str,
     with look():
         drawing = figure(3.9)
         axes = drawing.subplots()
-        for (name, values), colour in zip(runs.items(), SERIES * (len(runs) // len(SERIES) + 1), strict=False):
+        for (name, values), colour in zip(runs.items(), itertools.cycle(SERIES), strict=False):
             axes.plot(
                 range(1, len(values) + 1), values, color=colour, linewidth=1.2, label=f"{name} {means[name]:.1f} dB"
             )
@@ -386,29 +458,31 @@ def log_ticks(values: Sequence[float]) -> list[float]:
 
 
 def _ends(axis: Axis, trials: Sequence[TrialFacts]) -> tuple[float, float]:
-    """The smallest and largest value of a numeric setting, on its scale."""
+    """The smallest and largest value of a setting, on its scale; 0 and 1 for one without numbers."""
+    if axis.kind == "categorical":
+        return 0.0, 1.0
     numbers = [float(trial.params[axis.name]) for trial in trials if axis.name in trial.params]
     if axis.kind == "log":
         numbers = [math.log(number) for number in numbers]
     return (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
 
 
-def _height(axis: Axis, value: Any, trials: Sequence[TrialFacts]) -> float | None:
+def _height(axis: Axis, value: Any, ends: tuple[float, float]) -> float | None:
     """Where `value` stands on its axis, 0..1; None where the trial has no such setting."""
     if value is None:
         return None
     if axis.kind == "categorical":
         return axis.choices.index(value) / max(1, len(axis.choices) - 1)
-    low, high = _ends(axis, trials)
+    low, high = ends
     number = math.log(value) if axis.kind == "log" else float(value)
     return (number - low) / (high - low) if high > low else 0.5
 
 
-def _marks(axis: Axis, trials: Sequence[TrialFacts]) -> list[tuple[float, str]]:
+def _marks(axis: Axis, ends: tuple[float, float]) -> list[tuple[float, str]]:
     """(height, text) of an axis: its choices, or its two ends."""
     if axis.kind == "categorical":
         return [(place / max(1, len(axis.choices) - 1), str(c)) for place, c in enumerate(axis.choices)]
-    low, high = _ends(axis, trials)
+    low, high = ends
     if axis.kind == "log":
         low, high = math.exp(low), math.exp(high)
     return [(0.0, f"{low:.2g}"), (1.0, f"{high:.2g}")]

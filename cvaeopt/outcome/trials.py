@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -64,9 +64,12 @@ class Axis:
     choices: tuple[Any, ...] = ()
 
 
-def facts(trials: Iterable[FrozenTrial]) -> list[TrialFacts]:
-    """The facts of every trial, by number."""
-    return sorted((_facts(trial) for trial in trials), key=lambda trial: trial.number)
+def facts(trials: Iterable[FrozenTrial], left: Collection[int] = ()) -> list[TrialFacts]:
+    """The facts of every trial, by number.
+
+    left   numbers of trials that were begun and have no worker now: they wait for one, whatever Optuna says
+    """
+    return sorted((_facts(trial, trial.number in left) for trial in trials), key=lambda trial: trial.number)
 
 
 def axes(trials: Sequence[FrozenTrial], *, constant: bool = False) -> list[Axis]:
@@ -92,11 +95,13 @@ def best_of(trials: Iterable[TrialFacts]) -> TrialFacts | None:
     return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
 
-def _facts(trial: FrozenTrial) -> TrialFacts:
+def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
     attributes = trial.user_attrs
     # A diverged trial is told to Optuna as pruned, so that samplers learn from it; for people it failed.
     bad = attributes.get("failed") or any(value > 0 for value in trial.constraints.values())
     state: State = "failed" if bad else _STATES[trial.state.name]
+    if left and state == "running":
+        state = "waiting"
     value = trial.values[0] if state == "complete" and trial.values else None
     curve = tuple((step, level) for step, level in sorted(trial.intermediate_values.items()) if math.isfinite(level))
     seconds = attributes.get("seconds")
@@ -106,7 +111,8 @@ def _facts(trial: FrozenTrial) -> TrialFacts:
         value=value if value is not None and math.isfinite(value) else None,
         params=dict(trial.params),
         curve=curve,
-        epochs=int(attributes.get("epochs_done") or (curve[-1][0] if curve else 0)),
+        # As `status` counts: an epoch that was reported was spent, also one that is trained again after a crash.
+        epochs=max(trial.intermediate_values, default=int(attributes.get("epochs_done") or 0)),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
         reason=str(attributes.get("reason") or ""),
         finished=trial.datetime_complete,

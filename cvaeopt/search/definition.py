@@ -151,6 +151,9 @@ class ServiceTable(_Table):
     artifacts: str | None = Field(None, description="folder of the run folders")
     gpu: Annotated[int, Field(ge=0)] | Literal["cpu"] | None = Field(None, description="index of the GPU, or cpu")
     keep_best: int = Field(5, ge=1, description="complete trials whose checkpoints are kept")
+    keep_pictures: int = Field(
+        50, ge=1, description="best trials, and as many latest ones, that keep their pictures in the dashboard"
+    )
 
 
 Sampler = TpeSampler | RandomSampler | GridSampler | QmcSampler | GpSampler

@@ -6,17 +6,24 @@ the same `TrialRun` itself, because it also has leases, budgets and outages to t
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
+import mimetypes
 import platform
+import re
 import socket
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 import torch
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore, get_all_artifact_meta
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import Trial, TrialState
 
 from cvaeopt import __version__
@@ -44,6 +51,34 @@ def artifact_store(artifacts: Path) -> FileSystemArtifactStore:
     folder = artifacts / DASHBOARD_STORE
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder)
+
+
+def attach(trial: Trial, store: FileSystemArtifactStore, paths: Sequence[Path]) -> None:
+    """Show files with `trial` in the dashboard; one of the same name that an earlier owner left is replaced.
+
+    The file comes first and its entry second: an entry without its file is a broken picture, and keeps the dashboard
+    from deleting the study.
+    """
+    storage = trial.study._storage
+    shown = {one.filename: one.artifact_id for one in get_all_artifact_meta(trial, storage=storage)}
+    for path in paths:
+        artifact_id = shown.get(path.name, str(uuid.uuid4()))
+        kind = "application/x-ndjson" if path.suffix == ".jsonl" else mimetypes.guess_type(path.name)[0]
+        entry = ArtifactMeta(artifact_id, path.name, kind or "application/octet-stream", None)
+        try:
+            with path.open("rb") as stream:
+                store.write(artifact_id, stream)
+        except OSError:
+            if path.name not in shown:
+                with contextlib.suppress(ArtifactNotFound):
+                    store.remove(artifact_id)
+            raise
+        storage.set_trial_system_attr(trial._trial_id, f"artifacts:{artifact_id}", json.dumps(asdict(entry)))
+
+
+def note_text(text: str) -> str:
+    """`text` in one line, as the dashboard's notes show it literally: they are Markdown, with HTML."""
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
 
 
 class TrialRun:
@@ -154,14 +189,22 @@ class TrialRun:
             for key in ("val_psnr", "val_psnr_late"):
                 self.trial.set_user_attr(key, last[key])
             self.trial.set_user_attr("seconds", math.fsum(row["seconds"] for row in self.history))
-        if not self.history:
-            return
+        self._note(state, reason)
+        pictures: list[Path] = []
+        if self.history:
+            pictures = self._pictures(state)
+        if self._store is not None:
+            files = [*pictures, self.folder.config, self.folder.history]
+            attach(self.trial, self._store, [path for path in files if path.exists()])
+
+    def _pictures(self, state: str) -> list[Path]:
+        """Draw what there is to see into the run folder."""
         frames = psnr = None
         if state != "failed":
             validation = self.trainer.validate()
             frames, psnr = validation.frames, validation.psnr_frames.numpy()
         val = self.trainer.data.val
-        pictures = trial_artifacts(
+        return trial_artifacts(
             self.folder.root,
             self.history,
             psnr_frames=psnr,
@@ -170,15 +213,6 @@ class TrialRun:
             labels=val.labels[1:],
             title=f"{self.definition.name} / trial {self.number}",
         )
-        if self._store is not None:
-            for picture in [*pictures, self.folder.config, self.folder.history]:
-                upload_artifact(
-                    artifact_store=self._store,
-                    file_path=str(picture),
-                    study_or_trial=self.trial,
-                    mimetype="application/x-ndjson" if picture.suffix == ".jsonl" else None,
-                )
-        self._note(state, reason)
 
     def _forget_older(self) -> None:
         """Delete the checkpoints of earlier owners; never a later one's, should this process have slept since."""
@@ -190,13 +224,24 @@ class TrialRun:
     def _note(self, state: str, reason: str) -> None:
         from optuna_dashboard import save_note
 
-        last = self.history[-1]
-        save_note(
-            self.trial,
-            f"**{state}** after {self.epoch} of {self.epochs} epochs: {reason}\n\n"
-            f"validation PSNR {last['val_psnr']:.2f} dB (late frames {last['val_psnr_late']:.2f} dB), "
-            f"run on {socket.gethostname()}, {_device_name(str(self.trainer.device))}\n",
-        )
+        settings = ", ".join(f"{name} {_short(value)}" for name, value in self.trial.params.items())
+        lines = [
+            f"**{state}** after {self.epoch} of {self.epochs} epochs: {note_text(reason)}",
+            f"Settings: {note_text(settings or 'the fixed ones')}.",
+        ]
+        if self.history:
+            last = self.history[-1]
+            lines.append(
+                f"Validation PSNR of the last epoch {last['val_psnr']:.2f} dB, "
+                f"{last['val_psnr_late']:.2f} dB over its late frames."
+            )
+        where = f"{socket.gethostname()}, {_device_name(str(self.trainer.device))}"
+        lines.append(f"Run on {note_text(where)}; its files are in {note_text(self._place)} of the artifact folder.")
+        save_note(self.trial, "\n\n".join(lines) + "\n")
+
+    @property
+    def _place(self) -> str:
+        return f"{self.definition.name}/{self.folder.root.name}"
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -277,6 +322,10 @@ def tidy(study: optuna.Study, artifacts: Path, keep_best: int) -> list[Path]:
                 path.unlink(missing_ok=True)
                 deleted.append(path)
     return deleted
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _device_name(device: str) -> str:

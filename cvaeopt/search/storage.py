@@ -116,6 +116,9 @@ worker_table = Table(
 _NONCE = "cvaeopt:nonce"
 """Trial attribute that says whether a creation whose acknowledgement was lost has happened."""
 
+_ARTIFACT = "artifacts:"
+"""Prefix of the trial attributes in which Optuna and the dashboard list files."""
+
 _LEAST_FREE = 65536
 """Bytes free on a disk below which SQLite cannot make its side files."""
 
@@ -324,6 +327,44 @@ class Storage(RDBStorage):
                 todo=f"Create it: cvaeopt worker --study {name}",
             )
         return row
+
+    def artifacts(self, study_id: int) -> dict[int, dict[str, dict[str, Any]]]:
+        """The files that the dashboard lists: id of the trial -> id of the file -> its `ArtifactMeta`."""
+
+        def read() -> dict[int, dict[str, dict[str, Any]]]:
+            attribute, trial = models.TrialSystemAttributeModel, models.TrialModel
+            found: dict[int, dict[str, dict[str, Any]]] = {}
+            with self.reading() as connection:
+                rows = connection.execute(
+                    sqlalchemy.select(attribute.trial_id, attribute.key, attribute.value_json)
+                    .join(trial, trial.trial_id == attribute.trial_id)
+                    .where(trial.study_id == study_id, attribute.key.startswith(_ARTIFACT))
+                )
+                for trial_id, key, value in rows:
+                    entry = json.loads(json.loads(value))
+                    if entry is not None:
+                        found.setdefault(trial_id, {})[key.removeprefix(_ARTIFACT)] = entry
+            return found
+
+        return self.retry(read)
+
+    def forget_artifacts(self, trial_id: int, artifact_ids: Sequence[str]) -> int:
+        """Take files off the dashboard's list of a trial, finished or not; how many were on it.
+
+        Optuna changes nothing of a finished trial, and the dashboard's own way (an attribute `null`) breaks
+        `optuna.artifacts.get_all_artifact_meta`.
+        """
+        attribute = models.TrialSystemAttributeModel
+
+        def forget() -> int:
+            with self.transaction() as connection:
+                keys = [f"{_ARTIFACT}{one}" for one in artifact_ids]
+                done = connection.execute(
+                    sqlalchemy.delete(attribute).where(attribute.trial_id == trial_id, attribute.key.in_(keys))
+                )
+                return int(done.rowcount)
+
+        return self.retry(forget)
 
     def next_trial(self, connection: Connection, study_id: int) -> tuple[int, int]:
         """(id, number) of the trial to run next, RUNNING when the transaction commits.

@@ -28,6 +28,7 @@ __all__ = [
     "best",
     "counts",
     "create_or_open",
+    "left",
     "load_definition",
     "open_existing",
     "pruner_for",
@@ -183,6 +184,23 @@ def counts(storage: Storage, name: str) -> dict[str, int]:
             attributes = _attributes(connection, study_id, _USER_ATTRS, (FAILED,))
             _, left = _open_leases(connection, name, storage.now(connection))
             return _count(states, {trial_id for trial_id, _ in attributes}, left)
+
+    return storage.retry(read)
+
+
+def left(storage: Storage, name: str) -> frozenset[int]:
+    """The numbers of the trials that were begun, are not over, and have no worker; empty for an unknown study.
+
+    Optuna calls them running. They go on when a worker takes them.
+    """
+
+    def read() -> frozenset[int]:
+        with storage.reading() as connection:
+            _, trial_ids = _open_leases(connection, name, storage.now(connection))
+            query = select(lease_table.c.number).where(
+                lease_table.c.study == name, lease_table.c.trial_id.in_(trial_ids)
+            )
+            return frozenset(connection.execute(query).scalars())
 
     return storage.retry(read)
 

@@ -134,6 +134,7 @@ class Worker:
     max_attempts  starts of a trial without a finished epoch between them, before it is given up
     max_consecutive_failures   trials that may fail in a row before the worker gives up (diverged ones: 3 times that)
     checkpoint_every           epochs between two checkpoints
+    after_trial    called when a trial has ended here or was left: no lease is held, no lock is taken; must not raise
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Worker:
         min_deadline_s: float = 900.0,
         deadline_factor: float = 10.0,
         signals: bool = True,
+        after_trial: Callable[[], None] = lambda: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         try:
@@ -179,6 +181,7 @@ class Worker:
         self._max_failures = max_consecutive_failures
         self._checkpoint_every = checkpoint_every
         self._signals = signals
+        self._after_trial = after_trial
         self._sleep = sleep
         self._emit_lock = threading.RLock()
         self._signal = ""  # the first signal's name
@@ -254,6 +257,7 @@ class Worker:
                 finally:
                     self.courier.end()
                 self._lease = None
+                self._after_trial()
                 self._check_failures()
                 if self._full is not None:
                     self._wait_for_room(claimed, self._full)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from PIL import Image
+from sqlalchemy import insert
 
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome import pictures
+from cvaeopt.search.storage import Storage
 from cvaeopt.search.study import Definition
 
 BASELINES = {"copy_first": 23.9, "train_mean": 25.4, "nearest_pose": 26.1}
@@ -102,6 +107,51 @@ def trials(count: int, seed: int = 0, epochs: int = 10, level: float = 30.0) -> 
         trial.datetime_complete = trial.datetime_start + datetime.timedelta(minutes=1)
         made.append(trial)
     return made
+
+
+def fill(storage: Storage, study: optuna.Study, made: Sequence[FrozenTrial]) -> None:
+    """Write finished trials into an empty study, thousands in a second, in one transaction."""
+    rows: dict[Any, list[dict[str, Any]]] = {
+        models.TrialModel: [],
+        models.TrialValueModel: [],
+        models.TrialParamModel: [],
+        models.TrialIntermediateValueModel: [],
+        models.TrialUserAttributeModel: [],
+    }
+    for trial in made:
+        key = {"trial_id": trial.number + 1}
+        rows[models.TrialModel].append(
+            {
+                **key,
+                "number": trial.number,
+                "study_id": study._study_id,
+                "state": trial.state,
+                "datetime_start": trial.datetime_start,
+                "datetime_complete": trial.datetime_complete,
+            }
+        )
+        finite = {"value_type": models.TrialValueModel.TrialValueType.FINITE}
+        if trial.value is not None:
+            rows[models.TrialValueModel].append({**key, "objective": 0, "value": trial.value, **finite})
+        for name, value in trial.params.items():
+            kind = trial.distributions[name]
+            rows[models.TrialParamModel].append(
+                {
+                    **key,
+                    "param_name": name,
+                    "param_value": kind.to_internal_repr(value),
+                    "distribution_json": distribution_to_json(kind),
+                }
+            )
+        known = {"intermediate_value_type": models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE}
+        for step, value in trial.intermediate_values.items():
+            rows[models.TrialIntermediateValueModel].append({**key, "step": step, "intermediate_value": value, **known})
+        for name, value in trial.user_attrs.items():
+            rows[models.TrialUserAttributeModel].append({**key, "key": name, "value_json": json.dumps(value)})
+    with storage.transaction() as connection:
+        for model, values in rows.items():
+            if values:
+                connection.execute(insert(model), values)
 
 
 def history(curve: dict[int, float]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -8,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import FrozenTrial
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, create_trial
 
+from cvaeopt.files import RunFolder
 from cvaeopt.outcome import report, study_charts
 from cvaeopt.outcome.importance import importances
+from cvaeopt.outcome.pictures import PSNR_VALUES
 from cvaeopt.outcome.trials import axes, best_of, facts
 from cvaeopt.search.storage import open_storage
-from cvaeopt.search.study import Definition, create_or_open
-from tests.outcome.made_up import BASELINES, NOON, definition, run_folder, trials
+from cvaeopt.search.study import Definition, create_or_open, load_definition, status
+from tests.outcome.made_up import BASELINES, NOON, definition, fill, history, run_folder, trials
 
 OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
 
@@ -93,11 +97,24 @@ def test_names_and_reasons_are_text_and_never_markup(tmp_path: Path):
     assert "<img src=x onerror=alert(2)>" in found.text
 
 
-def test_a_page_of_2000_trials_lists_200_and_says_so(tmp_path: Path):
-    found = page(tmp_path, trials(2000, epochs=30), definition(trials=2000, epochs=30))
-    assert "200 of 2000 trials" in found.text
-    rows = found.source.count("<tr")
-    assert 200 < rows < 300
+@pytest.mark.parametrize("count", [0, 1, 5, 2000])
+def test_a_study_of_any_size_renders_and_says_what_status_says(tmp_path: Path, count: int):
+    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
+    opened = create_or_open(storage, definition(trials=2000))
+    fill(storage, opened, trials(count))
+    made = report.report(storage, "made-up", tmp_path / "out", artifacts=tmp_path / "none", now=NOON)
+    found = Page(made.page)
+    facts_of_it = status(storage, "made-up")
+    text = " ".join(found.text.split())
+    counted = ", ".join(f"{number} {state}" for state, number in facts_of_it["trials"].items() if number)
+    assert f"trials of 2000{count} {counted or 'none yet'}" in text
+    assert f"epochs trained{facts_of_it['epochs_spent']:,} " in text
+    best = facts_of_it["best"]
+    assert (f"{best['value']:.2f} dBtrial {best['number']}, mean" if best else "none yetmean of") in text
+    assert len(found.all("img")) == len(made.pictures) >= 6
+    assert found.source.count("<tr") < 300
+    assert ("200 of 2000 trials" in text) == (count == 2000)
+    storage.close()
 
 
 def test_the_summary_compares_with_the_baselines(tmp_path: Path):
@@ -125,11 +142,13 @@ def test_the_best_run_is_shown_and_what_is_missing_is_named(tmp_path: Path):
 
 def test_failures_are_listed_with_their_reasons_and_cost_is_counted(tmp_path: Path):
     found = page(tmp_path, trials(16))
-    assert found.text.count("The training loss became nan in epoch 2.") == 4  # two trials, in two tables
+    assert found.text.count("The training loss became nan in epoch 2.") == 3  # once for both trials, and once for each
+    assert "6, 14" in found.text
     assert "Pruning ended 2 trials early and saved 12 epochs" in " ".join(found.text.split())
 
 
-def test_a_grid_over_the_kl_weight_becomes_the_seeds_comparison(tmp_path: Path):
+def ablation(artifacts: Path) -> tuple[Definition, list[FrozenTrial]]:
+    """A grid over the KL weight's shape, trained to the end."""
     study = definition(
         trials=3,
         search={"kl_anneal_type": {"type": "categorical", "choices": ["cyclical", "monotonic", "none"]}},
@@ -140,11 +159,42 @@ def test_a_grid_over_the_kl_weight_becomes_the_seeds_comparison(tmp_path: Path):
         trial.number = number
         trial.params = {"kl_anneal_type": ["cyclical", "monotonic", "none"][number]}
         trial.distributions = {"kl_anneal_type": trial.distributions["kl_anneal_type"]}
-        run_folder(tmp_path / "artifacts", trial)
+        run_folder(artifacts, trial)
+    return study, shown
+
+
+def test_a_grid_over_the_kl_weight_becomes_the_seeds_comparison(tmp_path: Path):
+    study, shown = ablation(tmp_path / "artifacts")
     found = page(tmp_path, shown, study, tmp_path / "artifacts")
     names = {path.name for path in (tmp_path / "out").glob("compare_*.png")}
     assert names == {"compare_loss.png", "compare_mse.png", "compare_psnr.png", "compare_frames.png"}
     assert "The comparison" in found.text
+    for number, trial in enumerate(shown):  # in numbers, too
+        kind = ["cyclical", "monotonic", "none"][number]
+        row = rf'<th scope="row">KL {kind}</th><td class="number">{number}</td>\s*<td class="number">{trial.value:.2f}<'
+        assert re.search(row, found.source)
+
+
+@pytest.mark.parametrize("name", ["seed000-tfr", "seed003-kl", "seed004-kl"])  # the others differ in their numbers
+def test_every_kind_of_ablation_that_is_shipped_has_its_comparison(tmp_path: Path, name: str):
+    study = load_definition(str(Path("studies") / f"{name}.toml"))
+    kinds = {"categorical": CategoricalDistribution}
+    shown = []
+    for number, point in enumerate(study.points()):
+        chosen = {key: kinds[study.search[key].type](tuple(study.search[key].choices)) for key in point}
+        curve = {epoch: 20.0 + number + epoch / 9 for epoch in (1, 2, 3)}
+        trial = create_trial(params=point, distributions=chosen, value=curve[3], intermediate_values=curve)
+        trial.number = number
+        shown.append(trial)
+        folder = RunFolder.of_trial(tmp_path / "artifacts", name, number)
+        folder.root.mkdir(parents=True)
+        folder.write_history(history(curve))
+        (folder.root / PSNR_VALUES).write_text(json.dumps({"psnr_db": [20.0, 21.0, 19.0]}))
+    found = page(tmp_path, shown, study, tmp_path / "artifacts")
+    texts = " ".join(picture["alt"] for picture in found.all("img"))
+    assert "KL weight" in texts if "kl_anneal_type" in study.search else "forcing ratio" in texts
+    assert "No run of this comparison" not in found.text
+    assert len(re.findall(r"<tr[^>]*><th scope=\"row\">(?:KL|forcing) ", found.source)) == len(shown)
 
 
 def test_a_report_is_made_from_the_storage(tmp_path: Path):

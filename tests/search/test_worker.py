@@ -39,7 +39,7 @@ from cvaeopt.search.events import (
 from cvaeopt.search.fleet import Beat, Fleet, Lease, Place, Pulse, ask_stop, workers
 from cvaeopt.search.storage import Storage, open_storage
 from cvaeopt.search.worker import Worker
-from tests.search.fakes import Events, FakeRun, Fakes, curve, expire, leases, make_study
+from tests.search.fakes import Events, FakeRun, Fakes, curve, expire, leases, make_study, set_stop
 from tests.search.postgres import Postgres
 from tests.search.test_fleet import EVIL
 from tests.search.test_storage import Outages, outage
@@ -121,6 +121,22 @@ def raising(error: Exception, *at: tuple[int, int]) -> Callable[[FakeRun, int], 
 
 
 # ---- the ordinary course
+
+
+def test_between_two_trials_there_is_time_to_tidy_up(lite: Bench) -> None:
+    """After every trial that ended, was pruned or left, when nobody holds it any more."""
+    study = make_study(lite.storage, pruner=PruneAt((1, 2)))
+    seen: list[tuple[list[str], set[str | None]]] = []
+
+    def look() -> None:
+        owners = {row.owner for row in leases(lite.storage) if row.state == "open"}
+        seen.append((states(study), owners))
+        if len(seen) == 2:
+            set_stop(lite.storage)
+
+    lite.worker(study, lite.fakes(before_epoch=lambda run, epoch: time.sleep(0.01)), after_trial=look).run()
+    assert seen[:2] == [(["COMPLETE"], set()), (["COMPLETE", "PRUNED"], set())]
+    assert all(owners <= {None} for _, owners in seen)
 
 
 def test_a_worker_trains_the_whole_budget_and_ends(bench: Bench) -> None:
