@@ -9,7 +9,8 @@ W workers claim trials, report one epoch every `--epoch-s`, ask for the pruner's
 through the code that real workers use, but train nothing. They all come at once (the worst case), or one after the
 other within `--ramp-s`, as a scheduler starts them. The latency of a report runs from the moment it was due to the
 verdict, so a report that waits behind a late one counts its waiting. Afterwards the database must hold every report
-that was acknowledged, once, with its value. Results are kept in bench/results/storage-*.json; with `--keep NAME` the load alone is run.
+that was acknowledged, once, with its value. Results are kept in bench/results/storage-*.json; with `--keep NAME` the
+load alone is run.
 """
 
 from __future__ import annotations
@@ -221,7 +222,9 @@ def load(
         "retries": sum(len(one["retries"]) for one in found),
         "said": sorted({said for one in found for said in one["retries"]})[:5],
         "lost": sum(stored.get(entry) != value_of(*entry) for entry in acknowledged),
-        "doubled": len(rows) - len(stored) + len(acknowledged) - len(set(acknowledged)),
+        "doubled": len(rows) - len(stored),
+        # Trials that were taken over: the next simulated worker begins again, a real one goes on.
+        "retaken": len(acknowledged) - len(set(acknowledged)),
         "shared_trials": len(numbers) - len(set(numbers)),
     }
 

@@ -18,6 +18,7 @@ class S3:
 
     server: Any
     port: int
+    _own: Any = None
 
     @classmethod
     def launch(cls) -> S3:
@@ -54,7 +55,8 @@ class S3:
 
     def keys(self) -> list[str]:
         """Every object of the bucket."""
-        return sorted(entry["Key"] for entry in self.client().list_objects_v2(Bucket=BUCKET).get("Contents", []))
+        self._own = self._own or self.client()
+        return sorted(entry["Key"] for entry in self._own.list_objects_v2(Bucket=BUCKET).get("Contents", []))
 
     def clear(self) -> None:
         """Delete every object."""
