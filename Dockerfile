@@ -16,7 +16,7 @@ ENV PYTHONUNBUFFERED=1 \
 WORKDIR /opt/cvaeopt
 COPY pyproject.toml constraints.txt ./
 RUN mkdir cvaeopt && touch cvaeopt/__init__.py README.md \
-    && pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[postgres]' \
+    && pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[postgres,s3]' \
     && pip uninstall --yes cvaeopt
 
 COPY README.md ./

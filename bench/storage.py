@@ -2,11 +2,15 @@
 
     python -m bench.storage                # both back ends, W = 1 ... 200, then 2,000 trials of 100 epochs
     python -m bench.storage --quick        # seconds
+    python -m bench.storage --backend postgres --workers 1000 --epoch-s 30 --epochs 5 --ramp-s 150 --seconds 300 \\
+        --keep scale-1000x30
 
-W workers claim trials, report one epoch a second, ask for the pruner's verdict, beat, tell and finish, through the
-code that real workers use, but train nothing. The latency of a report runs from the moment it was due to the verdict,
-so a report that waits behind a late one counts its waiting. Afterwards the database must hold every report that was
-acknowledged, once, with its value. Results are kept in bench/results/storage-*.json.
+W workers claim trials, report one epoch every `--epoch-s`, ask for the pruner's verdict, beat, tell and finish,
+through the code that real workers use, but train nothing. They all come at once (the worst case), or one after the
+other within `--ramp-s`, as a scheduler starts them. The latency of a report runs from the moment it was due to the
+verdict, so a report that waits behind a late one counts its waiting. Afterwards the database must hold every report
+that was acknowledged, once, with its value. Results are kept in bench/results/storage-*.json; with `--keep NAME` the
+load alone is run.
 """
 
 from __future__ import annotations
@@ -77,14 +81,24 @@ def value_of(number: int, epoch: int) -> float:
 # ---- load
 
 
-def simulate(url: str, study_id: int, count: int, epochs: int, seconds: float, gate: Any, answers: Any) -> None:
+def simulate(
+    url: str,
+    study_id: int,
+    count: int,
+    epochs: int,
+    seconds: float,
+    epoch_s: float,
+    ramp_s: float,
+    gate: Any,
+    answers: Any,
+) -> None:
     """`count` workers in threads of this process; what they measured goes to `answers`."""
     storages = [open_storage(url, start_limit_s=120.0) for _ in range(count)]
     found: list[dict[str, Any]] = [{} for _ in range(count)]
-    gate.wait(timeout=120)
+    gate.wait(timeout=300)
     began = time.monotonic()
     threads = [
-        threading.Thread(target=_work, args=(storage, study_id, epochs, began, seconds, found[index], index))
+        threading.Thread(target=_work, args=(storage, epochs, began, seconds, epoch_s, ramp_s, found[index], index))
         for index, storage in enumerate(storages)
     ]
     for thread in threads:
@@ -97,25 +111,43 @@ def simulate(url: str, study_id: int, count: int, epochs: int, seconds: float, g
 
 
 def _work(
-    storage: Storage, study_id: int, epochs: int, began: float, seconds: float, found: dict[str, Any], index: int
+    storage: Storage,
+    epochs: int,
+    began: float,
+    seconds: float,
+    epoch_s: float,
+    ramp_s: float,
+    found: dict[str, Any],
+    index: int,
 ) -> None:
     retries: list[str] = []
     storage.on_retry = lambda outage_s, said: retries.append(said)
     found |= {"reports": [], "claims": [], "acknowledged": [], "errors": [], "retries": retries}
     try:
-        _trials(storage, epochs, began, seconds, found, index)
+        _trials(storage, epochs, began, seconds, epoch_s, ramp_s, found, index)
     except Exception as error:
         found["errors"].append(f"{type(error).__name__}: {error}")
 
 
-def _trials(storage: Storage, epochs: int, began: float, seconds: float, found: dict[str, Any], index: int) -> None:
+def _trials(
+    storage: Storage,
+    epochs: int,
+    began: float,
+    seconds: float,
+    epoch_s: float,
+    ramp_s: float,
+    found: dict[str, Any],
+    index: int,
+) -> None:
     fleet = Fleet(storage, NAME)
     place = Place.here()
     worker = f"{place.new_id()}-{index}"
-    due = began + random.Random(index).uniform(0.0, 1.0)
+    due = began + random.Random(f"{os.getpid()}-{index}").uniform(0.0, ramp_s or 1.0)
+    if ramp_s:
+        time.sleep(max(due - time.monotonic(), 0.0))
     fleet.register(worker, place, "none")
     beat_at = time.monotonic()
-    while due + epochs <= began + seconds + 1.0:
+    while due + epochs * epoch_s <= began + seconds + epoch_s:
         asked_at = time.monotonic()
         lease = fleet.claim(worker, place)
         found["claims"].append(time.monotonic() - asked_at)
@@ -123,22 +155,25 @@ def _trials(storage: Storage, epochs: int, began: float, seconds: float, found: 
             raise RuntimeError(lease.reason)
         due = max(due, time.monotonic())
         for epoch in range(1, epochs + 1):
-            due += 1.0
-            time.sleep(max(due - time.monotonic(), 0.0))
+            due += epoch_s
+            while (left := due - time.monotonic()) > 0:
+                time.sleep(min(left, max(beat_at + 10.0 - time.monotonic(), 0.0)))
+                if time.monotonic() - beat_at >= 10.0:
+                    beat_at = time.monotonic()
+                    fleet.beat(worker, Beat("running", lease.number, epoch - 1), lease)
             if time.monotonic() > began + seconds + PATIENCE_S:
                 raise TimeoutError("too late to go on")
             fleet.report(lease, epoch, value_of(lease.number, epoch))
             storage.get_trial(lease.trial_id)  # what the pruner is asked about
             found["reports"].append(time.monotonic() - due)
             found["acknowledged"].append((lease.number, epoch))
-            if time.monotonic() - beat_at > 10.0:
-                beat_at = time.monotonic()
-                fleet.beat(worker, Beat("running", lease.number, epoch), lease)
         storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [value_of(lease.number, epochs)])
         fleet.finish(lease, "complete", "all epochs trained", epochs)
 
 
-def load(url: str, workers: int, seconds: float, epochs: int) -> dict[str, Any]:
+def load(
+    url: str, workers: int, seconds: float, epochs: int, epoch_s: float = 1.0, ramp_s: float = 0.0
+) -> dict[str, Any]:
     """One row of the table: `workers` on a fresh database at `url`."""
     storage = open_storage(url)
     study = create_or_open(storage, definition(100_000, epochs))
@@ -146,12 +181,15 @@ def load(url: str, workers: int, seconds: float, epochs: int) -> dict[str, Any]:
     shares = [workers // processes + (index < workers % processes) for index in range(processes)]
     gate, answers = _context.Barrier(processes), _context.Queue()
     running = [
-        _context.Process(target=simulate, args=(url, study._study_id, share, epochs, seconds, gate, answers))
+        _context.Process(
+            target=simulate, args=(url, study._study_id, share, epochs, seconds, epoch_s, ramp_s, gate, answers)
+        )
         for share in shares
     ]
     for process in running:
         process.start()
-    found = [one for _ in running for one in answers.get(timeout=seconds + PATIENCE_S + 300)]
+    with _Connections(url) as connections:
+        found = [one for _ in running for one in answers.get(timeout=seconds + PATIENCE_S + 400)]
     for process in running:
         process.join()
     answers.close()
@@ -170,7 +208,10 @@ def load(url: str, workers: int, seconds: float, epochs: int) -> dict[str, Any]:
     claims = sorted(late for one in found for late in one["claims"])
     return {
         "workers": workers,
+        "epoch_s": epoch_s,
+        "ramp_s": ramp_s,
         "seconds": seconds,
+        "connections": connections.most,
         "reports": len(reports),
         "p50_s": _quantile(reports, 0.50),
         "p95_s": _quantile(reports, 0.95),
@@ -181,9 +222,38 @@ def load(url: str, workers: int, seconds: float, epochs: int) -> dict[str, Any]:
         "retries": sum(len(one["retries"]) for one in found),
         "said": sorted({said for one in found for said in one["retries"]})[:5],
         "lost": sum(stored.get(entry) != value_of(*entry) for entry in acknowledged),
-        "doubled": len(rows) - len(stored) + len(acknowledged) - len(set(acknowledged)),
+        "doubled": len(rows) - len(stored),
+        # Trials that were taken over: the next simulated worker begins again, a real one goes on.
+        "retaken": len(acknowledged) - len(set(acknowledged)),
         "shared_trials": len(numbers) - len(set(numbers)),
     }
+
+
+class _Connections:
+    """Counts, in a thread, how many connections a PostgreSQL database has: `most` at one moment (None on SQLite)."""
+
+    def __init__(self, url: str) -> None:
+        self.most: int | None = None
+        self._url = url
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._count)
+
+    def __enter__(self) -> _Connections:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _count(self) -> None:
+        if self._url.startswith("sqlite"):
+            return
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            while not self._over.wait(2.0):
+                (now,) = connection.execute(query, ["cvaeopt"]).fetchone() or (0,)
+                self.most = max(self.most or 0, now)
 
 
 def _quantile(values: list[float], share: float) -> float | None:
@@ -376,8 +446,16 @@ def large(url: str, trials: int, epochs: int, repeats: int) -> dict[str, Any]:
 # ---- all of it
 
 
-def measure(backend: str, counts: list[int], seconds: float, epochs: int, study: tuple[int, int]) -> dict[str, Any]:
-    """Everything about one back end."""
+def measure(
+    backend: str,
+    counts: list[int],
+    seconds: float,
+    epochs: int,
+    study: tuple[int, int] | None,
+    epoch_s: float = 1.0,
+    ramp_s: float = 0.0,
+) -> dict[str, Any]:
+    """Everything about one back end; without `study` the load alone."""
     home = Path(tempfile.mkdtemp(prefix="cvaeopt-load-"))
     server = None
     facts = {**machine.facts(), "busy": os.getloadavg()[0]}  # what else the machine did, in processes
@@ -389,7 +467,7 @@ def measure(backend: str, counts: list[int], seconds: float, epochs: int, study:
                 server = Postgres.launch()
             with psycopg.connect(server.url(), autocommit=True) as connection:
                 # Its default of 100 is too few for 200 workers, each of which holds one connection or two.
-                connection.execute("ALTER SYSTEM SET max_connections = 500")
+                connection.execute(f"ALTER SYSTEM SET max_connections = {max(500, 2 * max(counts) + 50)}")
                 # As in production, unlike the throw-away servers of the tests.
                 connection.execute("ALTER SYSTEM SET fsync = on")
             server.stop()
@@ -399,13 +477,15 @@ def measure(backend: str, counts: list[int], seconds: float, epochs: int, study:
             return f"sqlite:///{home / name}.db" if server is None else server.new_database(name)
 
         for count in counts:
-            row = load(url(f"load_{count}"), count, seconds, epochs)
+            row = load(url(f"load_{count}"), count, seconds, epochs, epoch_s, ramp_s)
             result["load"].append(row)
             print(_row(backend, row), flush=True)
         over = [row["workers"] for row in result["load"] if row["p95_s"] is None or row["p95_s"] > BEND_S]
         result["bends_at"] = min(over, default=None)
-        result["large"] = large(url("large"), *study, repeats=3)
-        print(f"{backend}: {json.dumps(result['large'])}", flush=True)
+        facts["busy_after"] = os.getloadavg()[0]
+        if study is not None:
+            result["large"] = large(url("large"), *study, repeats=3)
+            print(f"{backend}: {json.dumps(result['large'])}", flush=True)
     finally:
         if server is not None:
             server.remove()
@@ -414,15 +494,14 @@ def measure(backend: str, counts: list[int], seconds: float, epochs: int, study:
 
 
 HEAD = (
-    "| back end | W | reports | p50 s | p95 s | max s | claim p50 s | errors | retries | lost | doubled |\n"
-    + "|---" * 11
-    + "|"
+    "| back end | W | epoch s | connections | reports | p50 s | p95 s | max s | claim p50 s "
+    "| errors | retries | lost | doubled |\n" + "|---" * 13 + "|"
 )
 
 
 def _row(backend: str, row: dict[str, Any]) -> str:
-    names = ["workers", "reports", "p50_s", "p95_s", "max_s", "claim_p50_s"]
-    cells = [backend, *(str(row[name]) for name in names), str(len(row["errors"]))]
+    names = ["workers", "epoch_s", "connections", "reports", "p50_s", "p95_s", "max_s", "claim_p50_s"]
+    cells = [backend, *("-" if row.get(name) is None else str(row[name]) for name in names), str(len(row["errors"]))]
     cells += [str(row[name]) for name in ("retries", "lost", "doubled")]
     return "| " + " | ".join(cells) + " |"
 
@@ -438,19 +517,24 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("sqlite", "postgres", "both"), default="both")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 10, 50, 100, 200])
     parser.add_argument("--seconds", type=float, default=12.0, help="length of each run")
+    parser.add_argument("--epoch-s", type=float, default=1.0, help="length of an epoch, seconds")
+    parser.add_argument("--ramp-s", type=float, default=0.0, help="the workers come one after the other in this time")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of a trial")
+    parser.add_argument("--keep", help="the load alone, kept as bench/results/storage-NAME.json")
     parser.add_argument("--quick", action="store_true", help="a few workers, a small study; nothing is kept")
     options = parser.parse_args(words)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    counts, seconds, epochs, study = options.workers, options.seconds, 5, (2000, 100)
+    counts, seconds, epochs = options.workers, options.seconds, options.epochs
+    study = None if options.keep else (2000, 100)
     if options.quick:
         counts, seconds, epochs, study = [1, 6], 2.0, 1, (40, 10)
     results = []
     for backend in ("sqlite", "postgres") if options.backend == "both" else (options.backend,):
-        result = measure(backend, counts, seconds, epochs, study)
+        result = measure(backend, counts, seconds, epochs, study, options.epoch_s, options.ramp_s)
         result["command"] = " ".join(["python -m bench.storage", *(sys.argv[1:] if words is None else words)])
         results.append(result)
         if not options.quick:
-            machine.keep(f"storage-{backend}", result)
+            machine.keep(f"storage-{options.keep or backend}", result)
     print(table(results))
     for result in results:
         print(f"{result['backend']} bends at: {result['bends_at'] or 'not reached'}")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
     from cvaeopt.outcome.predict import Noise
+    from cvaeopt.search.checkpoints import Checkpoints
     from cvaeopt.search.definition import Definition
     from cvaeopt.search.fleet import Lease
     from cvaeopt.search.storage import Storage
@@ -59,6 +60,14 @@ Artifacts = Annotated[
     Path | None,
     typer.Option(
         "--artifacts", envvar="CVAEOPT_ARTIFACTS", help="Folder of the trials' files. Default: storage/artifacts."
+    ),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoints",
+        envvar="CVAEOPT_CHECKPOINTS",
+        help="Object store for copies of the checkpoints, s3://BUCKET/PREFIX, where workers share no folder.",
     ),
 ]
 Threads = Annotated[
@@ -140,6 +149,7 @@ def worker(
     storage: StorageUrl = None,
     data: Data = None,
     artifacts: Artifacts = None,
+    checkpoints: Store = None,
     threads: Threads = None,
     trials_per_gpu: Together = 1,
     dry_run: DryRun = False,
@@ -156,16 +166,19 @@ def worker(
         gpu = str(definition.service.gpu)
     url = _storage_url(storage, definition)
     folder = _artifact_folder(artifacts, definition)
+    shared = checkpoints or definition.service.checkpoints
     if dry_run:
-        _show_worker(console, definition, url, data, folder, gpu, trials_per_gpu)
+        _show_worker(console, definition, url, data, folder, shared, gpu, trials_per_gpu)
         return
     root = _data_folder(data, definition)
     if trials_per_gpu > 1:
-        variables = {"STORAGE": url, "DATA": str(root), "ARTIFACTS": str(folder), **({"GPU": gpu} if gpu else {})}
+        places = {"STORAGE": url, "DATA": str(root), "ARTIFACTS": str(folder), "CHECKPOINTS": shared, "GPU": gpu}
+        variables = {name: value for name, value in places.items() if value}
         flags = [*(["--verbose"] if verbose else []), *(["--quiet"] if quiet else [])]
         arguments = ["worker", "--study", study, *flags]
         raise typer.Exit(crew.supervise(console, arguments, trials_per_gpu, variables, threads, on_cpu=gpu == "cpu"))
     tether = crew.Tether.inherited()
+    remote = _object_store(console, shared)
     from cvaeopt.vae import device as devices
 
     device = devices.use(gpu, threads)
@@ -187,12 +200,12 @@ def worker(
         loaded.digest,
         lambda: baselines(loaded.train, loaded.val).plain(),
     )
-    objective = Objective(definition, loaded, device, folder)
+    objective = Objective(definition, loaded, device, folder, remote)
 
     def tidy_up() -> None:
         try:
             with store.patience(2.0):
-                tidy(opened, folder, definition.service.keep_best)
+                tidy(opened, folder, definition.service.keep_best, remote)
         except OSError as error:
             console.warn(f"an old checkpoint could not be deleted ({error})")
         except StorageUnreachable:  # the worker meets the same trouble, and says so
@@ -214,6 +227,8 @@ def worker(
         tether.attach(one.stop)
         one.run()
     tidy_up()
+    if remote is not None and not remote.close():
+        console.warn(f"not all checkpoints reached {remote.url}; they are in {folder} on this machine")
 
 
 @app.command()
@@ -345,6 +360,38 @@ def export_best(
         _print_json({"written": str(target), "warnings": list(written.warnings), "provenance": facts})
     else:
         console.result(f"{target}: trial {facts['trial']}, {facts['value']:.2f} dB ({facts['estimated']})")
+    console.say(f"Its checkpoint, if it is wanted: cvaeopt fetch --study {name} --trial {facts['trial']}")
+
+
+@app.command()
+def fetch(
+    study: Study,
+    trial: Annotated[int | None, typer.Option("--trial", min=0, help="Number of a trial. Default: the best.")] = None,
+    storage: StorageUrl = None,
+    artifacts: Artifacts = None,
+    checkpoints: Store = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print where a trial's checkpoint is on this machine; copy it from the object store if it is not here yet."""
+    from cvaeopt.outcome.locate import locate
+
+    console = _console(verbose, quiet)
+    name, store = _existing(console, study, storage)
+    definition = _definition(study) if _definition_path(study).exists() else None
+    found = locate(store, name, trial, _artifact_folder(artifacts, definition))
+    if not found.path.exists():
+        url = checkpoints or (definition.service.checkpoints if definition else None) or found.store
+        remote = _object_store(console, url)
+        if remote is None:
+            raise found.elsewhere()
+        with _writing(found.path):
+            remote.download(name, found.number, found.path)
+    if as_json:
+        _print_json({"study": name, "trial": found.number, "checkpoint": str(found.path)})
+    else:
+        console.result(str(found.path))
 
 
 # ---- outcome
@@ -750,6 +797,19 @@ def _artifact_folder(given: Path | None, definition: Definition | None) -> Path:
     return given or Path(stated or "storage/artifacts")
 
 
+def _object_store(console: Console, url: str | None) -> Checkpoints | None:
+    """The object store at `url`; UserError if it never can be used, a warning if it does not answer now."""
+    if not url:
+        return None
+    from cvaeopt.search.checkpoints import open_checkpoints
+
+    remote = open_checkpoints(url)
+    silent = remote.check()
+    if silent:
+        console.warn(f"{remote.url} does not answer ({silent}); checkpoints stay on this machine until it does")
+    return remote
+
+
 def _data_folder(given: Path | None, definition: Definition | None) -> Path:
     stated = definition.service.data if definition else None
     if given is None and stated is None:
@@ -806,6 +866,7 @@ def _show_worker(
     url: str,
     data: Path | None,
     artifacts: Path,
+    checkpoints: str | None,
     gpu: str | None,
     trials_per_gpu: int,
 ) -> None:
@@ -820,7 +881,7 @@ def _show_worker(
         {
             "service": {
                 "storage": mask(url),
-                **_given(data=root, artifacts=artifacts, gpu=gpu),
+                **_given(data=root, artifacts=artifacts, checkpoints=checkpoints and mask(checkpoints), gpu=gpu),
                 "trials_per_gpu": trials_per_gpu,
                 "keep_best": definition.service.keep_best,
                 "keep_pictures": definition.service.keep_pictures,
@@ -842,7 +903,12 @@ def _show_worker(
 
 def _given(**values: Any) -> dict[str, str]:
     """Options as they are shown in a dry run."""
-    missing = {"data": "none given", "gpu": "the first, else cpu", "start": "fresh weights"}
+    missing = {
+        "data": "none given",
+        "checkpoints": "in no object store",
+        "gpu": "the first, else cpu",
+        "start": "fresh weights",
+    }
     return {name: str(value) if value is not None else missing[name] for name, value in values.items()}
 
 

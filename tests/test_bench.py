@@ -55,4 +55,4 @@ def test_a_load_run_loses_and_doubles_nothing() -> None:
     assert row["lost"] == row["doubled"] == row["shared_trials"] == 0
     assert row["errors"] == []
     assert result["large"]["start"]["total_s"] > 0
-    assert "| sqlite | 2 | 2 |" in storage.table([result])
+    assert "| sqlite | 2 | 1.0 | - | 2 |" in storage.table([result])

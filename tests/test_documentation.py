@@ -82,6 +82,24 @@ def test_the_readmes_make_targets_exist() -> None:
         assert re.search(rf"(?m)^{target}:", makefile), target
 
 
+def test_every_message_of_the_readmes_troubleshooting_is_one_of_the_programs() -> None:
+    section = README.partition("## When something goes wrong")[2]
+    messages = re.findall(r"(?m)^\| `([^`]+)` \|", section)
+    assert len(messages) >= 10
+    sources = " ".join(path.read_text() for path in sorted((ROOT / "cvaeopt").rglob("*.py")))
+    for message in messages:
+        assert message in sources, message
+
+
+def test_the_readme_says_where_to_add_things_and_the_files_exist() -> None:
+    table = re.search(r"\| to add \|.*?\n\n", README, re.DOTALL)
+    assert table is not None
+    named = re.findall(r"`([a-z_/]+\.(?:py|md))`", table.group())
+    assert len(named) >= 9
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
 def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
     from cvaeopt import errors
 

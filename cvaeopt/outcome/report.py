@@ -212,7 +212,7 @@ def _best_run(
 ) -> dict[str, Any]:
     """Pictures, settings and what is missing of the best trial's run folder."""
     if best is None:
-        return {"pictures": [], "missing": [], "settings": [], "marks": []}
+        return {"pictures": [], "missing": [], "host": "", "settings": [], "marks": []}
     folder = RunFolder.of_trial(artifacts, definition.name, best.number)
     title = f"Trial {best.number}"
     shown: list[_Picture] = []
@@ -257,13 +257,13 @@ def _best_run(
             shown.append(_Picture(f"best_{name}", (folder.root / name).read_bytes(), text, caption))
         except OSError:
             missing.append(name)
+    run = {"pictures": shown, "missing": missing, "host": str(best.attributes.get("host") or "")}
     try:
         config = params_to_config(definition, best.params, best.number)
     except SettingsError:  # trials that another version of the definition made
-        return {"pictures": shown, "missing": missing, "settings": list(best.params.items()), "marks": []}
+        return {**run, "settings": list(best.params.items()), "marks": []}
     return {
-        "pictures": shown,
-        "missing": missing,
+        **run,
         "settings": list(config.plain().items()),
         "marks": _marks(config),
     }

@@ -149,6 +149,7 @@ class ServiceTable(_Table):
     storage: str | None = Field(None, description="URL of the SQL storage")
     data: str | None = Field(None, description="data folder in the lab's layout")
     artifacts: str | None = Field(None, description="folder of the run folders")
+    checkpoints: str | None = Field(None, description="object store for copies of the checkpoints, s3://BUCKET/PREFIX")
     gpu: Annotated[int, Field(ge=0)] | Literal["cpu"] | None = Field(None, description="index of the GPU, or cpu")
     keep_best: int = Field(5, ge=1, description="complete trials whose checkpoints are kept")
     keep_pictures: int = Field(

@@ -31,6 +31,7 @@ from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.pictures import trial_artifacts
+from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.fleet import CONSTRAINTS
 from cvaeopt.search.space import suggest
@@ -39,6 +40,8 @@ from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
 
 log = logging.getLogger(__name__)
+
+_SETTLE_S = 60.0  # how long a trial that is left waits for the upload of its checkpoint
 
 DASHBOARD_STORE = "_dashboard"
 """Folder of the dashboard's artifacts under the artifact folder. Checkpoints are never put there: deleting a study
@@ -87,6 +90,7 @@ class TrialRun:
     folder    config.json, history.jsonl, checkpoints and pictures of the trial
     token     rises with every owner of the trial and is part of the checkpoint's name, so that an owner who lost
               the trial without knowing cannot spoil the files of the next one
+    remote    where checkpoints are copied for workers that do not see `folder`; None: nowhere
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class TrialRun:
         trial: Trial,
         token: int = 0,
         store: FileSystemArtifactStore | None = None,
+        remote: Checkpoints | None = None,
     ) -> None:
         self.definition = definition
         self.trial = trial
@@ -108,6 +113,7 @@ class TrialRun:
         self.epochs = config.num_epoch
         self.resumed_from: Path | None = None
         self._store = store
+        self._remote = remote
         self._saved_epoch = 0
         self._checkpoint = folder.root / f"last.{token}.pt"
         try:
@@ -117,6 +123,10 @@ class TrialRun:
             log.warning("Trial %d: %s could not be written (%s).", self.number, folder.config, error.strerror)
         self.trainer = Trainer(config, data, device)
         found = checkpoint.newest(sorted(folder.root.glob("last*.pt")), config, data.digest)
+        if remote is not None:
+            # What was uploaded under the token of a file that is here cannot be newer than the file.
+            fetched = remote.fetch(definition.name, self.number, folder.root, found.name if found else "")
+            found = checkpoint.newest([*fetched, *([found] if found else [])], config, data.digest)
         if found is not None:
             self.trainer.restore(found)
             self.resumed_from = found
@@ -133,6 +143,8 @@ class TrialRun:
             "device": _device_name(device),
             "host": socket.gethostname(),
         }
+        if remote is not None:
+            attributes["checkpoints"] = remote.of_trial(definition.name, self.number)
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
 
@@ -163,8 +175,21 @@ class TrialRun:
         """Write checkpoint and history (OSError when the disk is full); older owners' checkpoints go."""
         self.trainer.save(self._checkpoint, self._provenance())
         self._saved_epoch = self.epoch
+        if self._remote is not None:
+            self._remote.offer(self.definition.name, self.number, self.token, self._checkpoint)
         self.folder.write_history(self.history)
         self._forget_older()
+
+    def settle(self) -> None:
+        """Wait, for a minute at most, until the last checkpoint is where other machines find it; never raises."""
+        if self._remote is not None and not self._remote.flush(_SETTLE_S):
+            log.warning(
+                "Trial %d: its last checkpoint (epoch %d) did not reach %s. On another machine the trial goes on from "
+                "an older one, or from its first epoch.",
+                self.number,
+                self._saved_epoch,
+                self._remote.of_trial(self.definition.name, self.number),
+            )
 
     def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
         """Leave what people want to see: history, pictures, attributes, a note. Never fails the trial.
@@ -181,6 +206,8 @@ class TrialRun:
         if state == "complete":  # before anything else: on a full disk a rename still succeeds
             if self._saved_epoch != self.epoch:
                 self.trainer.save(self._checkpoint, self._provenance())
+                if self._remote is not None:
+                    self._remote.offer(self.definition.name, self.number, self.token, self._checkpoint)
             self._checkpoint.replace(self.folder.last)
             self._forget_older()
         self.folder.write_history(self.history)
@@ -259,6 +286,7 @@ class Objective:
     """Trains one configuration of `definition` and returns its value in dB.
 
     artifacts    run folders are made under it, one per trial
+    remote       where checkpoints are copied for workers that do not see `artifacts`
     """
 
     def __init__(
@@ -267,19 +295,21 @@ class Objective:
         data: Dataset,
         device: str = "cpu",
         artifacts: Path = Path("storage/artifacts"),
+        remote: Checkpoints | None = None,
     ) -> None:
         self.definition = definition
         self.data = data
         self.device = device
         self.artifacts = artifacts
+        self.remote = remote
         self._store = artifact_store(artifacts)
 
     def open(self, trial: Trial, token: int = 0) -> TrialRun:
         """The run of `trial`: settings suggested, folder made, newest checkpoint restored; others' files tidied."""
-        tidy(trial.study, self.artifacts, self.definition.service.keep_best)
+        tidy(trial.study, self.artifacts, self.definition.service.keep_best, self.remote)
         config = suggest(self.definition, trial)
         folder = RunFolder.of_trial(self.artifacts, self.definition.name, trial.number)
-        return TrialRun(self.definition, config, self.data, self.device, folder, trial, token, self._store)
+        return TrialRun(self.definition, config, self.data, self.device, folder, trial, token, self._store, self.remote)
 
     def __call__(self, trial: Trial) -> float:
         """The trial's value, dB; raises TrialPruned when the pruner, or a diverged loss, ends it."""
@@ -307,8 +337,10 @@ class Objective:
         run.finish(state, reason)
 
 
-def tidy(study: optuna.Study, artifacts: Path, keep_best: int) -> list[Path]:
+def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoints | None = None) -> list[Path]:
     """Delete the checkpoints of finished trials that are not among the best `keep_best`; the paths deleted.
+
+    Their copies in `remote` go soon afterwards.
 
     Pictures, settings and histories stay. A trial that is still running is never touched.
     """
@@ -321,6 +353,8 @@ def tidy(study: optuna.Study, artifacts: Path, keep_best: int) -> list[Path]:
             for path in RunFolder.of_trial(artifacts, study.study_name, trial.number).root.glob("last*.pt"):
                 path.unlink(missing_ok=True)
                 deleted.append(path)
+    if remote is not None:
+        remote.forget(study.study_name, {trial.number for trial in finished} - kept)
     return deleted
 
 

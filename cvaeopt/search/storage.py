@@ -314,8 +314,8 @@ class Storage(RDBStorage):
         text = {
             "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400.0",
             "postgresql": "SELECT extract(epoch FROM clock_timestamp())",
-        }.get(self.engine.name, "SELECT unix_timestamp(sysdate(6))")
-        return float(connection.execute(sqlalchemy.text(text)).scalar_one())
+        }
+        return float(connection.execute(sqlalchemy.text(text[self.engine.name])).scalar_one())
 
     def lock_study(self, connection: Connection, name: str) -> sqlalchemy.Row[Any]:
         """The row of study `name` in cvaeopt_study, locked until the transaction ends; StudyError if unknown."""
@@ -580,7 +580,7 @@ _POSTGRES_OUTAGES = ("08", "40001", "40P01", "25006", "25P03", "53", "55P03", "5
 
 def _parse(url: str) -> URL:
     """The URL with the driver we use; UserError if it is not one of ours."""
-    expected = "Expected: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE (also mysql+DRIVER://...)."
+    expected = "Expected: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE."
     try:
         target = make_url(url)
         backend = target.get_backend_name()
@@ -588,7 +588,7 @@ def _parse(url: str) -> URL:
         raise UserError(f"{mask(url)!r} is not a database URL.", expected, "Change --storage.") from None
     if target.drivername in ("postgres", "postgresql"):
         return target.set(drivername="postgresql+psycopg")
-    if backend not in ("sqlite", "postgresql", "mysql", "mariadb"):
+    if backend not in ("sqlite", "postgresql"):
         raise UserError(f"{mask(url)!r} names a database that is not supported.", expected, "Change --storage.")
     if backend == "sqlite" and target.database in (None, "", ":memory:"):
         raise UserError(
@@ -684,16 +684,15 @@ def _driver_advice(target: URL) -> str:
     backend, _, driver = target.drivername.partition("+")
     if backend == "postgresql" and driver == "psycopg":
         return "For PostgreSQL: pip install 'cvaeopt[postgres]'"
-    if not driver:
-        return f"Install one: pip install mysqlclient; or pip install pymysql and write {backend}+pymysql://..."
-    package = {"mysqldb": "mysqlclient", "mysqlconnector": "mysql-connector-python", "mariadbconnector": "mariadb"}
-    usual = "postgresql" if backend == "postgresql" else f"{backend}+pymysql"
-    return f"Install the driver that the URL names: pip install {package.get(driver, driver)}; or write {usual}://..."
+    return f"Install the driver that the URL names: pip install {driver}; or write {backend}://..."
 
 
 def _make_tables(target: URL, shown: str, create: bool, busy_s: float) -> None:
     """Make all tables unless they are there; SchemaError if ours are of another version."""
     engine = sqlalchemy.create_engine(target, poolclass=NullPool, connect_args=_connect_args(target, busy_s))
+    if target.drivername == "postgresql+psycopg":
+        # Before SQLAlchemy's own first question, which fails without a word where text comes as bytes.
+        event.listen(engine, "connect", functools.partial(_require_utf8, shown), insert=True)
     try:
         if _is_ready(engine, shown):
             return
@@ -717,6 +716,17 @@ def _make_tables(target: URL, shown: str, create: bool, busy_s: float) -> None:
                 connection.execute(schema_table.insert().values(version=SCHEMA_VERSION))
     finally:
         engine.dispose()
+
+
+def _require_utf8(shown: str, connection: Any, _record: Any) -> None:
+    """UserError if the database cannot hold every text; SQL_ASCII gives even its version as bytes."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise UserError(
+            f"The database {shown} has the encoding {encoding}.",
+            "Expected: UTF8.",
+            "Make another one: createdb --encoding=UTF8 --template=template0 NAME, and name it with --storage.",
+        )
 
 
 def _connect_args(target: URL, busy_s: float) -> dict[str, Any]:
@@ -757,10 +767,7 @@ def _creation_lock(engine: sqlalchemy.Engine, target: URL) -> Iterator[None]:
             guard.close()
         return
     with engine.connect() as connection:
-        if engine.name == "postgresql":
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(7170313)"))
-        else:
-            connection.execute(sqlalchemy.text("SELECT get_lock('cvaeopt', 60)"))
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(7170313)"))
         yield  # closing the connection (it is not pooled) ends the lock
 
 

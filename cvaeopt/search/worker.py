@@ -103,6 +103,9 @@ class TrialRun(Protocol):
     def save(self) -> None:
         """Write a checkpoint, whole or not at all; OSError when the disk is full."""
 
+    def settle(self) -> None:
+        """Wait, a bounded time, until what was saved is where the next owner finds it; never raises."""
+
     def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
         """Leave what people want to see; never raises."""
 
@@ -373,12 +376,7 @@ class Worker:
         """Train, save, report and end the trial one way or the other."""
         self._emit(TrialStarted(lease.number, run.epoch, run.epochs, lease.attempt, dict(trial.params)))
         if lease.checkpoint_epoch is not None and run.epoch < lease.checkpoint_epoch:
-            self._emit(
-                Warned(
-                    f"Trial {lease.number}: the checkpoint of epoch {lease.checkpoint_epoch} is not here (it was "
-                    f"written on {lease.checkpoint_host}); training goes on after epoch {run.epoch}."
-                )
-            )
+            self._emit(Warned(_not_here(lease, run.epoch, self.artifacts)))
         # The last verdict before the takeover may not have been acted on.
         if self.courier.judge() == "prune":
             self._tell(lease, trial, run, "pruned", f"pruned at epoch {run.epoch}", "")
@@ -386,7 +384,7 @@ class Worker:
         for epoch, value in self._backlog(lease, run):
             self.courier.report(epoch, value, wait=False)
         if self._stop_reason() and run.epoch < run.epochs:
-            self._leave_trial(lease, run.epoch)
+            self._leave_trial(lease, run, run.epoch)
             return
         epochs = run.run()
         try:
@@ -415,7 +413,7 @@ class Worker:
                 if given_up:
                     self.courier.drain(self._limit_s, self._stopping)  # raises StorageUnreachable
                 if leaving:
-                    self._leave_trial(lease, result.epoch)
+                    self._leave_trial(lease, run, result.epoch)
                     return
         finally:
             close = getattr(epochs, "close", None)
@@ -526,8 +524,9 @@ class Worker:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def _leave_trial(self, lease: Lease, epoch: int) -> None:
+    def _leave_trial(self, lease: Lease, run: TrialRun, epoch: int) -> None:
         """Leave a trial that is not over to whoever is free; its last epoch is saved."""
+        run.settle()
         self._release(lease)
         self._emit(TrialLeft(lease.number, epoch, self._stop_reason()))
 
@@ -647,6 +646,16 @@ def _kind_of(error: Exception) -> tuple[str, str]:
     if name == "AcceleratorError" or "CUDA error" in message or "device-side assert" in message:
         return "device fault", f"{name}: {line}"
     return "error", f"{name}: {line}" if line else name
+
+
+def _not_here(lease: Lease, epoch: int, artifacts: Path) -> str:
+    """What is said when a trial goes on after an earlier epoch than the one whose checkpoint was announced."""
+    goes_on = f"it goes on after epoch {epoch}" if epoch else "it starts again from its first epoch"
+    return (
+        f"Trial {lease.number}: {goes_on}. The checkpoint of epoch {lease.checkpoint_epoch}, written on "
+        f"{lease.checkpoint_host}, is not in {artifacts} here. Workers continue each other's trials if they share "
+        "that folder (--artifacts) or an object store (--checkpoints)."
+    )
 
 
 def _free_mb(folder: Path) -> int:

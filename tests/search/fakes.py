@@ -144,6 +144,9 @@ class FakeRun:
     def save(self) -> None:
         write_json(self.folder / f"last.{self.token}.json", self.history)
 
+    def settle(self) -> None:
+        pass
+
     def finish(self, state: str, reason: str) -> None:
         self.finished.append((state, reason))
 

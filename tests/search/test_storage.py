@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
+import psycopg
 import pytest
 import sqlalchemy
 from hypothesis import given
@@ -67,7 +68,9 @@ def test_anything_can_be_masked(text: str) -> None:
         f"oracle://me:{SECRET}@db/x",
         "sqlite://",
         "sqlite:///:memory:",
-        f"mysql+nosuchdriver://me:{SECRET}@db/x",
+        f"mysql://me:{SECRET}@db/x",
+        f"mysql+pymysql://me:{SECRET}@db/x",
+        f"mariadb://me:{SECRET}@db/x",
         f"postgresql+nosuchdriver://me:{SECRET}@db/x",
     ],
 )
@@ -75,13 +78,13 @@ def test_a_url_that_cannot_work_is_the_users_error(url: str) -> None:
     with pytest.raises(UserError) as caught:
         open_storage(url)
     assert url.startswith("nonsense") or SECRET not in str(caught.value)
+    if url.startswith(("mysql", "mariadb", "oracle")):
+        assert "not supported. Expected: sqlite:///FILE or postgresql://" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("mysql", "pip install mysqlclient; or pip install pymysql and write mysql+pymysql://"),
-        ("mysql+mysqlconnector", "pip install mysql-connector-python; or write mysql+pymysql://"),
         ("postgresql+pg8000", "pip install pg8000; or write postgresql://"),
         ("postgresql", "pip install 'cvaeopt[postgres]'"),
     ],
@@ -170,6 +173,20 @@ def test_a_host_that_does_not_answer_is_unreachable_and_its_password_stays_secre
 def test_an_unknown_database_is_refused_at_once(postgres: Postgres) -> None:
     with pytest.raises(UserError, match="does not exist"):
         open_storage(postgres.url("nowhere"))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postgres: Postgres, encoding: str) -> None:
+    name = f"encoded_{encoding.lower()}"
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    for create in (True, False):
+        with pytest.raises(UserError, match=f"has the encoding {encoding}. Expected: UTF8. .*createdb") as caught:
+            open_storage(postgres.url(name), create=create)
+        assert caught.value.exit_code == 2
 
 
 def test_without_create_nothing_is_made(storage_url: str, tmp_path: Path) -> None:
