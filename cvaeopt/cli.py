@@ -799,8 +799,10 @@ def _confirm(console: Console, store: Storage, parent: Definition, loaded: Datas
     from cvaeopt.search.confirmation import unfinished
     from cvaeopt.search.study import open_existing
 
-    while left := unfinished(store, parent):
-        opened, definition = open_existing(store, left[0].name)
+    worked: set[str] = set()
+    while left := [one.name for one in unfinished(store, parent) if one.name not in worked]:
+        worked.add(left[0])
+        opened, definition = open_existing(store, left[0])
         definition = definition.model_copy(update={"service": parent.service})
         if _work(console, store, opened, definition, loaded, device, folder).kind != "finished":
             return
