@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -27,11 +27,15 @@ from cvaeopt.console import Console, count
 from cvaeopt.errors import CvaeoptError, DataError, Interrupted, SettingsError, StorageUnreachable, TryAgain, UserError
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.trial import Trial
 
+    from cvaeopt.crew import Tether
+    from cvaeopt.outcome.confirmed import Confirmation
     from cvaeopt.outcome.predict import Noise
     from cvaeopt.search.checkpoints import Checkpoints
     from cvaeopt.search.definition import Definition
+    from cvaeopt.search.events import WorkerEnded
     from cvaeopt.search.fleet import Lease
     from cvaeopt.search.storage import Storage
     from cvaeopt.vae.dataset import Dataset
@@ -183,52 +187,91 @@ def worker(
 
     device = devices.use(gpu, threads)
     tether.share(device)
-    from cvaeopt.search import gallery
-    from cvaeopt.search.objective import Objective, TrialRun, tidy
-    from cvaeopt.search.study import create_or_open, record_facts
-    from cvaeopt.search.study import status as read_status
-    from cvaeopt.search.worker import Worker
-    from cvaeopt.vae.metrics import baselines
-    from cvaeopt.watching import WorkerView
+    from cvaeopt.search.study import create_or_open
 
     loaded = _load_data(console, root, definition.frame_size)
     store = _open(console, url, start_limit_s=_START_LIMIT_S)
-    opened = create_or_open(store, definition)
-    known = record_facts(
-        store,
-        definition.name,
-        loaded.digest,
-        lambda: baselines(loaded.train, loaded.val).plain(),
-    )
-    objective = Objective(definition, loaded, device, folder, remote)
+    seat = _Seat(console, store, loaded, device, folder, remote, tether)
+    ended = _work(seat, create_or_open(store, definition), definition)
+    if ended.kind == "finished":
+        _confirm(seat, definition)
+    seat.leave()
 
-    def tidy_up() -> None:
-        try:
-            with store.patience(2.0):
-                tidy(opened, folder, definition.service.keep_best, remote)
-        except OSError as error:
-            console.warn(f"an old checkpoint could not be deleted ({error})")
-        except StorageUnreachable:  # the worker meets the same trouble, and says so
-            return
-        gallery.keep_up(store, opened, folder, definition.service.keep_pictures)
 
-    def open_trial(trial: Trial, lease: Lease) -> TrialRun:
-        return objective.open(trial, lease.token)
+@app.command()
+def confirm(
+    study: Study,
+    top: Annotated[int, typer.Option("--top", min=1, help="Leaders of the search: different settings.")] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Fresh runs of each, the same seeds for all.")] = 3,
+    gpu: Gpu = None,
+    storage: StorageUrl = None,
+    data: Data = None,
+    artifacts: Artifacts = None,
+    checkpoints: Store = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the leaders of a search again from fresh seeds, shared among all workers of the study.
 
-    def whole_study() -> dict[str, Any]:
-        with store.patience(2.0):
-            return read_status(store, definition.name)
+    Without --gpu the runs are only registered: whoever runs `cvaeopt worker --study NAME` takes them. More leaders
+    or seeds can be asked for later; what was trained is kept.
+    """
+    from cvaeopt.outcome.confirmed import confirmation
+    from cvaeopt.search import confirmation as confirmations
+    from cvaeopt.search.study import record_facts, stored_definition
 
-    tidy_up()  # what a worker left that could not tidy up itself
-    with WorkerView(console, known["baselines"], whole_study) as view:
-        one = Worker(
-            opened, store, open_trial, device=device, artifacts=folder, listener=view.heard, after_trial=tidy_up
+    console = _console(verbose, quiet)
+    name, store = _existing(console, study, storage)
+    planned = confirmations.plan(store, name, top, seeds)
+    facts = planned.plain()
+    if dry_run:
+        if as_json:
+            _print_json({**facts, "dry_run": True})
+        else:
+            console.planned(facts)
+        return
+    definition = stored_definition(store, name)
+    if _definition_path(study).exists():
+        definition = definition.model_copy(update={"service": _definition(study).service})
+    root = None if gpu is None else _data_folder(data, definition)
+    device = ""
+    if gpu is not None:
+        from cvaeopt.vae import device as devices
+
+        device = devices.use(gpu, threads)
+    loaded = None if root is None else _load_data(console, root, definition.frame_size)
+    if loaded is not None:
+        record_facts(store, name, loaded.digest, lambda: _baselines(loaded))
+    if not planned.over:
+        console.warn("The search is not over: run this again when it is, in case its leaders change.")
+    if len(planned.leaders) < top:
+        console.warn(f"The search has only {count(len(planned.leaders), 'different setting')}, not {top}.")
+    confirmations.register(store, planned)
+    if planned.definition is not None:
+        runs = count(planned.new_runs, "run")
+        console.say(f"Registered {runs} of {count(planned.epochs, 'epoch')} as {planned.definition.name}.")
+    if loaded is not None:
+        remote = _object_store(console, checkpoints or definition.service.checkpoints)
+        seat = _Seat(console, store, loaded, device, _artifact_folder(artifacts, definition), remote)
+        _confirm(seat, definition)
+        seat.leave()
+    found = confirmation(store, name)
+    assert found is not None  # at least the one that was registered above
+    if as_json:
+        _print_json({**facts, "confirmation": found.plain()})
+        return
+    if found.ended:
+        console.confirmed(_ranking(found), found.spread)
+    if not found.over:
+        console.result(
+            f"{found.ended} of {count(found.runs, 'run')} ended. A worker takes the others: "
+            f"cvaeopt worker --study {study} --gpu 0"
         )
-        tether.attach(one.stop)
-        one.run()
-    tidy_up()
-    if remote is not None and not remote.close():
-        console.warn(f"not all checkpoints reached {remote.url}; they are in {folder} on this machine")
+    elif found.best is not None:
+        console.result(f"All {count(found.runs, 'run')} ended; next: cvaeopt export-best --study {study}")
 
 
 @app.command()
@@ -241,13 +284,16 @@ def status(
     quiet: Quiet = False,
 ) -> None:
     """Show a study: trials by state, the best so far against the baselines, its workers."""
+    from cvaeopt.outcome.confirmed import confirmation
     from cvaeopt.search.study import status as read_status
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
 
     def read() -> dict[str, Any]:
-        return read_status(store, name)
+        found = confirmation(store, name)
+        said = None if found is None else {**found.plain(), "table": _ranking(found)}
+        return {**read_status(store, name), "confirmation": said}
 
     if watch and as_json:
         _stream_json(read)
@@ -289,13 +335,11 @@ def stop(
     quiet: Quiet = False,
 ) -> None:
     """Ask workers to stop after their current epoch; their trials go on when a worker starts again."""
-    from cvaeopt.search.fleet import ask_stop
-    from cvaeopt.search.study import stored_definition
+    from cvaeopt.search.confirmation import stop as stop_workers
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
-    stored_definition(store, name)
-    asked = ask_stop(store, name, worker)
+    asked = stop_workers(store, name, worker)
     if as_json:
         _print_json({"study": name, "asked": asked})
     else:
@@ -358,8 +402,15 @@ def export_best(
     facts = written.recipe.provenance
     if as_json:
         _print_json({"written": str(target), "warnings": list(written.warnings), "provenance": facts})
+        return
+    low, high = facts.get("low"), facts.get("high")
+    within = "" if low is None else f", 95 % interval {low:.2f} to {high:.2f} dB"
+    console.result(f"{target}: trial {facts['trial']}, {facts['value']:.2f} dB ({facts['estimated']}{within})")
+    if written.confirmed is not None:
+        console.confirmed(_ranking(written.confirmed), written.confirmed.spread)
     else:
-        console.result(f"{target}: trial {facts['trial']}, {facts['value']:.2f} dB ({facts['estimated']})")
+        for one in facts["runners_up"]:
+            console.result(f"within noise: trial {one['trial']}, {one['value']:.2f} dB")
     console.say(f"Its checkpoint, if it is wanted: cvaeopt fetch --study {name} --trial {facts['trial']}")
 
 
@@ -654,7 +705,8 @@ def report(
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
-    definition = _definition(study) if artifacts is None and _definition_path(study).exists() else None
+    path = _definition_path(study)
+    definition = _definition(str(path)) if artifacts is None and path.exists() else None
     with _writing(out, folder=True):
         made = reports.report(store, name, out, artifacts=_artifact_folder(artifacts, definition), now=_now())
     if as_json:
@@ -775,6 +827,98 @@ def _console(verbose: bool, quiet: bool) -> Console:
     return _LATEST
 
 
+@dataclass(frozen=True)
+class _Seat:
+    """Where this process trains: with which data, on which device, and where its files go.
+
+    remote   holds copies of the checkpoints for workers that share no folder
+    tether   of a worker that is one of several on its device
+    """
+
+    console: Console
+    store: Storage
+    loaded: Dataset
+    device: str
+    folder: Path
+    remote: Checkpoints | None = None
+    tether: Tether | None = None
+
+    def leave(self) -> None:
+        """Bring what is on its way to the object store there."""
+        if self.remote is not None and not self.remote.close():
+            self.console.warn(
+                f"not all checkpoints reached {self.remote.url}; they are in {self.folder} on this machine"
+            )
+
+
+def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEnded:
+    """Take trials of one study until its budget is met, or until asked to stop."""
+    from cvaeopt.search import gallery
+    from cvaeopt.search.objective import Objective, TrialRun, tidy
+    from cvaeopt.search.study import record_facts
+    from cvaeopt.search.study import status as read_status
+    from cvaeopt.search.worker import Worker
+    from cvaeopt.watching import WorkerView
+
+    store, folder, service = seat.store, seat.folder, definition.service
+    known = record_facts(store, definition.name, seat.loaded.digest, lambda: _baselines(seat.loaded))
+    objective = Objective(definition, seat.loaded, seat.device, folder, seat.remote)
+
+    def tidy_up() -> None:
+        try:
+            with store.patience(2.0):
+                tidy(opened, folder, service.keep_best, seat.remote)
+        except OSError as error:
+            seat.console.warn(f"an old checkpoint could not be deleted ({error})")
+        except StorageUnreachable:  # the worker meets the same trouble, and says so
+            return
+        gallery.keep_up(store, opened, folder, service.keep_pictures)
+
+    def open_trial(trial: Trial, lease: Lease) -> TrialRun:
+        return objective.open(trial, lease.token)
+
+    def whole_study() -> dict[str, Any]:
+        with store.patience(2.0):
+            return read_status(store, definition.name)
+
+    tidy_up()  # what a worker left that could not tidy up itself
+    with WorkerView(seat.console, known["baselines"], whole_study) as view:
+        one = Worker(
+            opened, store, open_trial, device=seat.device, artifacts=folder, listener=view.heard, after_trial=tidy_up
+        )
+        if seat.tether is not None:
+            seat.tether.attach(one.stop)
+        ended = one.run()
+    tidy_up()
+    return ended
+
+
+def _confirm(seat: _Seat, parent: Definition) -> None:
+    """Take the runs of all confirmations of `parent`, also of those that are registered meanwhile."""
+    from cvaeopt.search.confirmation import unfinished
+    from cvaeopt.search.study import open_existing
+
+    worked: set[str] = set()
+    while left := [one.name for one in unfinished(seat.store, parent) if one.name not in worked]:
+        worked.add(left[0])
+        opened, definition = open_existing(seat.store, left[0])
+        definition = definition.model_copy(update={"service": parent.service})
+        if _work(seat, opened, definition).kind != "finished":
+            return
+
+
+def _baselines(loaded: Dataset) -> dict[str, float]:
+    from cvaeopt.vae.metrics import baselines
+
+    return baselines(loaded.train, loaded.val).plain()
+
+
+def _ranking(found: Confirmation) -> list[dict[str, str]]:
+    from cvaeopt.outcome.confirmed import table
+
+    return table(found)
+
+
 def _definition(study: str) -> Definition:
     from cvaeopt.search.definition import load_definition
 
@@ -782,7 +926,10 @@ def _definition(study: str) -> Definition:
 
 
 def _definition_path(study: str) -> Path:
-    return Path(study) if study.endswith(".toml") else Path("studies") / f"{study}.toml"
+    """The file of a study; a confirmation, which has none, is served where the study it belongs to is."""
+    path = Path(study) if study.endswith(".toml") else Path("studies") / f"{study}.toml"
+    parent = path.with_name(re.sub(r"\.confirm(-\d+)?\.toml$", ".toml", path.name))
+    return path if path.exists() else parent
 
 
 def _storage_url(given: str | None, definition: Definition | None) -> str:
@@ -846,9 +993,9 @@ def _existing(console: Console, study: str, storage: str | None) -> tuple[str, S
     from cvaeopt.search.definition import check_name
 
     path = _definition_path(study)
-    name = path.stem if study.endswith(".toml") else study
+    name = Path(study).stem if study.endswith(".toml") else study
     check_name(name, "--study")
-    definition = _definition(study) if storage is None and path.exists() else None
+    definition = _definition(str(path)) if storage is None and path.exists() else None
     url = _storage_url(storage, definition)
     return name, _open(console, url, create=False, limit_s=_READ_LIMIT_S, start_limit_s=_READ_LIMIT_S)
 

@@ -211,6 +211,27 @@ class Console:
             for key, value in values.items():
                 self.result(f"{key} = {value if isinstance(value, str) else json.dumps(value)}")
 
+    def planned(self, facts: dict[str, Any]) -> None:
+        """What `confirm` would have trained."""
+        runs = f"{count(facts['new_runs'], 'run')} of {count(facts['epochs'], 'epoch')}"
+        self.result(f"Would register {runs} as {facts['new']}." if facts["new"] else "Every run is registered already.")
+        rows = [
+            (
+                ", ".join(map(str, one["trials"])),
+                f"{one['searched']:.2f}",
+                ", ".join(f"{name} {short(value)}" for name, value in one["params"].items()),
+            )
+            for one in facts["leaders"]
+        ]
+        self.show(grid(("trial", "searched, dB", "settings"), rows, (0, 1)))
+        self.result(f"Fresh seeds: {', '.join(map(str, facts['seeds']))}")
+
+    def confirmed(self, rows: Sequence[Mapping[str, str]], spread: float | None) -> None:
+        """The leaders of a study, ranked by fresh runs."""
+        self.show(_confirmed(rows))
+        if spread is not None:
+            self.result(f"One run of equal settings scatters by {spread:.2f} dB (standard deviation, all leaders).")
+
     def score(self, sheet: dict[str, Any]) -> None:
         """A score sheet."""
         gain = sheet["gain_over_baselines"]
@@ -521,7 +542,16 @@ def _status(facts: dict[str, Any]) -> RenderableType:
         whole.add_row(label, Text(f"trial {failure['number']}: {failure['reason']}", style="red"))
     if len(failures) > _MOST_FAILURES:
         whole.add_row("", Text(f"and {len(failures) - _MOST_FAILURES} earlier ones"))
+    fresh = facts.get("confirmation")
+    if fresh:
+        ran = f"{fresh['ended']} of {count(fresh['runs'], 'fresh run')} of {len(fresh['leaders'])} leaders ended"
+        whole.add_row("confirmed", Text(f"{ran}, see {', '.join(fresh['studies'])}"))
+        return Group(whole, Text(), _confirmed(fresh["table"]), Text(), _workers(facts["workers"]))
     return Group(whole, Text(), _workers(facts["workers"]))
+
+
+def _confirmed(rows: Sequence[Mapping[str, str]]) -> Table:
+    return grid(list(rows[0]), [list(row.values()) for row in rows], (0, 1, 3, 4))
 
 
 def _workers(workers: list[dict[str, Any]]) -> RenderableType:

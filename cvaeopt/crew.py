@@ -81,6 +81,7 @@ class Tether:
         self.size = size
         self._end = end
         self._stop: Callable[[bool], None] | None = None
+        self._ordered = False
         self._lock = threading.Lock()
         if end is not None:
             threading.Thread(target=self._obey, args=(end,), name="tether", daemon=True).start()
@@ -106,10 +107,13 @@ class Tether:
     def attach(self, stop: Callable[[bool], None]) -> None:
         """Tell the crew that the worker is ready; from now on `stop(at once?)` is called when the crew says so.
 
-        Before, when there is nothing to save, an order ends the process.
+        Before, when there is nothing to save, an order ends the process. One worker may follow another; an order that
+        the first has had holds for the next.
         """
         with self._lock:
             self._stop = stop
+            if self._ordered:
+                stop(False)
         if self._end is not None:
             with contextlib.suppress(OSError):
                 self._end.sendall(_READY)
@@ -124,6 +128,7 @@ class Tether:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             with self._lock:
                 stop = self._stop
+                self._ordered = True
             if stop is None:
                 os.kill(os.getpid(), signal.SIGTERM)
             else:

@@ -29,6 +29,7 @@ import torch
 from cvaeopt import cli
 from cvaeopt.outcome import retrain, score
 from cvaeopt.search.definition import load_definition
+from cvaeopt.search.fleet import Fleet, Place
 from cvaeopt.search.storage import open_storage
 from cvaeopt.search.study import create_or_open
 from cvaeopt.vae.trainer import Trainer
@@ -93,7 +94,7 @@ assert not heavy, heavy
 
 def test_all_commands_of_the_contract_are_there() -> None:
     promised = "worker dashboard export-best retrain demo-data check-data status stop predict score recalibrate show"
-    assert {*promised.split(), "report", "smoke"} <= set(COMMANDS)
+    assert {*promised.split(), "confirm", "report", "smoke"} <= set(COMMANDS)
 
 
 def test_a_device_is_chosen_before_torch_is_loaded(done: Shop) -> None:
@@ -119,6 +120,8 @@ for line in sys.argv[1:]:
     lines = [f"{name} x.pt --data {done.data}" for name in ("score", "recalibrate", "predict --out o")]
     lines += [f"retrain {done.root}/studies/best/tiny.toml --data {done.data}"]
     lines += [f"worker --study {done.root}/studies/tiny.toml --data {done.data}"]
+    stored = f"--storage sqlite:///{done.root}/storage/cvaeopt.db"
+    lines += [f"confirm --study {done.root}/studies/tiny.toml {stored} --data {done.data}"]
     ended = python(code, *lines)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("asked in time") == len(lines)
@@ -219,6 +222,55 @@ def test_the_recipe_has_every_setting_and_its_provenance(done: Shop) -> None:
     assert recipe["settings"]["F_dim"] == 8
     said = done.run("show", "studies/best/tiny.toml")
     assert json.loads(said.out)["trial"] == recipe["provenance"]["trial"]
+
+
+def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path: Path) -> None:
+    shop = Shop.new(tmp_path, done.data)
+    shutil.copytree(done.root / "storage", shop.root / "storage")
+    line = ["confirm", "--study", "tiny", "--top", "2", "--seeds", "1"]
+    before = shop.files()
+    said = shop.run(*line, "--dry-run", GPU="")
+    assert said.code == 0 and "Would register 2 runs of 1 epoch as tiny.confirm" in said.out
+    assert json.loads(shop.run(*line, "--dry-run", "--json", GPU="").out)["new_runs"] == 2
+    assert shop.files() == before
+    said = shop.run(*line, GPU="")
+    assert said.code == 0, said.err
+    assert "0 of 2 runs ended. A worker takes the others: cvaeopt worker --study tiny" in said.out
+    assert "confirmation has 0 of 2 runs" in shop.run("export-best", "--study", "tiny").err
+    assert json.loads(shop.run("status", "--study", "tiny.confirm", "--json").out)["trials"]["waiting"] == 2
+    said = shop.run("worker", "--study", "tiny")
+    assert said.code == 0, said.err
+    assert said.err.index("takes trials of study tiny\n") < said.err.index("takes trials of study tiny.confirm")
+    assert "2 trials ended here" in said.err
+    said = shop.run(*line, "--json", GPU="")
+    found = json.loads(said.out)
+    assert (found["new"], found["confirmation"]["runs"], found["confirmation"]["ended"]) == (None, 2, 2)
+    facts = json.loads(shop.run("status", "--study", "tiny", "--json").out)
+    assert facts["trials"]["complete"] == 2 and facts["confirmation"]["studies"] == ["tiny.confirm"]
+    # More seeds, trained by the command itself.
+    said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "-q")
+    assert said.code == 0, said.err
+    assert "All 3 runs ended; next: cvaeopt export-best --study tiny" in said.out
+    said = shop.run("export-best", "--study", "tiny")
+    recipe = tomllib.loads((shop.root / "studies/best/tiny.toml").read_text())["provenance"]
+    assert recipe["confirmed"] and recipe["confirmed_by"] == ["tiny.confirm", "tiny.confirm-2"]
+    assert "fresh run" in said.out and "95 % interval" in said.out
+    assert "confirmed 3 of 3 fresh runs of 2 leaders" in " ".join(shop.run("status", "--study", "tiny").out.split())
+    said = shop.run("report", "--study", "tiny.confirm", "--out", "page")
+    assert said.code == 0, said.err
+
+
+def test_a_stop_reaches_the_workers_that_went_on_to_a_confirmation(done: Shop, tmp_path: Path) -> None:
+    shop = Shop.new(tmp_path, done.data)
+    shutil.copytree(done.root / "storage", shop.root / "storage")
+    assert shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "1", GPU="").code == 0
+    store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
+    Fleet(store, "tiny.confirm").register("elsewhere-1", Place("elsewhere", 1, ""), "cpu")
+    store.close()
+    assert json.loads(shop.run("stop", "--study", "tiny", "--json").out)["asked"] == ["elsewhere-1"]
+    said = shop.run("stop", "--study", "tiny", "--worker", "elsewhere-1", "--json")
+    assert json.loads(said.out)["asked"] == ["elsewhere-1"]
+    one_message(shop.run("stop", "--study", "tiny", "--worker", "x"), 2, "No worker 'x' runs")
 
 
 def test_a_finished_retrain_trains_nothing_and_scores_again(done: Shop) -> None:
@@ -368,6 +420,12 @@ BAD: dict[str, tuple[list[str] | Callable[[Shop], list[str]], int, list[str]]] =
     "GPU that does not exist": (["worker", "--study", "tiny", "--gpu", "77"], 2, ["no GPU 77", "Use --gpu cpu"]),
     "GPU that is no number": (["worker", "--study", "tiny", "--gpu", "x"], 2, ["--gpu 'x'", "Expected: an index"]),
     "other definition": (other_definition, 2, ["created from another definition (stored ", "new name"]),
+    "nothing to confirm": (
+        lambda shop: ["confirm", *nothing_complete(shop)[1:]],
+        2,
+        ["has no complete trial", "Let a worker finish one"],
+    ),
+    "unreachable, confirm": (["confirm", "--study", "tiny", "--storage", CLOSED], 3, ["did not answer"]),
     "nothing complete": (nothing_complete, 2, ["has no complete trial", "Let a worker finish one"]),
     "checkpoint of another shape": (other_shape, 2, ["other.pt"]),
     "no checkpoint": (no_checkpoint, 2, ["other.pt is not a readable checkpoint", "Expected"]),

@@ -1,4 +1,8 @@
-"""The best trial of a study, as a recipe with its provenance."""
+"""The best trial of a study, as a recipe with its provenance.
+
+Best by the mean of fresh runs where the study's leaders were confirmed; by one value of the search otherwise, which
+is said loudly.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import StudyError
 from cvaeopt.files import write_bytes
 from cvaeopt.outcome import charts, recipe
+from cvaeopt.outcome.confirmed import Confirmation, Confirmed, confirmation
 from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.trials import TrialFacts, best_of, facts
 from cvaeopt.search.space import params_to_config
@@ -28,12 +33,16 @@ _MOST_RUNNERS_UP: Final = 10
 
 @dataclass(frozen=True)
 class Export:
-    """A recipe that was written, the picture of its schedules, and what must be said loudly about it."""
+    """A recipe that was written, the picture of its schedules, and what must be said loudly about it.
+
+    confirmed    the ranking it comes from; None when no fresh run had a say
+    """
 
     path: Path
     picture: Path
     recipe: Recipe
     warnings: tuple[str, ...]
+    confirmed: Confirmation | None = None
 
 
 def export_best(
@@ -51,12 +60,14 @@ def export_best(
     A picture of its schedules, as searched and in a run of `long_run_epochs`, is written beside it.
 
     now              goes into the provenance
-    standard_error   of a trial's value, dB, where it was measured; None takes two runs within 0.2 dB as equal
+    standard_error   of a trial's value, dB, where it was measured; None takes two runs within 0.2 dB as equal.
+                     Where the leaders were confirmed their own scatter is used instead
     lab              keep to what the lab's own tools apply: `output` becomes linear
     StudyError when there is no such study or it has no complete trial.
     """
-    chosen = best_recipe(storage, name, now=now, standard_error=standard_error)
-    warnings = list(_warnings(chosen))
+    fresh = confirmation(storage, name)
+    chosen = best_recipe(storage, name, now=now, standard_error=standard_error, fresh=fresh)
+    warnings = list(_warnings(chosen, fresh))
     differences = lab_differences(chosen.settings)
     if lab and chosen.settings.output != "linear":
         chosen = replace(chosen, settings=chosen.settings.model_copy(update={"output": "linear"}))
@@ -66,11 +77,21 @@ def export_best(
     recipe.write(target, chosen, long_run_epochs=long_run_epochs)
     picture = target.with_suffix(".png")
     write_bytes(picture, charts.schedules(recipe.runs(chosen.settings, long_run_epochs)))
-    return Export(target, picture, chosen, tuple(warnings))
+    return Export(target, picture, chosen, tuple(warnings), fresh if fresh is not None and fresh.best else None)
 
 
-def best_recipe(storage: Storage, name: str, *, now: datetime, standard_error: float | None = None) -> Recipe:
-    """The best trial of study `name` as a recipe; StudyError when no trial is complete."""
+def best_recipe(
+    storage: Storage,
+    name: str,
+    *,
+    now: datetime,
+    standard_error: float | None = None,
+    fresh: Confirmation | None = None,
+) -> Recipe:
+    """The best trial of study `name` as a recipe: by `fresh` runs once they are over, else by the search's values.
+
+    StudyError when no trial is complete.
+    """
     study, definition = open_existing(storage, name)
     trials = facts(study.get_trials(deepcopy=False))
     best = best_of(trials)
@@ -82,19 +103,36 @@ def best_recipe(storage: Storage, name: str, *, now: datetime, standard_error: f
             "Expected: at least one.",
             f"Let a worker finish one: cvaeopt worker --study {name} --gpu 0.",
         )
+    said: dict[str, Any] = {}
+    first = fresh.best if fresh is not None else None
+    if fresh is not None and first is not None:
+        best = next(trial for trial in trials if trial.number == first.leader.trials[0])
+        said = _confirmed(definition, fresh, first)
+    else:
+        # Two values differ by chance with sqrt(2) times the error of one; twice that is beyond noise.
+        within = NOISE_DB if standard_error is None else 2 * math.sqrt(2) * standard_error
+        near = _within(trials, best, within)
+        said = {
+            "value": best.value,
+            "standard_error": standard_error,
+            "estimated": estimator(definition),
+            "confirmed": False,
+            "noise_db": within,
+            "within_noise": len(near),
+            "runners_up": [
+                {"trial": trial.number, "value": trial.value, "params": trial.params}
+                for trial in near[:_MOST_RUNNERS_UP]
+            ],
+        }
+    runners_up = said.pop("runners_up")
     settings = params_to_config(definition, best.params, best.number)
-    # Two values differ by chance with sqrt(2) times the error of one; twice that is beyond noise.
-    within = NOISE_DB if standard_error is None else 2 * math.sqrt(2) * standard_error
-    near = _within(trials, best, within)
     return Recipe(
         settings,
         {
             "study": name,
             "trial": best.number,
-            "value": best.value,
-            "standard_error": standard_error,
             "metric": definition.metric,
-            "estimated": estimator(definition),
+            **said,
             "search_epochs": definition.budget.epochs,
             "trials": {state: count for state, count in overview["trials"].items() if count},
             "storage": storage.url,
@@ -105,23 +143,53 @@ def best_recipe(storage: Storage, name: str, *, now: datetime, standard_error: f
             "code_version": _version(best),
             "exported_by": __version__,
             "date": now.isoformat(timespec="seconds"),
-            "noise_db": within,
             "baselines": {key: value for key, value in overview["baselines"].items() if value is not None},
-            "within_noise": len(near),
-            "runners_up": [
-                {"trial": trial.number, "value": trial.value, "params": trial.params}
-                for trial in near[:_MOST_RUNNERS_UP]
-            ],
+            "runners_up": runners_up,
         },
     )
 
 
+def _confirmed(definition: Definition, fresh: Confirmation, first: Confirmed) -> dict[str, Any]:
+    """What fresh runs say of their first leader and of those that noise does not tell from it."""
+    tied = [one for one in fresh.ranked if one.tied]
+    runs = len(first.values)
+    return {
+        "value": first.mean,
+        "standard_error": first.standard_error,
+        "low": first.low,
+        "high": first.high,
+        "runs": runs,
+        "runs_diverged": first.diverged,
+        "estimated": f"{_measure(definition)}, mean of {runs} fresh run{'' if runs == 1 else 's'}",
+        "confirmed": True,
+        "confirmed_by": list(fresh.studies),
+        "leaders": len(fresh.ranked),
+        "searched_value": first.leader.searched,
+        "spread_db": fresh.spread,
+        "within_noise": len(tied),
+        "runners_up": [
+            {
+                "trial": one.leader.trials[0],
+                "value": one.mean,
+                "low": one.low,
+                "high": one.high,
+                "runs": len(one.values),
+                "runs_diverged": one.diverged,
+                "params": one.leader.params,
+            }
+            for one in tied[:_MOST_RUNNERS_UP]
+        ],
+    }
+
+
 def estimator(definition: Definition) -> str:
     """How the study estimates a trial's value, in words."""
+    return f"{_measure(definition)}, one run"
+
+
+def _measure(definition: Definition) -> str:
     window, metric = definition.window, definition.metric
-    if window == 1:
-        return f"{metric} of the last epoch, one run"
-    return f"mean of {metric} over the last {window} epochs, one run"
+    return f"{metric} of the last epoch" if window == 1 else f"mean of {metric} over the last {window} epochs"
 
 
 def lab_differences(config: Config) -> tuple[str, ...]:
@@ -139,25 +207,77 @@ def beaten_baselines(value: float, baselines: Mapping[str, float]) -> list[str]:
     return [name for name, level in baselines.items() if value <= level]
 
 
-def _warnings(chosen: Recipe) -> list[str]:
-    value, baselines = chosen.provenance["value"], chosen.provenance["baselines"]
+def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
+    said = chosen.provenance
+    value, baselines = said["value"], said["baselines"]
     warnings = []
     lost = beaten_baselines(value, baselines)
     if lost:
-        levels = ", ".join(f"{charts.SHORT_NAMES.get(name, name)} {baselines[name]:.2f} dB" for name in lost)
         warnings.append(
-            f"The best trial ({value:.2f} dB) does not beat {levels}: these settings have learnt less than doing "
-            "nothing. Search longer, or wider (tfr from 0, another lr_scheduler, kl_norm = 'element')."
+            f"The best trial ({value:.2f} dB) does not beat {_levels(lost, baselines)}: these settings have learnt "
+            "less than doing nothing. Search longer, or wider (tfr from 0, another lr_scheduler, kl_norm = 'element')."
         )
     if not baselines:
         warnings.append("The study knows no baselines: compare the value with `cvaeopt check-data` first.")
-    rivals = chosen.provenance["within_noise"]
+    if said["confirmed"]:
+        return warnings + _confirmed_warnings(said, lost)
+    rivals = said["within_noise"]
     if rivals:
         warnings.append(
-            f"{rivals} more trial{'s are' if rivals > 1 else ' is'} within {chosen.provenance['noise_db']:.2f} dB: "
+            f"{rivals} more trial{'s are' if rivals > 1 else ' is'} within {said['noise_db']:.2f} dB: "
             "one run each cannot tell them apart."
         )
+    name = said["study"]
+    if fresh is None:
+        warnings.append(
+            f"One value is not an answer: {value:.2f} dB is the highest of many, and so is its luck. "
+            f"Train the leaders again from fresh seeds: cvaeopt confirm --study {name} --top 5 --seeds 3"
+        )
+    elif not fresh.over:
+        warnings.append(
+            f"{value:.2f} dB is one value of the search. Its confirmation has {fresh.ended} of {fresh.runs} runs; let "
+            f"a worker finish it, then export again: cvaeopt worker --study {name} --gpu 0"
+        )
+    else:
+        warnings.append(
+            f"None of the {fresh.runs} fresh runs came to its end, so {value:.2f} dB is one value of the search: "
+            f"see why with cvaeopt status --study {fresh.studies[-1]}"
+        )
     return warnings
+
+
+def _confirmed_warnings(said: dict[str, Any], lost: list[str]) -> list[str]:
+    """What must be said of a confirmed value; `lost` are the baselines that were named already."""
+    warnings = []
+    low, baselines = said["low"], said["baselines"]
+    unsure = [name for name in beaten_baselines(low, baselines) if name not in lost] if low is not None else []
+    if unsure:
+        warnings.append(
+            f"The interval ({low:.2f} to {said['high']:.2f} dB) reaches down to {_levels(unsure, baselines)}: "
+            "whether these settings have learnt anything is not settled."
+        )
+    if said["runs_diverged"]:
+        count = said["runs"] + said["runs_diverged"]
+        warnings.append(
+            f"{said['runs_diverged']} of {count} fresh runs of the best settings diverged: expect that of a long run "
+            "too, and lower lr, or set skip_steps."
+        )
+    if low is None:
+        warnings.append(
+            "One fresh run a leader has no interval: ask for more with "
+            f"cvaeopt confirm --study {said['study']} --seeds 3"
+        )
+    elif said["within_noise"]:
+        rivals = said["within_noise"]
+        warnings.append(
+            f"{rivals} more of the {said['leaders']} leaders {'are' if rivals > 1 else 'is'} within noise: "
+            f"{said['runs']} runs each cannot tell them apart."
+        )
+    return warnings
+
+
+def _levels(names: list[str], baselines: Mapping[str, float]) -> str:
+    return ", ".join(f"{charts.SHORT_NAMES.get(name, name)} {baselines[name]:.2f} dB" for name in names)
 
 
 def _within(trials: list[TrialFacts], best: TrialFacts, within: float) -> list[TrialFacts]:

@@ -40,7 +40,17 @@ class Recipe:
     def origin(self) -> dict[str, Any]:
         """What a checkpoint trained with this recipe carries of its provenance."""
         named = {"settings_digest": "searched_settings_digest", "data_digest": "searched_data_digest"}
-        kept = ("study", "trial", "value", "metric", "estimated", "search_epochs", "study_seed", "code_version")
+        kept = [
+            "study",
+            "trial",
+            "value",
+            "standard_error",
+            "metric",
+            "estimated",
+            "search_epochs",
+            "study_seed",
+            "code_version",
+        ]
         return {named.get(key, key): value for key, value in self.provenance.items() if key in kept or key in named}
 
 

@@ -44,6 +44,11 @@ class StudyTable(_Table):
     )
     window: int = Field(1, ge=1, description="a trial's value is the mean of the metric over its last epochs")
     seed: int = Field(0, ge=0, lt=2**31, description="the seed that every random draw of the study derives from")
+    confirms: str | None = Field(
+        None,
+        pattern=rf"^{NAME.pattern}@[0-9a-f]{{12}}$",
+        description="study (and its definition's digest) whose leaders are trained again; seed is then searched",
+    )
 
 
 class Budget(_Table):
@@ -189,7 +194,8 @@ class Definition(StudyTable):
                 )
         studied = _parse(StudyTable, _table(tables, "study", where), f"{where}: [study]")
         budget = _parse(Budget, _table(tables, "budget", where), f"{where}: [budget]")
-        search = _parse_search(_table(tables, "search", where), f"{where}: [search]")
+        again = studied.confirms is not None
+        search = _parse_search(_table(tables, "search", where), f"{where}: [search]", seeds=again)
         fixed = _parse_fixed(_table(tables, "fixed", where), search, budget, where)
         _check_conditions(search, fixed, f"{where}: [search]")
         _check_effects(search, {**fixed, "num_epoch": budget.epochs}, f"{where}: [search]")
@@ -222,7 +228,7 @@ class Definition(StudyTable):
         """The definition as the tables `parse` takes, JSON values, [service] left out."""
         studied = StudyTable(**{name: getattr(self, name) for name in StudyTable.model_fields})
         return {
-            "study": studied.model_dump(),
+            "study": studied.model_dump(exclude_none=True),
             "budget": self.budget.model_dump(exclude_none=True),
             "fixed": dict(self.fixed),
             "search": {name: _plain_dimension(dimension) for name, dimension in self.search.items()},
@@ -342,11 +348,12 @@ _DIMENSIONS: MappingProxyType[str, type[Dimension]] = MappingProxyType(
 )
 
 
-def _parse_search(table: dict[str, Any], where: str) -> dict[str, Dimension]:
+def _parse_search(table: dict[str, Any], where: str, *, seeds: bool) -> dict[str, Dimension]:
+    """The dimensions of [search]; `seeds` allows seed among them."""
     check_names(table, list(Config.model_fields), where)
     search: dict[str, Dimension] = {}
     for name, given in table.items():
-        if name in space.NOT_SEARCHED:
+        if name in space.NOT_SEARCHED and not (seeds and name == "seed"):
             raise SettingsError(
                 f"{where}: '{name}' cannot be searched: {space.NOT_SEARCHED[name]}.",
                 todo=f"Remove {name} from [search].",

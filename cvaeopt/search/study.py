@@ -30,6 +30,7 @@ __all__ = [
     "create_or_open",
     "left",
     "load_definition",
+    "names",
     "open_existing",
     "pruner_for",
     "record_facts",
@@ -125,6 +126,16 @@ def stored_definition(storage: Storage, name: str) -> Definition:
     """The definition a study was created from; StudyError with the names that exist if there is none."""
     entry = _require(storage, name)
     return Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
+
+
+def names(storage: Storage) -> list[str]:
+    """The names of all studies that this program has made in the storage, in order."""
+
+    def read() -> list[str]:
+        with storage.reading() as connection:
+            return list(connection.execute(select(study_table.c.name).order_by(study_table.c.name)).scalars())
+
+    return storage.retry(read)
 
 
 def record_facts(
@@ -409,12 +420,7 @@ def _require(storage: Storage, name: str) -> dict[str, Any]:
     entry = _entry(storage, name)
     if entry is not None:
         return entry
-
-    def read() -> list[str]:
-        with storage.reading() as connection:
-            return list(connection.execute(select(study_table.c.name).order_by(study_table.c.name)).scalars())
-
-    there = [other for other in storage.retry(read) if other != name]
+    there = [other for other in names(storage) if other != name]
     near = difflib.get_close_matches(name, there, n=1)
     if near:
         todo = f"Did you mean '{near[0]}'?"

@@ -43,7 +43,7 @@ def start() -> Iterator[Any]:
 
 def missing(what: str) -> None:
     """Skip the test that needs it; where CI is set, nothing may be missing."""
-    if os.environ.get("CI"):
+    if os.environ.get("GITHUB_ACTIONS"):
         pytest.fail(what)
     pytest.skip(what)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cvaeopt.errors import CheckpointError, DataError
 from cvaeopt.outcome import predict as module
+from cvaeopt.outcome.pictures import write_gif
 from cvaeopt.outcome.predict import Noise, predict
 from cvaeopt.outcome.score import recalibrate, score, show
 from cvaeopt.vae import checkpoint
@@ -119,6 +121,48 @@ def test_a_lab_checkpoint_predicts_what_the_plain_loop_does(lab: tuple[Path, CVA
     difference = np.abs(rows[1:, 1:] - pixels)
     assert difference.max() <= 1  # float32 sums in another order, at the edge of a rounding
     assert (difference == 0).mean() > 0.999
+
+
+def test_a_checkpoint_of_the_labs_own_code_predicts_the_bytes_of_the_labs_own_loop(tmp_path: Path):
+    """Neither network, checkpoint, loop nor CSV of the expected side is ours."""
+    from tests.vae.lab import VAE_Model
+
+    torch.manual_seed(11)
+    theirs = VAE_Model(16, 4, 8, 16)
+    labels, starts = [], []
+    root = sequence_folder(tmp_path / "data", sequences=2, labels=4)
+    for number in range(2):
+        read = [Image.open(root / f"test/test_label/{number}/{index}.png") for index in range(4)]
+        start = Image.open(root / f"test/test_img/{number}/0.png")
+        wide = [np.array(image.convert("RGB").resize((64, 32), Image.BILINEAR)) for image in (*read, start)]
+        pixels = torch.tensor(np.stack(wide)).permute(0, 3, 1, 2)
+        labels.append(pixels[1:4] / 255)
+        starts.append(pixels[4:])
+    theirs.train()
+    with torch.no_grad():  # statistics that are neither 0 nor 1
+        theirs.label_transformation(torch.cat(labels))
+    theirs.save(tmp_path / "epoch=7.ckpt")
+    predict(tmp_path / "epoch=7.ckpt", root, tmp_path / "out", z=ZERO)
+
+    _, ours = rows_of(tmp_path / "out" / "submission.csv")
+    lines, number, edges = ["id," + ",".join(str(pixel) for pixel in range(6144))], 0, 0
+    for index, (start, given) in enumerate(zip(starts, labels, strict=True)):
+        exact = theirs.test_loop(start / 255, given, 8).clamp(0, 1).double().numpy() * 255
+        rounded = np.rint(exact).astype(np.uint8)
+        mine = ours[number + 1 : number + 4, 1:].reshape(3, 3, 32, 64).astype(np.uint8)
+        # Sums in another order may fall on the other side of a rounding edge, and nowhere else.
+        on_edge = np.abs(exact - np.floor(exact) - 0.5) < 2e-3
+        assert np.array_equal(mine[~on_edge], rounded[~on_edge])
+        edges += int((mine != rounded).sum())
+        frames_of = np.concatenate([start.numpy(), np.where(on_edge, mine, rounded)])
+        for frame in frames_of:
+            lines.append(",".join(str(value) for value in [number, *frame.ravel().tolist()]))
+            number += 1
+        write_gif(tmp_path / "plain.gif", iter(frames_of))
+        assert (tmp_path / "plain.gif").read_bytes() == (tmp_path / "out" / f"pred_seq{index}.gif").read_bytes()
+    assert (tmp_path / "out" / "submission.csv").read_text() == "\n".join(lines) + "\n"
+    assert np.ptp(ours[:, 1:]) > 50  # a picture, not one grey
+    assert edges <= 3
 
 
 def test_noise_follows_its_kind_and_seed(ours: Path, tmp_path: Path):

@@ -20,17 +20,40 @@ from tests.vae import tiny
 # A schedule that moves in every epoch, shuffled clips and averaged weights: all that a resume must get right.
 SETTINGS = {"num_epoch": 6, "tfr_sde": 1, "tfr_d_step": 0.2, "shuffle": True, "ema": 0.9, "tfr_coin": "step"}
 
+# One life of a run, ended by SIGKILL at a moment of an epoch after the one it went on from.
 CHILD = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome.retrain import Retraining
 from tests.vae import tiny
 
 run = Retraining(tiny.config(**{settings}), tiny.dataset(), RunFolder(Path(sys.argv[1])))
+print(run.epoch, flush=True)
+moment, due, steps = "{moment}", run.epoch + 1, 0
+step, replace = run.trainer.optimizer.step, Path.replace
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def stepping(*given, **named):
+    global steps
+    steps += 1
+    if moment == "between two steps" and run.epoch == due and steps % 3 == 2:
+        die()
+    return step(*given, **named)
+
+def replacing(scratch, target):
+    if moment == target.name and run.epoch > due:
+        die()
+    return replace(scratch, target)
+
+run.trainer.optimizer.step, Path.replace = stepping, replacing
 for result in run.run():
-    print(result.epoch, flush=True)
+    if moment == "after all files" and result.epoch > due:
+        die()
 """
+MOMENTS = ("between two steps", "best.pt", "last.pt", "history.jsonl", "after all files")
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -47,30 +70,26 @@ def trained(folder: Path, **settings: object) -> Retraining:
 
 
 @pytest.mark.slow
-def test_a_run_killed_three_times_ends_with_the_same_weights(tmp_path: Path):
-    child = CHILD.replace("{settings}", repr(SETTINGS))
-    seen = []
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", child, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        seen.append(int(process.stdout.readline()))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    assert seen == sorted(set(seen))  # every life went on after the one before it
-    killed = trained(tmp_path / "killed")
-    whole = trained(tmp_path / "whole")
-    assert killed.resumed_at >= 3
-    one, other = weights(tmp_path / "killed" / "last.pt"), weights(tmp_path / "whole" / "last.pt")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    best, same = weights(tmp_path / "killed" / "best.pt"), weights(tmp_path / "whole" / "best.pt")
-    assert all(torch.equal(best[key], same[key]) for key in best)
+def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path: Path):
+    folder = tmp_path / "killed"
+    settings = {**SETTINGS, "num_epoch": 9}
+    resumed = []
+    for moment in MOMENTS:  # the files: written, but not yet in their place
+        child = CHILD.replace("{settings}", repr(settings)).replace("{moment}", moment)
+        process = subprocess.run([sys.executable, "-c", child, str(folder)], capture_output=True, text=True)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        resumed.append(int(process.stdout))
+    assert resumed == sorted(set(resumed))  # every life went on after the one before it
+    killed = trained(folder, num_epoch=9)
+    whole = trained(tmp_path / "whole", num_epoch=9)
+    assert resumed[-1] < killed.resumed_at < 9
+    for name in ("last.pt", "best.pt"):
+        one, other = weights(folder / name), weights(tmp_path / "whole" / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
     rows, others = killed.trainer.history, whole.trainer.history
     assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in others]
-    assert RunFolder(tmp_path / "killed").read_history() == rows
+    assert RunFolder(folder).read_history() == rows
 
 
 def test_a_run_leaves_checkpoints_history_and_a_score_sheet(tmp_path: Path):
@@ -180,3 +199,47 @@ def test_retrain_predict_and_score_need_neither_optuna_nor_a_database():
         "assert 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", hidden], check=True)
+
+
+def test_a_second_phase_with_sgd_starts_from_the_averaged_weights_of_the_first(tmp_path: Path):
+    """Seed 001's fine-tuning: Adam with averaged weights first, then SGD from its best checkpoint."""
+    trained(tmp_path / "one", num_epoch=4, optim="Adam", ema=0.9, lr=3e-3)
+    start = tmp_path / "one" / "best.pt"
+    config = resolve(
+        Recipe(tiny.config(**{**SETTINGS, "optim": "Adam", "ema": 0.9})),
+        changes={"optim": "SGD", "lr": 1e-3, "momentum": 0.9, "ema": 0.5, "num_epoch": 3},
+    )
+    run = Retraining(config, tiny.dataset(), RunFolder(tmp_path / "two"), start=start)
+    validated = checkpoint.load_model(start).model
+    for name, value in validated.named_parameters():  # what was validated as best, not what Adam was at
+        assert torch.equal(value, dict(run.trainer.model.named_parameters())[name])
+        assert torch.equal(value, dict(run.trainer.validated_model().named_parameters())[name])
+    assert isinstance(run.trainer.optimizer, torch.optim.SGD)
+    steps = run.run()
+    assert next(steps).epoch == 1
+    steps.close()
+    # Stopped and continued without naming the start again: the same as never stopped.
+    continued = Retraining(config, tiny.dataset(), RunFolder(tmp_path / "two"))
+    assert (continued.resumed_at, continued.provenance["start"]) == (1, run.provenance["start"])
+    assert len(list(continued.run())) == 2
+    whole = Retraining(config, tiny.dataset(), RunFolder(tmp_path / "whole"), start=start)
+    assert len(list(whole.run())) == 3
+    one, other = weights(tmp_path / "two" / "last.pt"), weights(tmp_path / "whole" / "last.pt")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    training = [key for key in one if key.startswith("training.")]
+    assert training  # with averaged weights, those that training goes on with are kept beside them
+
+
+def test_the_first_sgd_step_of_a_second_phase_is_plain_gradient_descent(tmp_path: Path):
+    donor = Trainer(tiny.config(seed=5), tiny.dataset())
+    donor.save(tmp_path / "start.pt")
+    moved = {}
+    for lr in (1e-3, 2e-3):  # one step an epoch, momentum empty: the step is linear in lr
+        config = tiny.config(optim="SGD", lr=lr, batch_size=6, num_epoch=1, tfr=1.0, lr_scheduler="constant")
+        run = Retraining(config, tiny.dataset(), RunFolder(tmp_path / str(lr)), start=tmp_path / "start.pt")
+        list(run.run())
+        before = dict(donor.model.named_parameters())
+        moved[lr] = torch.cat([(v.detach() - before[k]).flatten() for k, v in run.trainer.model.named_parameters()])
+    assert moved[1e-3].abs().max() > 0
+    assert torch.allclose(moved[2e-3], 2 * moved[1e-3], rtol=1e-2, atol=1e-7)
+    assert moved[1e-3].norm() <= 1e-3 * 1.0 + 1e-6  # grad_clip = 1

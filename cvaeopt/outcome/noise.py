@@ -1,0 +1,80 @@
+"""What repeated runs say about a mean: standard errors and Student's intervals, in plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+CONFIDENCE: Final = 0.95
+"""How often an interval of this program covers the true mean."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its standard error and its 95 % interval; None where one value cannot say."""
+
+    mean: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of independent `values` and its t interval, from their own spread."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Interval(mean, None, None, None)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return around(mean, spread, len(values), len(values) - 1)
+
+
+def around(mean: float, spread: float, count: int, freedom: int) -> Interval:
+    """The t interval of a mean of `count` values whose standard deviation is known to `freedom` degrees."""
+    error = spread / math.sqrt(count)
+    half = t_quantile(freedom) * error
+    return Interval(mean, error, mean - half, mean + half)
+
+
+def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """(standard deviation of one value within its group, degrees of freedom); (0, 0) without a repeat.
+
+    All groups are taken to scatter alike, so that every repeat of any of them tells about the scatter.
+    """
+    squares, freedom = 0.0, 0
+    for values in groups:
+        if values:
+            mean = math.fsum(values) / len(values)
+            squares += math.fsum((value - mean) ** 2 for value in values)
+            freedom += len(values) - 1
+    return (math.sqrt(squares / freedom), freedom) if freedom else (0.0, 0)
+
+
+def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Half the width of a two-sided t interval in standard errors: 12.706 for 1 degree of freedom, 1.96 for many."""
+    if freedom < 1 or not 0 < confidence < 1:
+        raise ValueError(f"freedom = {freedom}, confidence = {confidence}")
+    low, high = 0.0, 1.0
+    while _within(high, freedom) < confidence:
+        low, high = high, high * 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    """Probability that Student's t lies in [-t, t].
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(t / math.sqrt(freedom))
+    square, sine = math.cos(angle) ** 2, math.sin(angle)
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= square * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
