@@ -43,6 +43,9 @@ class StudyTable(_Table):
         "val_psnr", description="validation PSNR over all frames, or over the last third of them, dB"
     )
     window: int = Field(1, ge=1, description="a trial's value is the mean of the metric over its last epochs")
+    seed_noise_db: float = Field(
+        0.35, ge=0, description="standard deviation between training seeds, part of a trial's standard error, dB"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="the seed that every random draw of the study derives from")
 
 
@@ -228,12 +231,12 @@ class Definition(StudyTable):
         }
 
     def digest(self) -> str:
-        """Twelve hex digits that name what is searched and how; the description and [service] do not count.
+        """Twelve hex digits that name what is searched and how; description, seed_noise_db and [service] do not count.
 
         The order of the searched settings counts: grid and quasi-random points follow it.
         """
         tables = self.plain()
-        del tables["study"]["description"]
+        del tables["study"]["description"], tables["study"]["seed_noise_db"]
         return digest({**tables, "order": list(self.search)})
 
     def points(self) -> list[Values]:
