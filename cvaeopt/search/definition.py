@@ -146,6 +146,17 @@ class HyperbandPruner(_Table):
     reduction_factor: int = Field(ge=2, description="epochs grow, and trials shrink, by this factor a rung")
 
 
+class ForecastPruner(_Table):
+    """Stops a trial whose forecast end would not reach the leaders'; learned from the complete trials."""
+
+    kind: Literal["forecast"]
+    warmup_epochs: int = Field(ge=1, lt=2**31, description="epochs of a trial before it can be pruned")
+    interval_epochs: int = Field(ge=1, lt=2**31, description="epochs between two decisions")
+    n_startup_trials: int = Field(8, ge=7, description="complete trials that the forecast is learned from, at least")
+    keep: float = Field(0.25, gt=0, le=1, description="share of the complete trials that a trial must be able to join")
+    confidence: float = Field(0.9, ge=0.5, lt=1, description="how sure the forecast must be that it cannot")
+
+
 class ServiceTable(_Table):
     """The table [service]: where the study runs. Not part of the digest; flags and environment come first."""
 
@@ -157,7 +168,7 @@ class ServiceTable(_Table):
 
 
 Sampler = TpeSampler | RandomSampler | GridSampler | QmcSampler | GpSampler
-Pruner = NoPruner | MedianPruner | PercentilePruner | HalvingPruner | HyperbandPruner
+Pruner = NoPruner | MedianPruner | PercentilePruner | HalvingPruner | HyperbandPruner | ForecastPruner
 
 
 class Definition(StudyTable):
