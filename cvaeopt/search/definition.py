@@ -27,7 +27,7 @@ from cvaeopt.search.space import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-TABLES = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "service")
+TABLES = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "warm_start", "service")
 MOST_GRID_POINTS = 10_000
 
 
@@ -43,6 +43,9 @@ class StudyTable(_Table):
         "val_psnr", description="validation PSNR over all frames, or over the last third of them, dB"
     )
     window: int = Field(1, ge=1, description="a trial's value is the mean of the metric over its last epochs")
+    seed_noise_db: float = Field(
+        0.35, ge=0, description="standard deviation between training seeds, part of a trial's standard error, dB"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="the seed that every random draw of the study derives from")
     confirms: str | None = Field(
         None,
@@ -58,6 +61,10 @@ class Budget(_Table):
     epochs: int = Field(ge=1, lt=2**31, description="epochs of one trial: its num_epoch")
     total_epochs: int | None = Field(None, ge=1, lt=2**31, description="epochs of all trials together")
     wall_clock_h: float | None = Field(None, gt=0, description="hours from the start of its first trial")
+    target_db: float | None = Field(None, description="a complete trial's value that ends the study, dB")
+    patience_trials: int | None = Field(
+        None, ge=1, lt=2**31, description="trials ended since the best one that end the study"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -148,6 +155,24 @@ class HyperbandPruner(_Table):
     reduction_factor: int = Field(ge=2, description="epochs grow, and trials shrink, by this factor a rung")
 
 
+class ForecastPruner(_Table):
+    """Stops a trial whose forecast end would not reach the leaders'; learned from the complete trials."""
+
+    kind: Literal["forecast"]
+    warmup_epochs: int = Field(ge=1, lt=2**31, description="epochs of a trial before it can be pruned")
+    interval_epochs: int = Field(ge=1, lt=2**31, description="epochs between two decisions")
+    n_startup_trials: int = Field(8, ge=7, description="complete trials that the forecast is learned from, at least")
+    keep: float = Field(0.25, gt=0, le=1, description="share of the complete trials that a trial must be able to join")
+    confidence: float = Field(0.9, ge=0.5, lt=1, description="how sure the forecast must be that it cannot")
+
+
+class WarmStart(_Table):
+    """The table [warm_start]: points of an earlier study that are run anew, after the enqueued ones."""
+
+    study: str = Field(description="an earlier study in the same storage")
+    top: int = Field(5, ge=1, description="its best trials whose points are taken")
+
+
 class ServiceTable(_Table):
     """The table [service]: where the study runs. Not part of the digest; flags and environment come first."""
 
@@ -163,7 +188,7 @@ class ServiceTable(_Table):
 
 
 Sampler = TpeSampler | RandomSampler | GridSampler | QmcSampler | GpSampler
-Pruner = NoPruner | MedianPruner | PercentilePruner | HalvingPruner | HyperbandPruner
+Pruner = NoPruner | MedianPruner | PercentilePruner | HalvingPruner | HyperbandPruner | ForecastPruner
 
 
 class Definition(StudyTable):
@@ -179,6 +204,7 @@ class Definition(StudyTable):
     sampler: Annotated[Sampler, Field(discriminator="kind")]
     pruner: Annotated[Pruner, Field(discriminator="kind")]
     enqueue: list[dict[str, Scalar]]
+    warm_start: WarmStart | None
     service: ServiceTable
 
     @classmethod
@@ -208,6 +234,9 @@ class Definition(StudyTable):
             sampler=_parse_kind(get_args(Sampler), "tpe", _table(tables, "sampler", where), f"{where}: [sampler]"),
             pruner=_parse_kind(get_args(Pruner), "none", _table(tables, "pruner", where), f"{where}: [pruner]"),
             enqueue=_parse_enqueue(tables.get("enqueue", []), search, fixed, f"{where}: [[enqueue]]"),
+            warm_start=_parse(WarmStart, _table(tables, "warm_start", where), f"{where}: [warm_start]")
+            if "warm_start" in tables
+            else None,
             service=_parse(ServiceTable, _table(tables, "service", where), f"{where}: [service]"),
         )
         _check_together(definition, where)
@@ -235,15 +264,16 @@ class Definition(StudyTable):
             "sampler": self.sampler.model_dump(),
             "pruner": self.pruner.model_dump(),
             "enqueue": [dict(point) for point in self.enqueue],
+            **({} if self.warm_start is None else {"warm_start": self.warm_start.model_dump()}),
         }
 
     def digest(self) -> str:
-        """Twelve hex digits that name what is searched and how; the description and [service] do not count.
+        """Twelve hex digits that name what is searched and how; description, seed_noise_db and [service] do not count.
 
         The order of the searched settings counts: grid and quasi-random points follow it.
         """
         tables = self.plain()
-        del tables["study"]["description"]
+        del tables["study"]["description"], tables["study"]["seed_noise_db"]
         return digest({**tables, "order": list(self.search)})
 
     def points(self) -> list[Values]:
@@ -516,11 +546,20 @@ def _check_together(definition: Definition, where: str) -> None:
             f"{where}: [study] window = {definition.window}.",
             f"Expected: at most [budget] epochs = {budget.epochs}.",
         )
+    warm = definition.warm_start
+    if warm is not None:
+        check_name(warm.study, f"{where}: [warm_start] study")
+        if isinstance(sampler, GridSampler) or warm.study == definition.name:
+            reason = (
+                "a grid runs every point anyway" if isinstance(sampler, GridSampler) else "this is the study itself"
+            )
+            raise SettingsError(f"{where}: [warm_start] study = {warm.study!r}: {reason}.", todo="Remove [warm_start].")
+    waiting = len(definition.enqueue) + (0 if warm is None else warm.top)
     if isinstance(sampler, GridSampler):
         _check_grid(definition, where)
-    elif budget.trials is not None and len(definition.enqueue) > budget.trials:
+    elif budget.trials is not None and waiting > budget.trials:
         raise SettingsError(
-            f"{where}: {len(definition.enqueue)} points are enqueued, [budget] trials = {budget.trials}.",
+            f"{where}: {waiting} points are enqueued, [budget] trials = {budget.trials}.",
             todo="Raise trials or remove points.",
         )
     if not isinstance(pruner, NoPruner) and pruner.warmup_epochs >= budget.epochs:

@@ -33,6 +33,7 @@ from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.pictures import trial_artifacts
 from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.definition import Definition
+from cvaeopt.search.estimate import Estimate, estimate
 from cvaeopt.search.fleet import CONSTRAINTS
 from cvaeopt.search.space import suggest
 from cvaeopt.vae import checkpoint
@@ -166,10 +167,14 @@ class TrialRun:
         """What is reported to Optuna for this epoch, dB."""
         return float(row[self.definition.metric])
 
+    def estimate(self) -> Estimate:
+        """What the trial is worth after the epochs so far, with its standard error."""
+        curve = [self.value_of(row) for row in self.history]
+        return estimate(curve, self.definition.window, self.definition.seed_noise_db)
+
     def final_value(self) -> float:
         """The trial's value: mean of the metric over the last `window` epochs, dB."""
-        rows = self.history[-self.definition.window :]
-        return math.fsum(self.value_of(row) for row in rows) / len(rows)
+        return self.estimate().value
 
     def save(self) -> None:
         """Write checkpoint and history (OSError when the disk is full); older owners' checkpoints go."""
@@ -215,6 +220,11 @@ class TrialRun:
             last = self.history[-1]
             for key in ("val_psnr", "val_psnr_late"):
                 self.trial.set_user_attr(key, last[key])
+            worth = self.estimate()
+            self.trial.set_user_attr("estimate_db", worth.value)
+            self.trial.set_user_attr("estimate_epochs", worth.epochs)
+            if worth.error is not None:
+                self.trial.set_user_attr("standard_error_db", worth.error)
             self.trial.set_user_attr("seconds", math.fsum(row["seconds"] for row in self.history))
         self._note(state, reason)
         pictures: list[Path] = []

@@ -24,8 +24,10 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.search import pruning
 from cvaeopt.search.definition import (
     Definition,
+    ForecastPruner,
     GpSampler,
     GridSampler,
     HalvingPruner,
@@ -36,7 +38,7 @@ from cvaeopt.search.definition import (
     QmcSampler,
     TpeSampler,
 )
-from cvaeopt.search.space import stream
+from cvaeopt.search.space import params_to_config, stream
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -71,6 +73,16 @@ def pruner_for(definition: Definition) -> BasePruner:
             max_resource=definition.epochs,
             reduction_factor=chosen.reduction_factor,
             bootstrap_count=0,
+        )
+    if isinstance(chosen, ForecastPruner):
+        return pruning.ForecastPruner(
+            window=definition.window,
+            warmup_epochs=chosen.warmup_epochs,
+            interval_epochs=chosen.interval_epochs,
+            n_startup_trials=chosen.n_startup_trials,
+            keep=chosen.keep,
+            confidence=chosen.confidence,
+            shows_at=lambda trial: pruning.shows_at(params_to_config(definition, trial.params, trial.number)),
         )
     return optuna.pruners.PercentilePruner(
         _percentile(chosen),

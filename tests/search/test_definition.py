@@ -141,6 +141,22 @@ REFUSED = {
         {"pruner": {"kind": "halving", "warmup_epochs": 30, "reduction_factor": 2}},
         "no trial is ever pruned",
     ),
+    "a forecast from too few trials": (
+        {"pruner": {"kind": "forecast", "warmup_epochs": 5, "interval_epochs": 1, "n_startup_trials": 6}},
+        "[pruner]: n_startup_trials = 6. Expected: input should be greater than or equal to 7",
+    ),
+    "a forecast that is never made": (
+        {"pruner": {"kind": "forecast", "warmup_epochs": 30, "interval_epochs": 1}},
+        "[pruner] warmup_epochs = 30, so that no trial is ever pruned",
+    ),
+    "a patience of nothing": ({"budget": {"trials": 5, "epochs": 30, "patience_trials": 0}}, "patience_trials = 0"),
+    "a warm start from itself": ({"warm_start": {"study": "test"}}, "[warm_start] study = 'test': this is the study"),
+    "a warm start from nowhere": ({"warm_start": {"top": 3}}, "[warm_start]: study is missing"),
+    "a warm start beyond the budget": (
+        {"warm_start": {"study": "old", "top": 6}},
+        "6 points are enqueued, [budget] trials = 5",
+    ),
+    "a target alone": ({"budget": {"epochs": 5, "target_db": 30.0}}, "no limit: one of trials, total_epochs"),
     "a grid of a continuum": ({"sampler": {"kind": "grid"}}, "lr is continuous"),
     "a grid larger than its budget": (
         {"sampler": {"kind": "grid"}, "search": {"tfr": choices(0, 1, 0.5)}},
@@ -397,6 +413,7 @@ MODELS = {
     "[study]": module.StudyTable,
     "[budget]": module.Budget,
     "[service]": module.ServiceTable,
+    "[warm_start]": module.WarmStart,
     'type = "float"': space.FloatDimension,
     'type = "int"': space.IntDimension,
     'type = "categorical"': space.CategoricalDimension,
@@ -406,6 +423,7 @@ MODELS = {
     'kind = "percentile"': module.PercentilePruner,
     'kind = "halving"': module.HalvingPruner,
     'kind = "hyperband"': module.HyperbandPruner,
+    'kind = "forecast"': module.ForecastPruner,
 }
 
 
@@ -434,7 +452,7 @@ def test_every_setting_is_documented_with_its_default():
 def test_every_shipped_study_and_kind_is_documented():
     text = (STUDIES / "README.md").read_text()
     kinds = re.findall(r'kind: Literal\["(\w+)"\]', Path(module.__file__).read_text())
-    assert len(kinds) == 10
+    assert len(kinds) == 11
     for name in SHIPPED:
         assert f"[{name}.toml]({name}.toml)" in text, name
     for kind in kinds:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from cvaeopt.errors import Diverged
 from cvaeopt.files import RunFolder
 from cvaeopt.search.definition import Definition
+from cvaeopt.search.estimate import estimate
 from cvaeopt.search.objective import DASHBOARD_STORE, Objective, tidy
 from cvaeopt.vae import checkpoint, trainer
 from cvaeopt.vae.trainer import Trainer
@@ -47,6 +48,9 @@ def test_the_objective_is_a_plain_optuna_objective(tmp_path: Path) -> None:
         assert trial.value == pytest.approx((curve[2] + curve[3]) / 2)  # window = 2
         assert trial.constraints == {"diverged": 0.0, "out_of_memory": 0.0, "crashed": 0.0}
         assert {"seed", "settings_digest", "data_digest", "versions", "device", "host"} <= set(trial.user_attrs)
+        worth = estimate([curve[1], curve[2], curve[3]], 2, 0.35)
+        assert trial.value == trial.user_attrs["estimate_db"] == worth.value
+        assert trial.user_attrs["standard_error_db"] == worth.error and trial.user_attrs["estimate_epochs"] == 2
         folder = RunFolder.of_trial(tmp_path, "tiny", trial.number)
         assert [row["val_psnr"] for row in folder.read_history()] == list(curve.values())
         assert json.loads(folder.config.read_text())["lr"] == trial.params["lr"]

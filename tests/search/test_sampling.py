@@ -153,6 +153,15 @@ def test_a_gaussian_process_without_scipy_is_refused_at_once():
         sampler_for(define({"kind": "gp"}))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy is not installed (extra gp)")
+@pytest.mark.filterwarnings("ignore")  # scipy's and torch's own, about each other
+def test_a_gaussian_process_suggests_alike_for_every_worker():
+    definition = define({"kind": "gp", "n_startup_trials": 4}, search={"lr": SEARCH["lr"], "tfr": SEARCH["tfr"]})
+    alone, shared = run(definition, 8), run(definition, 8, workers=3)
+    assert alone == shared
+    assert len({config.lr for config in alone}) == 8
+
+
 def pruned_at(pruner, curves):
     """The epoch at which each curve is pruned (None: never), the trials run one after the other."""
     definition = define({"kind": "random"}, pruner=pruner)
@@ -210,3 +219,27 @@ def test_hyperband_ends_at_the_trial_s_epochs():
     )
     assert isinstance(pruner, optuna.pruners.HyperbandPruner)
     assert (pruner._min_resource, pruner._max_resource, pruner._reduction_factor) == (5, 30, 2)
+
+
+def test_the_forecast_pruner_waits_until_a_trial_s_own_schedule_has_shown_itself():
+    search = {"tfr": {"type": "float", "low": 0.0, "high": 1.0}, "tfr_sde": {"type": "int", "low": 5, "high": 20}}
+    options = {"kind": "forecast", "warmup_epochs": 10, "interval_epochs": 1, "n_startup_trials": 7}
+    definition = define({"kind": "random"}, pruner=options, search=search)
+    definition = definition.model_copy(update={"fixed": {"kl_anneal_type": "none"}})
+    study = optuna.create_study(study_name="test", direction="maximize", pruner=pruner_for(definition))
+    for value in range(20, 28):
+        study.add_trial(
+            optuna.trial.create_trial(value=value, intermediate_values=dict.fromkeys(range(1, 31), float(value)))
+        )
+    ends = {}
+    for name, point in {"free": {"tfr": 0.0, "tfr_sde": 18}, "forced": {"tfr": 0.5, "tfr_sde": 18}}.items():
+        study.enqueue_trial(point)
+        trial = study.ask()
+        suggest(definition, trial)
+        for epoch in range(1, 31):
+            trial.report(10.0, epoch)
+            if trial.should_prune():
+                ends[name] = epoch
+                break
+        study.tell(trial, state=TrialState.PRUNED)
+    assert ends == {"free": 10, "forced": 20}  # 0.5 in epochs 1 to 19, 0.4 in the 20th
