@@ -168,6 +168,21 @@ def test_workers_get_gpus_time_to_finish_an_epoch_and_a_common_volume() -> None:
     assert compose(CVAEOPT_GPUS="2,3")["services"]["worker"]["environment"]["CVAEOPT_GPUS"] == "2,3"
 
 
+def test_services_wait_for_a_healthy_database_and_nothing_keeps_them_from_being_scaled() -> None:
+    for name, service in COMPOSE_FILE["services"].items():
+        assert not {"privileged", "container_name", "network_mode", "pid"} & set(service), name
+        if name == "db":
+            assert "pg_isready" in service["healthcheck"]["test"]
+            assert service["healthcheck"]["retries"] >= 5
+        else:
+            assert service["depends_on"] == {"db": {"condition": "service_healthy"}}, name
+    passwords = [service["environment"] for service in COMPOSE_FILE["services"].values()]
+    for environment in passwords:
+        stated = [value for key, value in environment.items() if key in ("POSTGRES_PASSWORD", "PGPASSWORD")]
+        assert len(stated) == 1
+        assert stated[0].startswith("${POSTGRES_PASSWORD:?"), "a default would be everybody's password"
+
+
 def test_the_image_is_pinned_runs_as_a_numbered_user_and_copies_what_is_there() -> None:
     lines = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
     words = [line.split() for line in lines if line and not line.startswith("#")]
