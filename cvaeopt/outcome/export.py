@@ -213,9 +213,11 @@ def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
     warnings = []
     lost = beaten_baselines(value, baselines)
     if lost:
+        # The nearest pose is no trifle: it looks the frame up in the training video.
+        verdict = "copying the nearest training frame does" if lost == ["nearest_pose"] else "doing nothing would"
         warnings.append(
-            f"The best trial ({value:.2f} dB) does not beat {_levels(lost, baselines)}: these settings have learnt "
-            "less than doing nothing. Search longer, or wider (tfr from 0, another lr_scheduler, kl_norm = 'element')."
+            f"The best trial ({value:.2f} dB) does not beat {_levels(lost, baselines)}: these settings predict worse "
+            f"than {verdict}. Search longer, or wider (tfr from 0, another lr_scheduler, kl_norm = 'element')."
         )
     if not baselines:
         warnings.append("The study knows no baselines: compare the value with `cvaeopt check-data` first.")
