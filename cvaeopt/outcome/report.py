@@ -28,6 +28,7 @@ from cvaeopt.errors import SettingsError
 from cvaeopt.files import RunFolder, write_bytes, write_text
 from cvaeopt.outcome import charts, pictures, study_charts
 from cvaeopt.outcome.charts import BASELINE_NAMES
+from cvaeopt.outcome.confirmed import Confirmation, confirmation, table
 from cvaeopt.outcome.export import beaten_baselines, estimator
 from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.transfer import landmarks
@@ -83,7 +84,7 @@ def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: date
     now         the date on the page
     """
     study, definition = open_existing(storage, name)
-    overview = {**status(storage, name), "left": left(storage, name)}
+    overview = {**status(storage, name), "left": left(storage, name), "confirmation": confirmation(storage, name)}
     return write(definition, study.get_trials(deepcopy=False), overview, out, artifacts=artifacts, now=now)
 
 
@@ -98,7 +99,8 @@ def write(
 ) -> Report:
     """The same of trials that were read already.
 
-    overview   what `status` says, and under "left" the trials that wait for a worker (`study.left`)
+    overview   what `status` says; under "left" the trials that wait for a worker (`study.left`), under
+               "confirmation" what fresh runs say of the leaders, if there are any
     """
     page = _page(definition, trials, overview, artifacts, now)
     environment = Environment(
@@ -169,6 +171,7 @@ def _page(
     failures = _failures(known)
     schedules = _good_schedules(definition, known)
     ranked = sorted(known, key=_rank)
+    fresh: Confirmation | None = overview.get("confirmation")
     return {
         "name": definition.name,
         "description": definition.description,
@@ -181,6 +184,7 @@ def _page(
         "digest": definition.digest(),
         "data_digest": best.attributes.get("data_digest") if best else None,
         "verdict": _verdict(best, baselines),
+        "confirmed": None if fresh is None else {"rows": table(fresh), "text": _confirmed_text(fresh)},
         "lost": bool(best and best.value is not None and beaten_baselines(best.value, baselines)),
         "best": best,
         "baselines": _against(best, baselines),
@@ -439,14 +443,29 @@ def _verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
     lost = beaten_baselines(best.value, baselines)
     if lost:
         names = " and ".join(BASELINE_NAMES.get(name, name) for name in lost)
+        # The nearest pose is no trifle: it looks the frame up in the training video.
+        doing = "copying the nearest training frame is worth" if lost == ["nearest_pose"] else "doing nothing is worth"
         return (
             f"The best trial, number {best.number} with {best.value:.2f} dB, does NOT beat {names}: "
-            "these settings have learnt less than doing nothing."
+            f"these settings have learnt less than {doing}."
         )
     name, level = max(baselines.items(), key=lambda item: item[1])
     return (
         f"Trial {best.number} reached {best.value:.2f} dB, {best.value - level:.2f} dB above the hardest baseline "
         f"({BASELINE_NAMES.get(name, name)})."
+    )
+
+
+def _confirmed_text(fresh: Confirmation) -> str:
+    """What the table of fresh runs is, in words."""
+    text = (
+        f"{fresh.ended} of {fresh.runs} fresh runs of the leaders are over. They rank by these runs alone, because the "
+        "search's own values were selected for being high."
+    )
+    if fresh.spread is None:
+        return text
+    return (
+        text + f" One run scatters by {fresh.spread:.2f} dB (standard deviation, {fresh.freedom} degrees of freedom)."
     )
 
 

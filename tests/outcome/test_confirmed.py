@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from cvaeopt.errors import StudyError
-from cvaeopt.outcome import recipe
+from cvaeopt.outcome import recipe, report
 from cvaeopt.outcome.confirmed import Confirmed, confirmation, rank, table
 from cvaeopt.outcome.export import export_best
 from cvaeopt.outcome.noise import t_quantile
@@ -231,3 +231,17 @@ def test_a_run_that_was_given_up_before_it_had_settings_is_lost(storage: Storage
     found = confirmation(storage, "made-up")
     assert found is not None
     assert [(one.values, one.lost, one.open) for one in found.ranked] == [((), 1, 0)]
+
+
+def test_the_report_shows_the_ranking_by_fresh_runs(storage: Storage, tmp_path: Path) -> None:
+    create_or_open(storage, definition()).add_trials(trials(16))
+    bare = report.report(storage, "made-up", tmp_path / "bare", artifacts=tmp_path, now=NOON)
+    assert "The leaders, trained again" not in bare.page.read_text()
+    planned = registered(storage)
+    level = {one.params["lr"]: 30.0 + index for index, one in enumerate(planned.leaders)}
+    run_all(storage, "made-up.confirm", lambda p: level[p["lr"]] + 0.3 * planned.seeds.index(p["seed"]))
+    page = report.report(storage, "made-up", tmp_path / "out", artifacts=tmp_path, now=NOON).page.read_text()
+    assert "6 of 6 fresh runs of the leaders are over" in page
+    assert "One run scatters by 0.21 dB (standard deviation, 3 degrees of freedom)" in page
+    places = [page.index(f">{mean:.2f}</td>") for mean in (32.15, 31.15, 30.15)]
+    assert places == sorted(places), "the best mean comes first, which is the search's third"
