@@ -31,7 +31,7 @@ def test_a_round_of_faults_leaves_a_whole_study(monkeypatch: pytest.MonkeyPatch,
     assert ours["passed"], ours
     assert ours["workers_killed"] + ours["workers_asked"] >= 1
     # How well the baseline does is for the campaign to say.
-    result = faults.campaign("sqlite", 1, 1, dataclasses.replace(size, deadline_s=4.0), resume=True)
+    result = faults.campaign("sqlite", 1, 1, dataclasses.replace(size, deadline_s=10.0), resume=True)
     assert result["rounds"]["ours"] == [ours]
     assert result["rounds"]["plain"][0]["epochs_begun"] > 0
     assert json.loads((tmp_path / "faults-sqlite.json").read_text())["rounds"] == result["rounds"]

@@ -331,7 +331,6 @@ def _spend(index: int, url: str) -> int:
                 time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("trials", "total_epochs"), [(None, 50), (11, 500)])
 def end(fleet: Fleet, study: optuna.Study, value: float | None) -> None:
     """Take a trial and end it with this value; pruned without one."""
     lease = claimed(fleet, "a")
@@ -363,6 +362,7 @@ def test_a_study_ends_when_many_trials_have_not_beaten_the_best(storage: Storage
     assert idle(fleet, "a") == Idle("finished", "3 trials have ended since the best one (26.00 dB)")
 
 
+@pytest.mark.parametrize(("trials", "total_epochs"), [(None, 50), (11, 500)])
 def test_racing_processes_spend_the_budget_and_not_one_epoch_more(
     storage: Storage, trials: int | None, total_epochs: int | None
 ) -> None:
