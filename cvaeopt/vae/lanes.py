@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from cvaeopt.vae.loss import ClipLoss, FreeStep, loss_given_poses
 from cvaeopt.vae.model import CVAE, Statistics
 from cvaeopt.vae.rollout import Output
+
+T = TypeVar("T")
 
 _PIECES = 4
 """Pieces a step is cut into if its batch is smaller, so that a batch of one keeps several threads busy."""
@@ -57,11 +60,11 @@ class _Piece:
     """What the backward pass of a piece needs, or has found."""
 
     loss: ClipLoss
-    poses: Tensor
+    entered: Tensor  # what the BatchNorm has made of the piece's labels
 
 
 Gradients = tuple[ClipLoss, list[Tensor], Tensor]
-"""Loss terms (detached), gradients of the parameters beyond the label encoder, and of the pose features."""
+"""Loss terms (detached), gradients of the parameters behind the BatchNorm, and of what it has made of the labels."""
 
 
 class Lanes:
@@ -79,6 +82,9 @@ class Lanes:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+    def _map(self, work: Callable[[int], T], items: Iterable[int]) -> list[T]:
+        return list(map(work, items) if self._pool is None else self._pool.map(work, items))
 
     def backward(
         self,
@@ -99,33 +105,38 @@ class Lanes:
         The arguments are those of `clip_loss`.
         """
         batch, steps = frames.shape[0], frames.shape[1] - 1
-        label_features = model.label_transformation.encode(labels[:, 1:], statistics)  # (B, T-1, L, H, W)
-        known = label_features.detach()
-        encoder = list(model.label_transformation.parameters())
-        others = [
-            parameter for name, parameter in model.named_parameters() if not name.startswith("label_transformation.")
-        ]
+        pool, encoder = self._pool, model.label_transformation
         spans = cuts(batch, steps)
+        entry = [*encoder[0].parameters(), *encoder[1].parameters()]
+        norm = list(encoder.norm.parameters())
+        apart = {id(parameter) for parameter in (*entry, *norm)}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+
+        # The BatchNorm joins all labels, so it alone is computed in one piece, between two parts of the pieces.
+        entries = self._map(lambda clip: encoder.before_norm(labels[clip, 1:]), range(batch))
+        joined = torch.cat([one.detach() for one in entries]).requires_grad_()
+        normalised = encoder.normalised(joined, steps, statistics).unflatten(0, (batch, steps))
+        known = normalised.detach()  # (B, T-1, L / 2, H, W)
 
         def forward(clip: int, span: slice, first: Tensor | None) -> tuple[_Piece, Tensor]:
             own = frames[clip : clip + 1, span.start : span.stop + 1]
             if first is not None:
                 own = torch.cat([first[:, None], own[:, 1:]], 1)
-            poses = known[clip : clip + 1, span].requires_grad_()
+            entered = known[clip, span].requires_grad_()
             loss, last = loss_given_poses(
                 model,
                 own,
-                poses,
+                encoder.after_norm(entered)[None],
                 eps[clip : clip + 1, span],
                 forced=forced,
                 output=output,
                 kl_norm=kl_norm,
                 free_step=free_step,
             )
-            return _Piece(loss, poses), last
+            return _Piece(loss, entered), last
 
         def gradients(piece: _Piece) -> Gradients:
-            found = torch.autograd.grad(piece.loss.total(beta) / batch, [*others, piece.poses])
+            found = torch.autograd.grad(piece.loss.total(beta) / batch, [*others, piece.entered])
             loss = piece.loss
             return ClipLoss(loss.mse.detach(), loss.kl.detach(), loss.frames), list(found[:-1]), found[-1]
 
@@ -141,7 +152,6 @@ class Lanes:
                 done.append(pool.submit(gradients, piece) if hand_over and pool is not None else gradients(piece))
             return done
 
-        pool = self._pool
         found: list[list[Gradients]]
         if pool is None:
             found = [
@@ -156,17 +166,16 @@ class Lanes:
         else:
             chains = [pool.submit(free_clip, clip, batch < self.threads) for clip in range(batch)]
             found = [[_result(one) for one in chain.result()] for chain in chains]
-        sums = [torch.zeros_like(parameter) for parameter in others]
-        for clip_found in found:
-            for _, piece_gradients, _ in clip_found:
-                torch._foreach_add_(sums, piece_gradients)
-        poses = torch.cat([torch.cat([one[2] for one in clip_found], 1) for clip_found in found])
-        encoder_gradients = torch.autograd.grad(label_features, encoder, poses)
-        for parameter, gradient in zip(others, sums, strict=True):
-            parameter.grad = gradient
-        for parameter, gradient in zip(encoder, encoder_gradients, strict=True):
-            # The optimiser's fused kernels need the parameter's own memory layout.
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+        behind = torch.cat([torch.cat([one[2] for one in clip_found]) for clip_found in found])
+        through, *norm_gradients = torch.autograd.grad(normalised, [joined, *norm], behind.unflatten(0, (batch, steps)))
+        entry_gradients = self._map(
+            lambda clip: torch.autograd.grad(entries[clip], entry, through.unflatten(0, (batch, steps))[clip]),
+            range(batch),
+        )
+        _set_gradients(others, [piece for clip_found in found for _, piece, _ in clip_found])
+        _set_gradients(norm, [norm_gradients])
+        _set_gradients(entry, entry_gradients)
         losses = [one[0] for clip_found in found for one in clip_found]
         share = [loss.frames / (batch * steps) for loss in losses]
         return ClipLoss(
@@ -174,6 +183,18 @@ class Lanes:
             torch.stack([loss.kl * part for loss, part in zip(losses, share, strict=True)]).sum(),
             steps,
         )
+
+
+def _set_gradients(parameters: list[Parameter], parts: Iterable[Iterable[Tensor]]) -> None:
+    """Make the sum of `parts`, added in their order, the gradients of `parameters`.
+
+    They get the parameters' own memory layout, because the optimiser's fused kernels go through both by address.
+    """
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    for part in parts:
+        torch._foreach_add_(sums, list(part))
+    for parameter, gradient in zip(parameters, sums, strict=True):
+        parameter.grad = gradient
 
 
 def _result(one: Gradients | Future[Gradients]) -> Gradients:

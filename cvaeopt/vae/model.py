@@ -32,9 +32,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, in_ch, H, W) -> (M, out_ch, H, W)."""
-        out = functional.leaky_relu(self.conv1(x), 0.01)
-        out = functional.leaky_relu(self.conv2(out), 0.01)
-        return out + (x if self.skip is None else self.skip(x))
+        # In place where no gradient needs the value before it: the activations are what fills cache and memory.
+        out = functional.leaky_relu_(self.conv1(x), 0.01)
+        out = functional.leaky_relu_(self.conv2(out), 0.01)
+        return out + x if self.skip is None else self.skip(x).add_(out)
 
 
 class DepthConv(nn.Module):
@@ -42,7 +43,7 @@ class DepthConv(nn.Module):
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(in_ch, in_ch, 1), nn.LeakyReLU(0.01))
+        self.conv1 = nn.Sequential(nn.Conv2d(in_ch, in_ch, 1), nn.LeakyReLU(0.01, inplace=True))
         self.depth_conv = nn.Conv2d(in_ch, in_ch, 3, padding=1, groups=in_ch)
         self.conv2 = nn.Conv2d(in_ch, out_ch, 1)
         self.adaptor = nn.Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else None
@@ -54,7 +55,7 @@ class DepthConv(nn.Module):
     def after_first(self, mixed: Tensor, x: Tensor) -> Tensor:
         """The block's output when its first 1x1 convolution of `x` is already known (`mixed`)."""
         out: Tensor = self.conv2(self.depth_conv(self.conv1[1](mixed)))
-        return out + (x if self.adaptor is None else self.adaptor(x))
+        return out.add_(x if self.adaptor is None else self.adaptor(x))
 
 
 class ConvFFN(nn.Module):
@@ -69,7 +70,7 @@ class ConvFFN(nn.Module):
         """(M, channels, H, W) -> the same shape."""
         value, gate = self.conv(x).chunk(2, 1)
         out: Tensor = self.conv_out(value * functional.leaky_relu(gate, 0.1))
-        return x + out
+        return out.add_(x)
 
 
 class DepthConvBlock(nn.Module):
@@ -130,16 +131,23 @@ class Label_Encoder(nn.Sequential):
                      own      of each single label, which is what a batch of one does in training mode
         """
         batch, length = labels.shape[:2]
-        x = self.before_norm(labels.flatten(0, 1))
+        x = self.normalised(self.before_norm(labels.flatten(0, 1)), length, statistics)
+        features = self.after_norm(x)
+        return features.unflatten(0, (batch, length))  # type: ignore[no-any-return]
+
+    def normalised(self, x: Tensor, length: int, statistics: Statistics) -> Tensor:
+        """The BatchNorm of clips of `length` labels, the only step in which they see each other: (M, L / 2, H, W)."""
         norm = self.norm
         if statistics == "own":
-            x = functional.instance_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-        elif statistics == "frame":
-            positions = [self._batch_norm(part, True) for part in x.unflatten(0, (batch, length)).unbind(1)]
-            x = torch.stack(positions, 1).flatten(0, 1)
-        else:
-            x = self._batch_norm(x, statistics == "batch")
-        return self[4](x).unflatten(0, (batch, length))  # type: ignore[no-any-return]
+            return functional.instance_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        if statistics == "frame":
+            positions = [self._batch_norm(part, True) for part in x.unflatten(0, (-1, length)).unbind(1)]
+            return torch.stack(positions, 1).flatten(0, 1)
+        return self._batch_norm(x, statistics == "batch")
+
+    def after_norm(self, x: Tensor) -> Tensor:
+        """The features of what the BatchNorm has made: (M, L / 2, H, W) -> (M, L, H, W)."""
+        return self[4](x)  # type: ignore[no-any-return]
 
     def _batch_norm(self, x: Tensor, training: bool) -> Tensor:
         norm = self.norm
