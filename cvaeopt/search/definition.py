@@ -56,6 +56,10 @@ class Budget(_Table):
     epochs: int = Field(ge=1, lt=2**31, description="epochs of one trial: its num_epoch")
     total_epochs: int | None = Field(None, ge=1, lt=2**31, description="epochs of all trials together")
     wall_clock_h: float | None = Field(None, gt=0, description="hours from the start of its first trial")
+    target_db: float | None = Field(None, description="a complete trial's value that ends the study, dB")
+    patience_trials: int | None = Field(
+        None, ge=1, lt=2**31, description="trials ended since the best one that end the study"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -16,6 +16,7 @@ All times are the database's (`Storage.now`), so workers' clocks and time zones 
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -293,6 +294,21 @@ class Fleet:
         started_at = budget.started_at
         if budget.wall_clock_s is not None and started_at is not None and now - started_at >= budget.wall_clock_s:
             return f"the study's {budget.wall_clock_s / 3600:.3g} h are over"
+        return self._enough(connection, budget)
+
+    def _enough(self, connection: Connection, budget: Row[Any]) -> str:
+        """Why the trials that have ended are enough, or an empty text."""
+        rules = json.loads(budget.definition).get("budget", {})
+        target, patience = rules.get("target_db"), rules.get("patience_trials")
+        if target is None and patience is None:
+            return ""
+        best, since = self.storage.progress(connection, budget.study_id)
+        if best is None:
+            return ""
+        if target is not None and best >= target:
+            return f"the best trial reaches {best:.2f} dB, the target was {target:g}"
+        if patience is not None and since >= patience:
+            return f"{since} trials have ended since the best one ({best:.2f} dB)"
         return ""
 
     def _new(self, connection: Connection, worker: str, now: float, budget: Row[Any]) -> Lease:

@@ -353,6 +353,31 @@ class Storage(RDBStorage):
             session.flush()
             return int(trial.trial_id), int(trial.number)
 
+    def progress(self, connection: Connection, study_id: int) -> tuple[float | None, int]:
+        """The highest value of a complete trial (None without one), and how many trials with a higher number than
+        that trial's have ended; the earliest of equals counts."""
+        trial, value = models.TrialModel, models.TrialValueModel
+        best = connection.execute(
+            sqlalchemy.select(value.value, trial.number)
+            .join(trial, trial.trial_id == value.trial_id)
+            .where(
+                trial.study_id == study_id,
+                trial.state == TrialState.COMPLETE,
+                value.value_type == value.TrialValueType.FINITE,
+            )
+            .order_by(value.value.desc(), trial.number)
+            .limit(1)
+        ).one_or_none()
+        ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        after = connection.execute(
+            sqlalchemy.select(sqlalchemy.func.count()).where(
+                trial.study_id == study_id,
+                trial.state.in_(ended),
+                trial.number > (-1 if best is None else best.number),
+            )
+        ).scalar_one()
+        return (None if best is None else float(best.value)), int(after)
+
     def write_report(self, connection: Connection, trial_id: int, epoch: int, value: float) -> None:
         """Write one reported value of a running trial; UpdateFinishedTrialError if the trial has ended."""
         with orm.Session(bind=connection) as session:

@@ -32,6 +32,7 @@ def make_study(
     wall_clock_s: float | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
     sampler: optuna.samplers.BaseSampler | None = None,
+    rules: dict[str, float] | None = None,
 ) -> optuna.Study:
     """The study `name` with its budget, made if it is not there."""
     study = optuna.create_study(
@@ -50,7 +51,7 @@ def make_study(
                     study_table.insert().values(
                         name=name,
                         study_id=study._study_id,
-                        definition="{}",
+                        definition=json.dumps({"budget": rules or {}}),
                         digest="0",
                         seed=0,
                         created_at=storage.now(connection),

@@ -331,6 +331,37 @@ def _spend(index: int, url: str) -> int:
                 time.sleep(0.01)
 
 
+def end(fleet: Fleet, study: optuna.Study, value: float | None) -> None:
+    """Take a trial and end it with this value; pruned without one."""
+    lease = claimed(fleet, "a")
+    study.tell(lease.number, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
+    fleet.finish(lease, "pruned" if value is None else "complete", "", lease.epochs)
+
+
+def test_a_study_ends_once_a_complete_trial_reaches_the_target(storage: Storage) -> None:
+    study, fleet = make_study(storage, trials=None, rules={"target_db": 30.0}), Fleet(storage, "main")
+    for value in (None, 29.99, None):
+        end(fleet, study, value)
+    last = claimed(fleet, "b")
+    end(fleet, study, 30.0)
+    assert idle(fleet, "a") == Idle(
+        "wait", "the best trial reaches 30.00 dB, the target was 30; 1 still being trained elsewhere"
+    )
+    study.tell(last.number, 10.0)
+    fleet.finish(last, "complete", "", 4)
+    assert idle(fleet, "a").kind == "finished"
+
+
+def test_a_study_ends_when_many_trials_have_not_beaten_the_best(storage: Storage) -> None:
+    study, fleet = make_study(storage, trials=None, rules={"patience_trials": 3}), Fleet(storage, "main")
+    for value in (None, None, None, None, 25.0, 24.0, None, 26.0, 26.0, 25.0):  # without a best there is no patience
+        end(fleet, study, value)
+    assert isinstance(fleet.claim("a"), Lease)
+    fleet.release(claimed(fleet, "a"))
+    end(fleet, study, None)
+    assert idle(fleet, "a") == Idle("finished", "3 trials have ended since the best one (26.00 dB)")
+
+
 @pytest.mark.parametrize(("trials", "total_epochs"), [(None, 50), (11, 500)])
 def test_racing_processes_spend_the_budget_and_not_one_epoch_more(
     storage: Storage, trials: int | None, total_epochs: int | None
