@@ -799,6 +799,7 @@ def _show_worker(
             "sampler": tables["sampler"],
             "pruner": tables["pruner"],
             **{f"enqueue {index}": point for index, point in enumerate(tables["enqueue"])},
+            **({"warm_start": tables["warm_start"]} if "warm_start" in tables else {}),
         },
     )
 

@@ -27,7 +27,7 @@ from cvaeopt.search.space import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-TABLES = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "service")
+TABLES = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "warm_start", "service")
 MOST_GRID_POINTS = 10_000
 
 
@@ -161,6 +161,13 @@ class ForecastPruner(_Table):
     confidence: float = Field(0.9, ge=0.5, lt=1, description="how sure the forecast must be that it cannot")
 
 
+class WarmStart(_Table):
+    """The table [warm_start]: points of an earlier study that are run anew, after the enqueued ones."""
+
+    study: str = Field(description="an earlier study in the same storage")
+    top: int = Field(5, ge=1, description="its best trials whose points are taken")
+
+
 class ServiceTable(_Table):
     """The table [service]: where the study runs. Not part of the digest; flags and environment come first."""
 
@@ -188,6 +195,7 @@ class Definition(StudyTable):
     sampler: Annotated[Sampler, Field(discriminator="kind")]
     pruner: Annotated[Pruner, Field(discriminator="kind")]
     enqueue: list[dict[str, Scalar]]
+    warm_start: WarmStart | None
     service: ServiceTable
 
     @classmethod
@@ -216,6 +224,9 @@ class Definition(StudyTable):
             sampler=_parse_kind(get_args(Sampler), "tpe", _table(tables, "sampler", where), f"{where}: [sampler]"),
             pruner=_parse_kind(get_args(Pruner), "none", _table(tables, "pruner", where), f"{where}: [pruner]"),
             enqueue=_parse_enqueue(tables.get("enqueue", []), search, fixed, f"{where}: [[enqueue]]"),
+            warm_start=_parse(WarmStart, _table(tables, "warm_start", where), f"{where}: [warm_start]")
+            if "warm_start" in tables
+            else None,
             service=_parse(ServiceTable, _table(tables, "service", where), f"{where}: [service]"),
         )
         _check_together(definition, where)
@@ -243,6 +254,7 @@ class Definition(StudyTable):
             "sampler": self.sampler.model_dump(),
             "pruner": self.pruner.model_dump(),
             "enqueue": [dict(point) for point in self.enqueue],
+            **({} if self.warm_start is None else {"warm_start": self.warm_start.model_dump()}),
         }
 
     def digest(self) -> str:
@@ -523,11 +535,20 @@ def _check_together(definition: Definition, where: str) -> None:
             f"{where}: [study] window = {definition.window}.",
             f"Expected: at most [budget] epochs = {budget.epochs}.",
         )
+    warm = definition.warm_start
+    if warm is not None:
+        check_name(warm.study, f"{where}: [warm_start] study")
+        if isinstance(sampler, GridSampler) or warm.study == definition.name:
+            reason = (
+                "a grid runs every point anyway" if isinstance(sampler, GridSampler) else "this is the study itself"
+            )
+            raise SettingsError(f"{where}: [warm_start] study = {warm.study!r}: {reason}.", todo="Remove [warm_start].")
+    waiting = len(definition.enqueue) + (0 if warm is None else warm.top)
     if isinstance(sampler, GridSampler):
         _check_grid(definition, where)
-    elif budget.trials is not None and len(definition.enqueue) > budget.trials:
+    elif budget.trials is not None and waiting > budget.trials:
         raise SettingsError(
-            f"{where}: {len(definition.enqueue)} points are enqueued, [budget] trials = {budget.trials}.",
+            f"{where}: {waiting} points are enqueued, [budget] trials = {budget.trials}.",
             todo="Raise trials or remove points.",
         )
     if not isinstance(pruner, NoPruner) and pruner.warmup_epochs >= budget.epochs:

@@ -279,6 +279,15 @@ def order(search: Search, where: str = "[search]") -> list[str]:
     return done
 
 
+def fitting(search: Search, fixed: Mapping[str, Any], known: Mapping[str, Any]) -> Values:
+    """The part of a `known` point that can be suggested here; what is out of range or not searched is left out."""
+    values, point = settled(search, fixed), {}
+    for name in order(search):
+        if name in known and search[name].active(values) and search[name].contains(known[name]):
+            values[name] = point[name] = known[name]
+    return point
+
+
 def grid(search: Search, fixed: Mapping[str, Any]) -> Iterator[Values]:
     """Every point of the (conditional) grid exactly once; the last searched setting varies fastest."""
     return _points(search, order(search), settled(search, fixed), lambda dimension: dimension.every())

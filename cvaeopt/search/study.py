@@ -18,7 +18,7 @@ from sqlalchemy import Connection, String, cast, column, delete, func, insert, s
 from sqlalchemy.orm import Session
 
 from cvaeopt.errors import StudyError
-from cvaeopt.search import fleet
+from cvaeopt.search import fleet, space
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.search.sampling import pruner_for, sampler_for
 from cvaeopt.search.storage import Storage, lease_table, study_table
@@ -161,13 +161,18 @@ def record_facts(
 
 def best(study: Study) -> FrozenTrial | None:
     """The complete feasible trial with the highest value, the earliest of equals; None when there is none."""
+    return next(iter(_ranked(study)), None)
+
+
+def _ranked(study: Study) -> list[FrozenTrial]:
+    """The complete feasible trials, the best first."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ranked = [
         trial
         for trial in trials
         if math.isfinite(trial.values[0]) and all(value <= 0 for value in trial.constraints.values())
     ]
-    return min(ranked, key=lambda trial: (-trial.values[0], trial.number), default=None)
+    return sorted(ranked, key=lambda trial: (-trial.values[0], trial.number))
 
 
 def counts(storage: Storage, name: str) -> dict[str, int]:
@@ -439,6 +444,7 @@ def _current(connection: Connection, name: str) -> dict[str, Any] | None:
 
 def _create(storage: Storage, definition: Definition) -> None:
     """Make the study, its row and its waiting trials; of several callers the first one does."""
+    points = [*definition.points(), *_earlier_points(storage, definition)]
     try:
         study_id = storage.create_new_study([StudyDirection.MAXIMIZE], definition.name)
     except DuplicatedStudyError:  # made by another worker, perhaps a moment ago
@@ -450,12 +456,33 @@ def _create(storage: Storage, definition: Definition) -> None:
 
     def enter() -> None:
         with storage.transaction() as connection:
-            _enter(connection, storage, definition, study_id)
+            _enter(connection, storage, definition, study_id, points)
 
     storage.retry(enter)
 
 
-def _enter(connection: Connection, storage: Storage, definition: Definition, study_id: int) -> None:
+def _earlier_points(storage: Storage, definition: Definition) -> list[dict[str, Any]]:
+    """The points of [warm_start]: those of the earlier study's best trials, as far as they fit in here.
+
+    Only points are taken, never values: those may have been measured on other data, or for fewer epochs.
+    """
+    warm = definition.warm_start
+    if warm is None:
+        return []
+    earlier = stored_definition(storage, warm.study)
+    common = space.settled(earlier.search, earlier.fixed)
+    study = optuna.load_study(study_name=warm.study, storage=storage)
+    found: list[dict[str, Any]] = []
+    for trial in _ranked(study):
+        point = space.fitting(definition.search, definition.fixed, {**common, **trial.params})
+        if point and point not in found and point not in definition.enqueue:
+            found.append(point)
+    return found[: warm.top]
+
+
+def _enter(
+    connection: Connection, storage: Storage, definition: Definition, study_id: int, points: list[dict[str, Any]]
+) -> None:
     """The row and the waiting trials, in one transaction: a crash leaves both or neither."""
     connection.execute(select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update())
     if _current(connection, definition.name) is not None:
@@ -492,7 +519,7 @@ def _enter(connection: Connection, storage: Storage, definition: Definition, stu
     # Optuna's public enqueue_trial opens a transaction of its own, so that a crash could lose or repeat
     # points; the method below it takes ours.
     with Session(bind=connection, join_transaction_mode="rollback_only") as session:
-        for index, point in enumerate(definition.points()):
+        for index, point in enumerate(points):
             waiting = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": point, ENQUEUED: index})
             storage._get_prepared_new_trial(study_id, waiting, session)
         session.flush()

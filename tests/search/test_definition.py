@@ -150,6 +150,12 @@ REFUSED = {
         "[pruner] warmup_epochs = 30, so that no trial is ever pruned",
     ),
     "a patience of nothing": ({"budget": {"trials": 5, "epochs": 30, "patience_trials": 0}}, "patience_trials = 0"),
+    "a warm start from itself": ({"warm_start": {"study": "test"}}, "[warm_start] study = 'test': this is the study"),
+    "a warm start from nowhere": ({"warm_start": {"top": 3}}, "[warm_start]: study is missing"),
+    "a warm start beyond the budget": (
+        {"warm_start": {"study": "old", "top": 6}},
+        "6 points are enqueued, [budget] trials = 5",
+    ),
     "a target alone": ({"budget": {"epochs": 5, "target_db": 30.0}}, "no limit: one of trials, total_epochs"),
     "a grid of a continuum": ({"sampler": {"kind": "grid"}}, "lr is continuous"),
     "a grid larger than its budget": (
@@ -407,6 +413,7 @@ MODELS = {
     "[study]": module.StudyTable,
     "[budget]": module.Budget,
     "[service]": module.ServiceTable,
+    "[warm_start]": module.WarmStart,
     'type = "float"': space.FloatDimension,
     'type = "int"': space.IntDimension,
     'type = "categorical"': space.CategoricalDimension,

@@ -37,6 +37,44 @@ def define(name="main", **changes):
     return Definition.parse(tables | changes, name, f"studies/{name}.toml")
 
 
+def test_a_warm_start_runs_the_best_points_of_an_earlier_study_that_fit(storage):
+    old = create_or_open(storage, define("old", enqueue=[], fixed={"kl_norm": "element"}))
+    results = [({"lr": 2e-3, "tfr": 0.9}, 25.0), ({"lr": 3e-3, "tfr": 0.1}, 27.0), ({"lr": 9e-3, "tfr": 0.5}, 29.0)]
+    for point, value in [*results, results[1]]:
+        old.add_trial(
+            optuna.trial.create_trial(
+                value=value,
+                params=point,
+                distributions={
+                    "lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+                    "tfr": optuna.distributions.FloatDistribution(0, 1),
+                },
+            )
+        )
+    search = {
+        "lr": {"type": "float", "low": 1e-4, "high": 5e-3, "log": True},
+        "tfr": {"type": "float", "low": 0.0, "high": 1.0},
+        "kl_norm": {"type": "categorical", "choices": ["batch", "element"]},
+    }
+    changes = {"search": search, "enqueue": [{"tfr": 0.0}], "warm_start": {"study": "old", "top": 2}}
+    new = create_or_open(storage, define("new", **changes))
+    # The best trial's lr is out of range here; kl_norm was fixed there; the repeated point counts once.
+    assert waiting(new) == [
+        {"tfr": 0.0},
+        {"tfr": 0.5, "kl_norm": "element"},
+        {"lr": 3e-3, "tfr": 0.1, "kl_norm": "element"},
+    ]
+    create_or_open(storage, define("new", **changes))
+    assert len(waiting(new)) == 3
+    assert define("new", **changes).digest() != define("new", search=search, enqueue=[{"tfr": 0.0}]).digest()
+
+
+def test_a_warm_start_from_an_unknown_study_says_which_there_are(storage):
+    create_or_open(storage, define("old"))
+    with pytest.raises(StudyError, match=r"has no study 'odl'\. Did you mean 'old'"):
+        create_or_open(storage, define("new", warm_start={"study": "odl"}))
+
+
 def grid(name="grid"):
     tables = {
         "budget": {"trials": 4, "epochs": 3},
