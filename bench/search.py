@@ -141,7 +141,8 @@ class Study:
         self.workers = workers
         self.seed = seed
         self.generator = np.random.default_rng([seed, workers, 77])
-        self.spent = 0
+        self.finished = 0  # epochs of finished blocks
+        self.spent = 0.0  # epochs trained so far, those of unfinished blocks included
         self.complete: list[Run] = []
         self.paused: list[Run] = []
         self.rungs: dict[int, list[float]] = {}
@@ -160,7 +161,8 @@ class Study:
             now, _, run = heapq.heappop(queue)
             before = run.epoch
             over = self._advance(run)
-            self.spent += run.epoch - before
+            self.finished += run.epoch - before
+            self.spent = self.finished + sum(self._ahead(other) - (end - now) / other.pace for end, _, other in queue)
             while mark <= min(self.spent, budget):
                 read(mark, self.reading())
                 mark += GRID
@@ -179,8 +181,11 @@ class Study:
         self._push(queue, now, run)
 
     def _push(self, queue: list[tuple[float, int, Run]], now: float, run: Run) -> None:
-        ahead = min(self.method.block, EPOCHS - run.epoch)
-        heapq.heappush(queue, (now + ahead * run.pace, run.number, run))
+        heapq.heappush(queue, (now + self._ahead(run) * run.pace, run.number, run))
+
+    def _ahead(self, run: Run) -> int:
+        """Epochs of the block that the run is in."""
+        return min(self.method.block, EPOCHS - run.epoch)
 
     def _new(self) -> Run:
         trial = self.study.ask(SPACE)
