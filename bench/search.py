@@ -159,10 +159,12 @@ class Study:
         mark = GRID
         while self.spent < budget:
             now, _, run = heapq.heappop(queue)
-            before = run.epoch
-            over = self._advance(run)
-            self.finished += run.epoch - before
+            self.finished += self._ahead(run)
             self.spent = self.finished + sum(self._ahead(other) - (end - now) / other.pace for end, _, other in queue)
+            while mark <= budget and mark < self.spent:  # passed within the block: what ends with it came too late
+                read(mark, self.reading())
+                mark += GRID
+            over = self._advance(run)
             while mark <= min(self.spent, budget):
                 read(mark, self.reading())
                 mark += GRID
@@ -184,8 +186,10 @@ class Study:
         heapq.heappush(queue, (now + self._ahead(run) * run.pace, run.number, run))
 
     def _ahead(self, run: Run) -> int:
-        """Epochs of the block that the run is in."""
-        return min(self.method.block, EPOCHS - run.epoch)
+        """Epochs of the block that the run is in; fewer where it ends or diverges in it."""
+        length = min(self.method.block, EPOCHS - run.epoch)
+        bad = np.flatnonzero(~np.isfinite(run.curve[run.epoch : run.epoch + length]))
+        return int(bad[0]) + 1 if len(bad) else length
 
     def _new(self) -> Run:
         trial = self.study.ask(SPACE)
@@ -200,11 +204,10 @@ class Study:
         """Train a block of epochs; True when the worker is free again."""
         method, trial = self.method, run.trial
         assert trial is not None
-        until = min(run.epoch + method.block, EPOCHS)
-        bad = np.flatnonzero(~np.isfinite(run.curve[run.epoch : until]))
+        until = run.epoch + self._ahead(run)
         pruning = not isinstance(self.study.pruner, NopPruner)
-        if len(bad):
-            run.epoch += int(bad[0]) + 1
+        if not math.isfinite(run.curve[until - 1]):
+            run.epoch = until
             if method.learns:
                 trial.set_constraint("diverged", 1.0)
                 self.study.tell(trial, state=TrialState.PRUNED)
