@@ -133,6 +133,10 @@ def test_a_campaign_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     assert list(again) == wanted
     assert again[wanted[2]] == json.loads(whole[2])["ends"]
     assert search.campaign(wanted, path, (1000,)) == 0
+    packed = {search._key(row): row["ends"] for row in search.pack(path)}
+    assert packed == again and not path.exists()
+    assert search.campaign(wanted, path, (1000,)) == 0
+    assert {search._key(row): row["ends"] for row in search.rows_of(path)} == again
 
 
 def test_the_tables_show_every_method_and_the_differences_are_paired() -> None:
