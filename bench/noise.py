@@ -1,8 +1,8 @@
 """The noise that is left in validation PSNR once the BatchNorm statistics are recalibrated.
 
     cvaeopt demo-data demo/data
-    python -m bench.noise --data demo/data             # about 12 minutes of one core; goes on where it was cut short
-    python -m bench.noise --data demo/data --quick     # half a minute; nothing is kept
+    python -m bench.noise --data demo/data             # about 15 minutes of one core; goes on where it was cut
+    python -m bench.noise --data demo/data --quick     # two minutes; nothing is kept
 
 Real networks of reduced widths are trained with several settings and several seeds. After every epoch the same weights
 are validated three ways: with running statistics, with recalibrated ones, and averaged (`ema`) and recalibrated; after

@@ -1,7 +1,7 @@
 """Which way of searching finds better settings for the same epochs, and reports what is true of them.
 
     python -m bench.search --quick                                # under two minutes; nothing is kept
-    python -m bench.search                                        # everything; days are not needed, hours are
+    python -m bench.search                                        # everything: some hours of one core
     python -m bench.search --problems cross null --methods ours tpe --workers 1 --seeds 30
     python -m bench.search --report                               # tables and plots of what has been run
 
@@ -9,9 +9,10 @@ Studies are simulated on the problems of `bench/problems.py`: trials of 100 epoc
 simulated time (an epoch lasts as long for all of them, but for 10 % between trials), and a budget of epochs. A trial
 that is still running when the budget ends does not count. The samplers and pruners are the real ones.
 
-Every run is one line of bench/results/search.jsonl, keyed by problem, method, workers and seed; those that are there
-are not run again. A run goes on to 3,000 epochs and is read off at 1,000 and 3,000: no method here knows its budget,
-except that `ours` keeps back what its confirmation costs, and is therefore read off that much earlier.
+Every run is one line of bench/results/search.jsonl, keyed by problem, method, workers and seed; those that are there,
+or in search.jsonl.gz, into which `--report` packs them, are not run again. A run goes on to 3,000 epochs and is read
+off at 1,000 and 3,000: no method here knows its budget, except that `ours` keeps back what its confirmation costs, and
+is therefore read off that much earlier.
 
 `skopt` needs `pip install 'cvaeopt[bench]'`; without it that method is left out and said to be.
 """
@@ -19,6 +20,7 @@ except that `ours` keeps back what its confirmation costs, and is therefore read
 from __future__ import annotations
 
 import argparse
+import gzip
 import heapq
 import importlib.util
 import json
@@ -45,6 +47,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bench import machine, search_figures
 from bench.problems import DIMENSIONS, EPOCHS, PROBLEMS, Point, Problem, problem
+from cvaeopt.files import write_bytes
 from cvaeopt.search.estimate import estimate
 from cvaeopt.search.pruning import ForecastPruner
 
@@ -159,10 +162,12 @@ class Study:
         mark = GRID
         while self.spent < budget:
             now, _, run = heapq.heappop(queue)
-            before = run.epoch
-            over = self._advance(run)
-            self.finished += run.epoch - before
+            self.finished += self._ahead(run)
             self.spent = self.finished + sum(self._ahead(other) - (end - now) / other.pace for end, _, other in queue)
+            while mark <= budget and mark < self.spent:  # passed within the block: what ends with it came too late
+                read(mark, self.reading())
+                mark += GRID
+            over = self._advance(run)
             while mark <= min(self.spent, budget):
                 read(mark, self.reading())
                 mark += GRID
@@ -184,8 +189,10 @@ class Study:
         heapq.heappush(queue, (now + self._ahead(run) * run.pace, run.number, run))
 
     def _ahead(self, run: Run) -> int:
-        """Epochs of the block that the run is in."""
-        return min(self.method.block, EPOCHS - run.epoch)
+        """Epochs of the block that the run is in; fewer where it ends or diverges in it."""
+        length = min(self.method.block, EPOCHS - run.epoch)
+        bad = np.flatnonzero(~np.isfinite(run.curve[run.epoch : run.epoch + length]))
+        return int(bad[0]) + 1 if len(bad) else length
 
     def _new(self) -> Run:
         trial = self.study.ask(SPACE)
@@ -200,11 +207,10 @@ class Study:
         """Train a block of epochs; True when the worker is free again."""
         method, trial = self.method, run.trial
         assert trial is not None
-        until = min(run.epoch + method.block, EPOCHS)
-        bad = np.flatnonzero(~np.isfinite(run.curve[run.epoch : until]))
+        until = run.epoch + self._ahead(run)
         pruning = not isinstance(self.study.pruner, NopPruner)
-        if len(bad):
-            run.epoch += int(bad[0]) + 1
+        if not math.isfinite(run.curve[until - 1]):
+            run.epoch = until
             if method.learns:
                 trial.set_constraint("diverged", 1.0)
                 self.study.tell(trial, state=TrialState.PRUNED)
@@ -324,7 +330,9 @@ def one_run(name: str, method_name: str, workers: int, seed: int, budgets: tuple
         reading = readings[budget - leaders * seeds * EPOCHS * method.confirm]
         outcome = handed_over(made, method, reading, seed, (leaders, seeds))
         ends[str(budget)] = _marks(made, outcome, reading)
-    trace = [None if one.best is None else round(made.true(one.best.point), 2) for _, one in sorted(readings.items())]
+    trace = [
+        _finite(-math.inf if one.best is None else made.true(one.best.point)) for _, one in sorted(readings.items())
+    ]
     return {
         "problem": name,
         "method": method_name,
@@ -337,9 +345,9 @@ def one_run(name: str, method_name: str, workers: int, seed: int, budgets: tuple
 
 
 def _marks(problem: Problem, outcome: Outcome, reading: Reading) -> dict[str, Any]:
-    if outcome.run is None:
-        return {"true": None, "trials": reading.runs, "complete": 0}
-    true = problem.true(outcome.run.point)
+    true = -math.inf if outcome.run is None else problem.true(outcome.run.point)
+    if not math.isfinite(true):  # nothing is recommended, or settings that diverge
+        return {"true": None, "trials": reading.runs, "complete": len(reading.complete)}
     truths = sorted((problem.true(run.point) for run in reading.complete), reverse=True)
     return {
         "true": round(true, 3),
@@ -349,6 +357,10 @@ def _marks(problem: Problem, outcome: Outcome, reading: Reading) -> dict[str, An
         "trials": reading.runs,
         "complete": len(reading.complete),
     }
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 2) if math.isfinite(value) else None
 
 
 # ---- scikit-optimize, as seed report 001 used it
@@ -404,14 +416,31 @@ def done_already(path: Path) -> set[tuple[str, str, int, int]]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The results in the file, without lines that were cut short."""
+    """The results in the file and in the packed one beside it, without lines that were cut short."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    packed = path.with_name(path.name + ".gz")
+    if packed.exists():
+        lines = [*gzip.decompress(packed.read_bytes()).decode().splitlines(), *lines]
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in lines:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
             continue
     return found
+
+
+def pack(path: Path) -> list[dict[str, Any]]:
+    """Move all results into the packed file, one row a run; the rows."""
+    rows: dict[tuple[str, str, int, int], dict[str, Any]] = {}
+    for row in rows_of(path):
+        known = rows.get(_key(row))
+        if known is None or len(row["ends"]) >= len(known["ends"]):
+            rows[_key(row)] = row
+    lines = [json.dumps(rows[key], separators=(",", ":"), allow_nan=False) + "\n" for key in sorted(rows)]
+    write_bytes(path.with_name(path.name + ".gz"), gzip.compress("".join(lines).encode(), mtime=0))
+    path.unlink(missing_ok=True)
+    return list(rows.values())
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:
@@ -434,7 +463,7 @@ def campaign(
             break
         row = one_run(*key, budgets)
         with path.open("a") as file:
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")
+            file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
         count += 1
     return count
 
@@ -460,11 +489,11 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--until-s", type=float, default=math.inf, help="start no run after so many seconds")
-    parser.add_argument("--report", action="store_true", help="run nothing: tables and plots of what there is")
+    parser.add_argument("--report", action="store_true", help="run nothing: pack the results, tables and plot")
     parser.add_argument("--out", type=Path, default=machine.RESULTS / KEPT)
     options = parser.parse_args()
     if options.report:
-        print(search_figures.report(rows_of(options.out), machine.RESULTS))
+        print(search_figures.report(pack(options.out), machine.RESULTS))
         return
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

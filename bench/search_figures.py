@@ -57,7 +57,9 @@ def grouped(rows: Rows) -> dict[tuple[str, int, str], Group]:
     """{(problem, workers, method): {seed: row}}."""
     found: dict[tuple[str, int, str], Group] = defaultdict(dict)
     for row in rows:
-        found[row["problem"], row["workers"], row["method"]][row["seed"]] = row
+        group = found[row["problem"], row["workers"], row["method"]]
+        if len(row["ends"]) >= len(group.get(row["seed"], {"ends": {}})["ends"]):  # the longer of two
+            group[row["seed"]] = row
     return found
 
 
@@ -258,12 +260,18 @@ def plot(rows: Rows, path: Path) -> None:
 
 
 def report(rows: Rows, folder: Path | None) -> str:
-    """Table and verdicts as text; with a folder also search-summary.json and search.png in it."""
+    """Table and verdicts as text; with a folder also search.md, search-summary.json and search.png in it."""
     entries = summary(rows)
+    text = table(entries) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(entries)) + "\n"
     if folder is not None:
         from bench import machine
 
-        kept = json.loads(json.dumps(entries), parse_float=lambda text: float(f"{float(text):.4g}"))
-        machine.keep("search-summary", {"machine": machine.facts(), "runs": len(rows), "entries": kept})
+        kept = json.loads(json.dumps(entries), parse_float=lambda digits: float(f"{float(digits):.4g}"))
+        facts = machine.facts()
+        machine.keep("search-summary", {"machine": facts, "runs": len(rows), "entries": kept})
+        (folder / "search.md").write_text(
+            f"# Search methods on simulated studies\n\n{len(rows):,} runs; made by `python -m bench.search --report`, "
+            f"explained in [the benchmarks' README](../README.md). Intervals are 95 %, dB.\n\n{text}"
+        )
         plot(rows, folder / "search.png")
-    return table(entries) + "\n\n" + "\n".join(verdicts(entries))
+    return text
