@@ -236,7 +236,7 @@ def plot(rows: Rows, path: Path) -> None:
     problems = [name for name in ("cross", "benign", "fitted", "heavy", "late") if (name, 1, OURS) in groups]
     if not problems:
         return
-    figure, axes = pyplot.subplots(1, len(problems), figsize=(3.4 * len(problems), 3.4), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(problems), figsize=(3.4 * len(problems), 4.2), squeeze=False)
     for axis, problem in zip(axes[0], problems, strict=True):
         for method in ORDER:
             traces = [row["trace"] for row in groups.get((problem, 1, method), {}).values() if len(row["trace"]) == 30]
@@ -252,7 +252,7 @@ def plot(rows: Rows, path: Path) -> None:
                 axis.fill_between(epochs[2:], *band, color=COLOURS[method], alpha=0.15, linewidth=0)
         axis.set_title(problem)
         axis.set_xlabel("epochs spent")
-        axis.legend(fontsize=6, loc="lower right")
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     axes[0][0].set_ylabel("true value of the recommendation, dB")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

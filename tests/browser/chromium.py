@@ -26,7 +26,7 @@ RULES = Path(__file__).with_name("accessibility.js").read_text()
 
 
 def start() -> Iterator[Any]:
-    """A running browser with a profile of its own; the test is skipped, or fails in CI, where there is none."""
+    """A running browser with a profile of its own; without one the test is skipped, or fails in GitHub's workflow."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -42,7 +42,7 @@ def start() -> Iterator[Any]:
 
 
 def missing(what: str) -> None:
-    """Skip the test that needs it; where CI is set, nothing may be missing."""
+    """Skip the test that needs it; in the GitHub workflow nothing may be missing."""
     if os.environ.get("GITHUB_ACTIONS"):
         pytest.fail(what)
     pytest.skip(what)
