@@ -201,8 +201,10 @@ def worker(
 @app.command()
 def confirm(
     study: Study,
-    top: Annotated[int, typer.Option("--top", min=1, help="Leaders of the search: different settings.")] = 5,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Fresh runs of each, the same seeds for all.")] = 3,
+    top: Annotated[int, typer.Option("--top", min=1, max=100, help="Leaders of the search: different settings.")] = 5,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=100, help="Fresh runs of each, the same seeds for all.")
+    ] = 3,
     gpu: Gpu = None,
     storage: StorageUrl = None,
     data: Data = None,
@@ -221,7 +223,7 @@ def confirm(
     """
     from cvaeopt.outcome.confirmed import confirmation
     from cvaeopt.search import confirmation as confirmations
-    from cvaeopt.search.study import record_facts, stored_definition
+    from cvaeopt.search.study import create_or_open, record_facts, stored_definition
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
@@ -235,7 +237,10 @@ def confirm(
         return
     definition = stored_definition(store, name)
     if _definition_path(study).exists():
-        definition = definition.model_copy(update={"service": _definition(study).service})
+        given = _definition(str(_definition_path(study)))
+        if given.name == name:
+            create_or_open(store, given)  # a file that has changed since is refused, as by the workers
+        definition = definition.model_copy(update={"service": given.service})
     root = None if gpu is None else _data_folder(data, definition)
     device = ""
     if gpu is not None:
@@ -243,8 +248,11 @@ def confirm(
 
         device = devices.use(gpu, threads)
     loaded = None if root is None else _load_data(console, root, definition.frame_size)
+    seat = None
     if loaded is not None:
         record_facts(store, name, loaded.digest, lambda: _baselines(loaded))
+        remote = _object_store(console, checkpoints or definition.service.checkpoints)
+        seat = _Seat(console, store, loaded, device, _artifact_folder(artifacts, definition), remote)
     if not planned.over:
         console.warn("The search is not over: run this again when it is, in case its leaders change.")
     if len(planned.leaders) < top:
@@ -253,9 +261,7 @@ def confirm(
     if planned.definition is not None:
         runs = count(planned.new_runs, "run")
         console.say(f"Registered {runs} of {count(planned.epochs, 'epoch')} as {planned.definition.name}.")
-    if loaded is not None:
-        remote = _object_store(console, checkpoints or definition.service.checkpoints)
-        seat = _Seat(console, store, loaded, device, _artifact_folder(artifacts, definition), remote)
+    if seat is not None:
         _confirm(seat, definition)
         seat.leave()
     found = confirmation(store, name)

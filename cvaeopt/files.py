@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,8 +19,11 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream that becomes `path` when the block ends, or nothing when it fails.
 
     The bytes go to a scratch file beside the target, are flushed to the disk and renamed over it, so a
-    reader (or a crash) sees the old file or the new one, never a part.
+    reader (or a crash) sees the old file or the new one, never a part. OSError where something else than a file is,
+    such as a device, which the renaming would replace.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "It exists and is no file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     scratch = Path(name)

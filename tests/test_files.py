@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -101,3 +102,12 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert len(folder.history.read_text().splitlines()) == 2
     folder.write_history(rows[:1])
     assert folder.read_history() == rows[:1]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="is no file"):
+        write_text(pipe, "text")
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

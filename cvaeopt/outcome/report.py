@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -128,7 +128,15 @@ def _page(
 ) -> dict[str, Any]:
     """Everything the template shows."""
     known = facts(trials, overview.get("left", ()))
-    best = best_of(known)
+    searched_best = best = best_of(known)
+    fresh: Confirmation | None = overview.get("confirmation")
+    estimated = estimator(definition)
+    if fresh is not None and fresh.over and fresh.best is not None:
+        # What the search thought best is one lucky value; export-best goes by the fresh runs, and so does the page.
+        chosen = next(trial for trial in known if trial.number == fresh.best.leader.trials[0])
+        best = replace(chosen, value=fresh.best.mean)
+        runs = len(fresh.best.values)
+        estimated = f"mean of {runs} fresh run{'' if runs == 1 else 's'}"
     baselines: dict[str, float] = {k: v for k, v in overview["baselines"].items() if v is not None}
     searched = _ordered(axes(trials), definition)
     spent = {state: sum(t.epochs for t in known if t.state == state) for state in _STATES}
@@ -137,7 +145,7 @@ def _page(
     total_s = sum(seconds) if seconds else None
     metric = definition.metric
     overall = [
-        _Picture("history.png", study_charts.history(known, baselines, metric), _history_text(known, best)),
+        _Picture("history.png", study_charts.history(known, baselines, metric), _history_text(known, searched_best)),
         _Picture(
             "curves.png",
             study_charts.curves(known, baselines, metric),
@@ -171,12 +179,11 @@ def _page(
     failures = _failures(known)
     schedules = _good_schedules(definition, known)
     ranked = sorted(known, key=_rank)
-    fresh: Confirmation | None = overview.get("confirmation")
     return {
         "name": definition.name,
         "description": definition.description,
         "metric": metric,
-        "estimated": estimator(definition),
+        "estimated": estimated,
         "date": now.isoformat(sep=" ", timespec="minutes"),
         "version": __version__,
         "storage": overview["storage"],

@@ -245,3 +245,6 @@ def test_the_report_shows_the_ranking_by_fresh_runs(storage: Storage, tmp_path: 
     assert "One run scatters by 0.21 dB (standard deviation, 3 degrees of freedom)" in page
     places = [page.index(f">{mean:.2f}</td>") for mean in (32.15, 31.15, 30.15)]
     assert places == sorted(places), "the best mean comes first, which is the search's third"
+    third = planned.leaders[2].trials[0]
+    assert f"Trial {third} reached 32.15 dB" in page
+    assert "mean of 2 fresh runs" in page
