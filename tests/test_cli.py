@@ -260,6 +260,22 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     assert said.code == 0, said.err
 
 
+def test_a_confirmation_that_cannot_start_registers_nothing(done: Shop, tmp_path: Path) -> None:
+    shop = Shop.new(tmp_path, done.data)
+    shutil.copytree(done.root / "storage", shop.root / "storage")
+    line = ["confirm", "--study", "tiny", "--top", "2", "--seeds", "1"]
+    said = shop.run(*line, "--checkpoints", "nonsense://x")
+    assert said.code == 2 and "nonsense" in said.err
+    assert shop.run("confirm", "--study", "tiny", "--seeds", "101").code == 2
+    file = shop.root / "studies/tiny.toml"
+    written = file.read_text()
+    file.write_text(written.replace("seed = ", "seed = 1", 1))
+    said = shop.run(*line, GPU="")
+    assert said.code == 2 and "was created from another definition" in said.err
+    file.write_text(written)
+    assert json.loads(shop.run(*line, "--dry-run", "--json", GPU="").out)["new_runs"] == 2
+
+
 def test_a_stop_reaches_the_workers_that_went_on_to_a_confirmation(done: Shop, tmp_path: Path) -> None:
     shop = Shop.new(tmp_path, done.data)
     shutil.copytree(done.root / "storage", shop.root / "storage")
