@@ -51,7 +51,7 @@ from tests.search.postgres import Postgres
 NAME = "load"
 PROCESSES = 4  # the workers are threads of so many processes: one process would measure its own lock
 BEND_S = 1.0  # the 95th percentile from which a back end counts as overloaded
-PATIENCE_S = 20.0  # how long after its end a run may still deliver, seconds
+PATIENCE_S = 20.0  # how long after a run's end its last trials, which end an epoch later, may still deliver, seconds
 PRELOAD = ["bench.machine", "cvaeopt.search.study", "cvaeopt.search.fleet", "psycopg", "tests.search.postgres"]
 
 _context = multiprocessing.get_context("forkserver")
@@ -161,7 +161,7 @@ def _trials(
                 if time.monotonic() - beat_at >= 10.0:
                     beat_at = time.monotonic()
                     fleet.beat(worker, Beat("running", lease.number, epoch - 1), lease)
-            if time.monotonic() > began + seconds + PATIENCE_S:
+            if time.monotonic() > began + seconds + epoch_s + PATIENCE_S:
                 raise TimeoutError("too late to go on")
             fleet.report(lease, epoch, value_of(lease.number, epoch))
             storage.get_trial(lease.trial_id)  # what the pruner is asked about

@@ -225,6 +225,14 @@ class Generator(nn.Sequential):
             nn.Conv2d(in_ch // 8, out_ch, 1),
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The last layer computes in the weights' own precision, also inside a mixed-precision block."""
+        *blocks, last = self
+        for block in blocks:
+            x = block(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return last(x.to(last.weight.dtype))  # type: ignore[no-any-return]
+
 
 class CVAE(nn.Module):
     """The five modules; how they are joined over time is `vae.loss` (training) and `vae.rollout`."""

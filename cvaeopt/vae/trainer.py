@@ -395,8 +395,11 @@ class Trainer:
 
     @contextlib.contextmanager
     def _processor(self) -> Iterator[None]:
-        """On a CPU: threads for the clips of a step, none inside an operation; elsewhere nothing."""
-        if self.device.type != "cpu":
+        """On a CPU: threads for the clips of a step, none inside an operation; elsewhere nothing.
+
+        Mixed precision is for GPUs; on a CPU it takes their path, so that its results can be looked at anywhere.
+        """
+        if self.device.type != "cpu" or self.config.precision == "bf16":
             yield
             return
         lanes = Lanes(devices.threads())
@@ -431,7 +434,7 @@ class Trainer:
         return torch.autocast(
             self.device.type,
             torch.bfloat16,
-            enabled=self.config.precision == "bf16" and self.device.type == "cuda",
+            enabled=self.config.precision == "bf16",
         )
 
     def _require_finite(self, quantity: str, value: float) -> None:

@@ -38,6 +38,7 @@ def rows(results: list[EpochResult]) -> list[dict[str, Any]]:
         {"kl_anneal_type": "cyclical", "kl_anneal_cycle": 1, "kl_norm": "element", "tfr": 0.5, "tfr_coin": "step"},
         {"lr_scheduler": "MultiStepLR", "milestones": [1, 2, 3], "optim": "SGD", "output": "sigmoid"},
         {"lr_scheduler": "cosine", "optim": "AdamW", "weight_decay": 0.1, "ema": 0.9, "label_bn": "frame"},
+        {"precision": "bf16", "output": "sigmoid"},
         {"lr_scheduler": "ExponentialLR", "gamma": 0.7, "optim": "Adamax", "val_statistics": "running"},
         {"ema": 0.5, "val_statistics": "running", "shuffle": True},
     ],
@@ -175,6 +176,30 @@ def test_both_ways_of_a_free_step_train_to_the_same_curve() -> None:
     replay = [r.val_psnr for r in Trainer(config, DATA, free_step="replay").run()]
     sequential = [r.val_psnr for r in Trainer(config, DATA, free_step="sequential").run()]
     assert replay == pytest.approx(sequential, abs=0.02)
+
+
+@pytest.mark.parametrize("tfr", [0.0, 1.0])
+def test_mixed_precision_differs_from_single_by_its_rounding_and_no_more(tfr: float) -> None:
+    settings = {"tfr": tfr, "tfr_sde": 9, "tfr_d_step": 0.0, "output": "sigmoid", "kl_norm": "element", "lr": 1e-3}
+    single, mixed = (Trainer(tiny.config(precision=one, **settings), DATA, "cpu") for one in ("fp32", "bf16"))
+    ours, theirs = list(single.run()), list(mixed.run())
+    # bfloat16 keeps 8 bits: 1 / 256 a rounding.
+    assert theirs[0].train_mse == pytest.approx(ours[0].train_mse, rel=1e-2)
+    assert [one.train_mse for one in theirs] != [one.train_mse for one in ours]
+    assert theirs[-1].val_psnr == pytest.approx(ours[-1].val_psnr, abs=0.1)
+    assert all(parameter.dtype == torch.float32 for parameter in mixed.model.parameters())
+
+
+def test_the_last_layer_is_computed_in_single_precision_in_a_mixed_block() -> None:
+    generator = Trainer(tiny.config(), DATA, "cpu").model.Generator
+    features = torch.randn(2, 8, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = features
+        for block in list(generator)[:-1]:
+            before = block(before)
+        frame = generator(features)
+    assert before.dtype == torch.bfloat16 and frame.dtype == torch.float32
+    torch.testing.assert_close(frame, generator[-1](before.float()), rtol=0, atol=0)
 
 
 def test_averaged_weights_are_what_is_validated_and_saved(tmp_path: Path) -> None:
