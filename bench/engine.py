@@ -136,6 +136,7 @@ def quality(side: str, options: argparse.Namespace) -> dict[str, Any]:
             "lr_scheduler": "cosine",
             "shuffle": True,
             "batch_size": options.batch_size,
+            "lr": options.psnr_lr,
             "tfr": 0.0,
             "num_epoch": options.psnr_epochs,
             "label_bn": "frame",
@@ -218,6 +219,7 @@ def _in_process(what: str, side: str, options: argparse.Namespace) -> Any:
             "loader_workers",
             "precision",
             "psnr_epochs",
+            "psnr_lr",
             "trials",
         ):
             arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
@@ -243,6 +245,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--psnr-seeds", type=int, default=5)
     parser.add_argument("--psnr-epochs", type=int, default=8)
+    parser.add_argument("--psnr-lr", type=float, default=1.5e-3)
     parser.add_argument("--psnr-size", type=int, nargs=2, default=(16, 32), metavar=("H", "W"))
     parser.add_argument("--trials", type=int, default=50, help="trials in one process, for its memory")
     parser.add_argument("--seed", type=int, default=0)

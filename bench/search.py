@@ -48,12 +48,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from bench import machine, search_figures
 from bench.problems import DIMENSIONS, EPOCHS, PROBLEMS, Point, Problem, problem
 from cvaeopt.files import write_bytes
+from cvaeopt.search.bayes import GaussianProcessSampler
 from cvaeopt.search.estimate import estimate
 from cvaeopt.search.pruning import ForecastPruner
 
 BUDGETS = (1000, 3000)
 GRID = 100  # epochs between two readings of the recommendation
 SEED_NOISE_DB = 0.35
+WINDOW = 5
 SPACE = {f"x{index}": FloatDistribution(0.0, 1.0) for index in range(DIMENSIONS)}
 KEPT = "search.jsonl"
 
@@ -86,7 +88,7 @@ def _point_of(trial: FrozenTrial) -> list[float]:
 
 def forecast(problem: Problem, **options: Any) -> BasePruner:
     """Our pruner as it is shipped, on this problem."""
-    shipped = {"window": 5, "warmup_epochs": 25, "interval_epochs": 5, "n_startup_trials": 8}
+    shipped = {"window": WINDOW, "warmup_epochs": 25, "interval_epochs": 5}
     return ForecastPruner(**{**shipped, **options}, shows_at=lambda trial: problem.shows_at(_point_of(trial)))
 
 
@@ -95,8 +97,13 @@ def tpe(seed: int) -> BaseSampler:
     return TPESampler(seed=seed)
 
 
+def gaussian_process(seed: int) -> BaseSampler:
+    """Our sampler as it is shipped."""
+    return GaussianProcessSampler(SPACE, seed=seed, n_startup_trials=6, window=WINDOW, seed_noise_db=SEED_NOISE_DB)
+
+
 def own_tpe(seed: int) -> BaseSampler:
-    """TPE as `studies/main.toml` has it; its streams for each trial change no distribution and are left out."""
+    """TPE with fewer random trials, as Optuna's has 10."""
     return TPESampler(seed=seed, n_startup_trials=5)
 
 
@@ -105,9 +112,10 @@ METHODS: dict[str, Method] = {
     "optuna": Method(tpe, lambda problem: MedianPruner(), block=1),
     "tpe": Method(tpe),
     "hyperband": Method(tpe, lambda problem: HyperbandPruner(1, EPOCHS, 3), block=1),
-    "ours": Method(own_tpe, forecast, window=5, confirm=True, block=5, learns=True),
-    "ours, unpruned": Method(own_tpe, window=5, confirm=True, learns=True),
-    "ours, paused": Method(own_tpe, window=5, confirm=True, block=5, learns=True, paused=(25, 2)),
+    "ours": Method(gaussian_process, forecast, window=WINDOW, confirm=True, block=5, learns=True),
+    "ours, unpruned": Method(gaussian_process, window=WINDOW, confirm=True, learns=True),
+    "ours, tpe": Method(own_tpe, forecast, window=WINDOW, confirm=True, block=5, learns=True),
+    "ours, paused": Method(gaussian_process, window=WINDOW, confirm=True, block=5, learns=True, paused=(25, 2)),
 }
 SKOPT = "skopt"
 
@@ -217,7 +225,7 @@ class Study:
             else:
                 self.study.tell(trial, state=TrialState.FAIL)
             return True
-        if pruning:
+        if pruning or method.learns:
             for epoch in range(run.epoch + 1, until + 1):
                 trial.report(float(run.curve[epoch - 1]), epoch)
         run.epoch = until
@@ -279,10 +287,10 @@ class Outcome:
 
 
 def confirmation(budget: int) -> tuple[int, int]:
-    """(leaders, fresh seeds each) for a budget of so many epochs: at most a fifth of it."""
+    """(leaders, fresh seeds each) for so many epochs: a fifth of them for several leaders, a tenth for one."""
     affordable = budget // (5 * EPOCHS)
     leaders = min(3, max(1, affordable // 2))
-    return leaders, max(1, affordable // leaders)
+    return leaders, affordable // leaders if leaders > 1 else 1
 
 
 def handed_over(problem: Problem, method: Method, reading: Reading, seed: int, confirm: tuple[int, int]) -> Outcome:

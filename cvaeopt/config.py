@@ -98,7 +98,9 @@ class Config(BaseModel):
         "as the lab's",
     )
     ema: float = Field(0.0, ge=0, lt=1, description="decay a step of averaged weights used for validation; 0 is off")
-    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="arithmetic of the convolutions; tf32 on CUDA only, bf16 slow on CPUs")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="arithmetic of the convolutions; tf32 on CUDA only, bf16 slow on CPUs"
+    )
     val_statistics: Literal["recalibrated", "running", "own"] = Field(
         "recalibrated",
         description="BatchNorm statistics in validation: recomputed over the training labels, the last steps' running "

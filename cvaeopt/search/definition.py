@@ -105,11 +105,10 @@ class QmcSampler(_Table):
 
 
 class GpSampler(_Table):
-    """Gaussian process (needs the extra `gp`)."""
+    """Gaussian process with an error for every value; learns from pruned, running and diverged trials too."""
 
     kind: Literal["gp"] = "gp"
-    n_startup_trials: int = Field(10, ge=1, description="finished trials before the model is used")
-    deterministic_objective: bool = Field(False, description="take values as free of noise")
+    n_startup_trials: int = Field(6, ge=2, description="trials that say something before the model is used")
 
 
 class NoPruner(_Table):
@@ -161,9 +160,9 @@ class ForecastPruner(_Table):
     kind: Literal["forecast"]
     warmup_epochs: int = Field(ge=1, lt=2**31, description="epochs of a trial before it can be pruned")
     interval_epochs: int = Field(ge=1, lt=2**31, description="epochs between two decisions")
-    n_startup_trials: int = Field(8, ge=7, description="complete trials that the forecast is learned from, at least")
-    keep: float = Field(0.25, gt=0, le=1, description="share of the complete trials that a trial must be able to join")
-    confidence: float = Field(0.9, ge=0.5, lt=1, description="how sure the forecast must be that it cannot")
+    n_startup_trials: int = Field(3, ge=2, description="complete trials that the forecast is learned from, at least")
+    keep: float = Field(0.0, ge=0, le=1, description="share of the complete trials that count as leaders")
+    odds: float = Field(2.0, gt=0, description="stops what is less than so many times as likely as a fresh trial")
 
 
 class WarmStart(_Table):

@@ -6,25 +6,19 @@ the samplers keep nothing between trials and draw from a stream of their own for
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.errors import StudyError
 from cvaeopt.search import pruning
+from cvaeopt.search.bayes import GaussianProcessSampler
 from cvaeopt.search.definition import (
     Definition,
     ForecastPruner,
@@ -38,7 +32,8 @@ from cvaeopt.search.definition import (
     QmcSampler,
     TpeSampler,
 )
-from cvaeopt.search.space import params_to_config, stream
+from cvaeopt.search.quasirandom import primes, radical_inverse, value_at
+from cvaeopt.search.space import distribution, order, params_to_config, settled, stream
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -52,6 +47,8 @@ def sampler_for(definition: Definition) -> BaseSampler:
         return _GridSampler(definition.name)
     if isinstance(chosen, QmcSampler):
         return _HaltonSampler(definition.seed, list(definition.search))
+    if isinstance(chosen, GpSampler):
+        return _gaussian_process(definition, chosen)
     return _StreamSampler(definition.seed, _maker(definition))
 
 
@@ -81,7 +78,7 @@ def pruner_for(definition: Definition) -> BasePruner:
             interval_epochs=chosen.interval_epochs,
             n_startup_trials=chosen.n_startup_trials,
             keep=chosen.keep,
-            confidence=chosen.confidence,
+            odds=chosen.odds,
             shows_at=lambda trial: pruning.shows_at(params_to_config(definition, trial.params, trial.number)),
         )
     return optuna.pruners.PercentilePruner(
@@ -97,6 +94,29 @@ def _percentile(chosen: MedianPruner | PercentilePruner) -> float:
     return 50.0 if isinstance(chosen, MedianPruner) else chosen.percentile
 
 
+def _gaussian_process(definition: Definition, chosen: GpSampler) -> GaussianProcessSampler:
+    settings = settled(definition.search, definition.fixed)
+
+    def active(values: Mapping[str, Any]) -> set[str]:
+        known, names = dict(settings), set()
+        for name in order(definition.search):
+            if definition.search[name].active(known):
+                names.add(name)
+                known[name] = values[name]
+        return names
+
+    deciding = {other for dimension in definition.search.values() for other in dimension.when} & set(definition.search)
+    return GaussianProcessSampler(
+        {name: distribution(dimension) for name, dimension in definition.search.items()},
+        seed=definition.seed,
+        n_startup_trials=chosen.n_startup_trials,
+        window=definition.window,
+        seed_noise_db=definition.seed_noise_db,
+        active=active if any(dimension.when for dimension in definition.search.values()) else None,
+        deciding=sorted(deciding),
+    )
+
+
 def _maker(definition: Definition) -> Callable[[int], BaseSampler]:
     """What makes the sampler of one stream."""
     chosen = definition.sampler
@@ -109,17 +129,6 @@ def _maker(definition: Definition) -> Callable[[int], BaseSampler]:
             multivariate=True,
             group=conditional,
             constant_liar=chosen.constant_liar,
-            seed=seed,
-        )
-    if isinstance(chosen, GpSampler):
-        if importlib.util.find_spec("scipy") is None:
-            raise SettingsError(
-                f"Study '{definition.name}': [sampler] kind = 'gp' needs scipy, which is not installed.",
-                todo="Install it: pip install 'cvaeopt[gp]'.",
-            )
-        return lambda seed: optuna.samplers.GPSampler(
-            n_startup_trials=chosen.n_startup_trials,
-            deterministic_objective=chosen.deterministic_objective,
             seed=seed,
         )
     return lambda seed: optuna.samplers.RandomSampler(seed=seed)
@@ -191,50 +200,10 @@ class _HaltonSampler(_IndependentSampler):
 
     def __init__(self, seed: int, names: list[str]) -> None:
         self._seed = seed
-        self._bases = dict(zip(names, _primes(len(names)), strict=True))
+        self._bases = dict(zip(names, primes(len(names)), strict=True))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        fraction = _radical_inverse(trial.number, self._bases[param_name], self._seed)
-        return _value_at(param_distribution, fraction)
-
-
-def _value_at(distribution: BaseDistribution, fraction: float) -> Any:
-    """The value at `fraction` of the way, 0 <= fraction < 1; all steps and all choices are equally wide."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[int(fraction * len(distribution.choices))]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high = distribution.low, distribution.high
-    if isinstance(distribution, FloatDistribution) and distribution.step is None:
-        if distribution.log:
-            return min(high, low * (high / low) ** fraction)
-        return low + (high - low) * fraction
-    if distribution.log:  # whole numbers: from half below the first to half above the last
-        value = (low - 0.5) * ((high + 0.5) / (low - 0.5)) ** fraction
-        return min(int(high), max(int(low), round(value)))
-    step = distribution.step or 1
-    count = round((high - low) / step) + 1
-    return type(low)(low + int(fraction * count) * step)
-
-
-def _radical_inverse(index: int, base: int, seed: int) -> float:
-    """The digits of `index` behind the point, each place with its own shuffle of the digits; in [0, 1)."""
-    places = math.ceil(32 / math.log2(base))  # finer than any setting can tell apart
-    value, scale = 0.0, 1.0
-    for place in range(places):
-        index, digit = divmod(index, base)
-        shuffled = sorted(range(base), key=lambda one: stream(seed, one, f"base {base} place {place}"))
-        scale /= base
-        value += shuffled[digit] * scale
-    return min(value, 1 - 2**-53)
-
-
-def _primes(count: int) -> list[int]:
-    found: list[int] = []
-    candidate = 2
-    while len(found) < count:
-        if all(candidate % prime for prime in found):
-            found.append(candidate)
-        candidate += 1
-    return found
+        fraction = radical_inverse(trial.number, self._bases[param_name], self._seed)
+        return value_at(param_distribution, fraction)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Protocol, Self
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -286,6 +287,14 @@ def fitting(search: Search, fixed: Mapping[str, Any], known: Mapping[str, Any]) 
         if name in known and search[name].active(values) and search[name].contains(known[name]):
             values[name] = point[name] = known[name]
     return point
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """The dimension as Optuna knows it."""
+    if isinstance(dimension, CategoricalDimension):
+        return CategoricalDistribution(dimension.choices)
+    kind = FloatDistribution if isinstance(dimension, FloatDimension) else IntDistribution
+    return kind(dimension.low, dimension.high, log=dimension.log, step=dimension.step)  # type: ignore[arg-type]
 
 
 def grid(search: Search, fixed: Mapping[str, Any]) -> Iterator[Values]:

@@ -230,6 +230,7 @@ class Generator(nn.Sequential):
         *blocks, last = self
         for block in blocks:
             x = block(x)
+        assert isinstance(last, nn.Conv2d)
         with torch.autocast(x.device.type, enabled=False):
             return last(x.to(last.weight.dtype))  # type: ignore[no-any-return]
 

@@ -142,8 +142,8 @@ REFUSED = {
         "no trial is ever pruned",
     ),
     "a forecast from too few trials": (
-        {"pruner": {"kind": "forecast", "warmup_epochs": 5, "interval_epochs": 1, "n_startup_trials": 6}},
-        "[pruner]: n_startup_trials = 6. Expected: input should be greater than or equal to 7",
+        {"pruner": {"kind": "forecast", "warmup_epochs": 5, "interval_epochs": 1, "n_startup_trials": 1}},
+        "[pruner]: n_startup_trials = 1. Expected: input should be greater than or equal to 2",
     ),
     "a forecast that is never made": (
         {"pruner": {"kind": "forecast", "warmup_epochs": 30, "interval_epochs": 1}},

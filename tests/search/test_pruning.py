@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cvaeopt.config import Config
-from cvaeopt.search.pruning import ForecastPruner, _student, gain_forecast, shows_at
+from cvaeopt.search.pruning import ForecastPruner, shows_at
 
 EPOCHS = 60
 
@@ -38,7 +38,7 @@ def running(curve: list[float], epoch: int, number: int = 99, sign: float = 1.0)
 
 
 def pruner(**options):
-    return ForecastPruner(**{"window": 3, "warmup_epochs": 20, "n_startup_trials": 7, **options})
+    return ForecastPruner(**{"window": 3, "warmup_epochs": 20, **options})
 
 
 KNOWN = [saturating(end) for end in (20, 22, 24, 25, 26, 27, 28, 29)]
@@ -56,7 +56,7 @@ def test_a_slow_learner_that_will_win_goes_on_while_a_quick_one_below_it_is_stop
     ends = [20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0]
     known = [saturating(end, 5 + 5 * (end - 20)) for end in ends]
     study = study_of(known)
-    slow, quick = saturating(28.0, 45.0), saturating(20.5, 7.5)
+    slow, quick = saturating(30.0, 45.0), saturating(21.0, 7.5)
     assert slow[19] < quick[19] and slow[-1] > quick[-1] + 4
     assert not pruner().prune(study, running(slow, 20))
     assert pruner().prune(study, running(quick, 20))
@@ -73,13 +73,39 @@ def test_a_trial_that_stands_best_and_climbs_fastest_is_never_stopped_where_gain
     assert not pruner().prune(study_of(known), running([value + 0.5 for value in best], epoch))
 
 
-def test_where_early_epochs_say_nothing_of_late_ones_almost_nothing_is_stopped() -> None:
-    generator = np.random.default_rng(1)
-    stopped = 0
-    for _ in range(100):
-        curves = [[*generator.normal(20, 1, 30), *np.linspace(20, end, 30)] for end in generator.normal(25, 2, size=13)]
-        stopped += pruner(keep=0.25).prune(study_of(curves[1:]), running(curves[0], 30))
-    assert stopped <= 20  # the share of trials that end below what it calls sure, and some chance
+def test_where_early_epochs_say_nothing_of_late_ones_few_are_stopped_and_never_all() -> None:
+    # Sequential studies: what is stopped is missing among those that the next forecast is learned from.
+    stopped = []
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        study, rule = study_of([]), pruner(interval_epochs=5)
+        for number in range(30):
+            curve = [*generator.normal(20, 1, 30), *np.linspace(20, generator.normal(25, 2), 30)]
+            ends = [epoch for epoch in (20, 25, 30) if rule.prune(study, running(curve, epoch, number))][:1]
+            values = dict(enumerate(curve[: ends[0] if ends else EPOCHS], 1))
+            study.add_trial(
+                create_trial(state=TrialState.PRUNED, intermediate_values=values)
+                if ends
+                else create_trial(value=curve[-1], intermediate_values=values)
+            )
+        stopped.append(sum(trial.state == TrialState.PRUNED for trial in study.trials))
+    assert max(stopped) <= 24  # a fifth always runs to its end
+    assert np.median(stopped) <= 15
+
+
+def test_some_trials_run_to_their_end_whatever_is_foretold() -> None:
+    study = study_of(KNOWN)
+
+    def poor(number: int) -> list[float]:
+        return saturating(15.0 + number % 5)
+
+    for number in range(4 * len(KNOWN)):
+        assert pruner().prune(study, running(poor(number), 20))
+        values = dict(enumerate(poor(number)[:20], 1))
+        study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=values))
+    assert pruner().prune(study, running(poor(0), 20))
+    study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=dict(enumerate(poor(0)[:20], 1))))
+    assert not pruner().prune(study, running(poor(0), 20))
 
 
 @pytest.mark.parametrize("epoch", [5, 19, 21, 24])
@@ -110,38 +136,6 @@ def test_values_that_are_not_finite_and_trials_without_epochs_are_passed_over() 
     assert not pruner().prune(study, create_trial(state=TrialState.RUNNING))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.floats(-20, 20), st.floats(-5, 5))
-def test_a_gain_that_is_linear_in_standing_and_climbing_is_foretold_exactly(
-    seed: int, level: float, slope: float, constant: float
-) -> None:
-    generator = np.random.default_rng(seed)
-    standings = np.column_stack([generator.uniform(15, 30, 12), generator.uniform(0, 0.5, 12)])
-    own = np.array([24.0, 0.2])
-    forecast, error = gain_forecast(standings, constant + standings @ [level, slope], own, ridge=0.0)
-    assert forecast == pytest.approx(constant + own @ [level, slope], abs=1e-6)
-    assert error == pytest.approx(0, abs=1e-5)
-
-
-def test_the_forecasts_error_is_what_it_says() -> None:
-    generator = np.random.default_rng(3)
-    misses = []
-    for _ in range(800):
-        standings = np.column_stack([generator.normal(25, 2, 11), generator.normal(0.1, 0.05, 11)])
-        gains = 3 - 0.2 * (standings[:, 0] - 25) + 10 * standings[:, 1] + generator.normal(0, 0.7, 11)
-        forecast, error = gain_forecast(standings[1:], gains[1:], standings[0])
-        misses.append(gains[0] > forecast + _student(0.9, 10 - 3) * error)
-    assert np.mean(misses) == pytest.approx(0.1, abs=0.035)
-
-
-@pytest.mark.parametrize(
-    ("probability", "freedom", "quantile"),
-    [(0.9, 4, 1.533), (0.9, 10, 1.372), (0.95, 5, 2.015), (0.95, 30, 1.697), (0.5, 4, 0.0)],
-)
-def test_quantiles_of_students_t_are_those_of_the_tables(probability: float, freedom: int, quantile: float) -> None:
-    assert _student(probability, freedom) == pytest.approx(quantile, rel=0.02)
-
-
 @pytest.mark.parametrize(
     ("changes", "epoch"),
     [
@@ -161,7 +155,7 @@ def test_a_schedule_has_shown_itself_once_forcing_falls_and_the_first_kl_cycle_i
 
 
 def test_impossible_options_are_refused() -> None:
-    for wrong in ({"n_startup_trials": 6}, {"keep": 0.0}, {"confidence": 1.0}):
+    for wrong in ({"n_startup_trials": 1}, {"keep": 1.1}, {"odds": 0.0}):
         with pytest.raises(ValueError, match=r"expected|needed"):
             pruner(**wrong)
 

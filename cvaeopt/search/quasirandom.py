@@ -1,0 +1,54 @@
+"""Points that leave no holes: Halton's sequence with scrambled digits, and places in a range as values.
+
+Source: Halton, Numerische Mathematik 2 (1960).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from cvaeopt.search.space import stream
+
+
+def value_at(distribution: BaseDistribution, fraction: float) -> Any:
+    """The value at `fraction` of the way, 0 <= fraction < 1; all steps and all choices are equally wide."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(fraction * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = distribution.low, distribution.high
+    if isinstance(distribution, FloatDistribution) and distribution.step is None:
+        if distribution.log:
+            return min(high, low * (high / low) ** fraction)
+        return low + (high - low) * fraction
+    if distribution.log:  # whole numbers: from half below the first to half above the last
+        value = (low - 0.5) * ((high + 0.5) / (low - 0.5)) ** fraction
+        return min(int(high), max(int(low), round(value)))
+    step = distribution.step or 1
+    count = round((high - low) / step) + 1
+    return type(low)(low + int(fraction * count) * step)
+
+
+def radical_inverse(index: int, base: int, seed: int) -> float:
+    """The digits of `index` behind the point, each place with its own shuffle of the digits; in [0, 1)."""
+    places = math.ceil(32 / math.log2(base))  # finer than any setting can tell apart
+    value, scale = 0.0, 1.0
+    for place in range(places):
+        index, digit = divmod(index, base)
+        shuffled = sorted(range(base), key=lambda one: stream(seed, one, f"base {base} place {place}"))
+        scale /= base
+        value += shuffled[digit] * scale
+    return min(value, 1 - 2**-53)
+
+
+def primes(count: int) -> list[int]:
+    """The first `count` prime numbers."""
+    found: list[int] = []
+    candidate = 2
+    while len(found) < count:
+        if all(candidate % prime for prime in found):
+            found.append(candidate)
+        candidate += 1
+    return found

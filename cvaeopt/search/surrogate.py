@@ -1,0 +1,179 @@
+"""A Gaussian process over settings: what every point is worth, from few noisy trials, and how sure that is.
+
+Inputs lie in the unit cube. Every observation has a standard error of its own (a complete trial's, a forecast's), so
+that a training cut short counts for what it says and two trainings of one point sharpen it. Hyperparameters are those
+of the highest posterior density.
+
+Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5; expected improvement
+after Jones, Schonlau and Welch (1998), its logarithm after Ament et al. (2023).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_ROOT5 = math.sqrt(5.0)
+_STARTS = (0.6, 0.25)  # lengths from which the fit is begun
+_JITTER = 1e-6  # of the signal's variance, so that equal points can be told apart by rounding
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A fitted process: Matern 5/2 with a length a dimension, about a constant mean.
+
+    inputs    (n, d) in [0, 1]
+    lengths   (d,) correlation lengths
+    signal    variance of the function, in squares of the observations' unit
+    mean      the constant
+    noise     (n,) variance of each observation
+    """
+
+    inputs: np.ndarray
+    lengths: np.ndarray
+    signal: float
+    mean: float
+    noise: np.ndarray
+    _factor: np.ndarray
+    _weights: np.ndarray
+
+    def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the function at (m, d) points: (m,) each."""
+        cross = self.signal * matern(points, self.inputs, self.lengths)
+        mean = self.mean + cross @ self._weights
+        half = np.linalg.solve(self._factor, cross.T)
+        return mean, np.sqrt(np.maximum(self.signal - (half * half).sum(0), 1e-12))
+
+    def believing(self, points: np.ndarray, errors: np.ndarray) -> Posterior:
+        """The same process after its own mean was observed at (m, d) points: as sure, and elsewhere surer."""
+        values = self.at(points)[0]
+        known = self.mean + (self._factor @ (self._factor.T @ self._weights))
+        return _posterior(
+            np.vstack([self.inputs, points]),
+            np.concatenate([known, values]),
+            np.concatenate([self.noise, errors**2]),
+            self.lengths,
+            self.signal,
+            self.mean,
+        )
+
+
+def matern(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Matern 5/2 correlations of (m, d) and (n, d) points: (m, n)."""
+    a, b = a / lengths, b / lengths
+    squares = np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0.0)
+    scaled = _ROOT5 * np.sqrt(squares)
+    return (1 + scaled + scaled * scaled / 3) * np.exp(-scaled)  # type: ignore[no-any-return]
+
+
+def fit(inputs: np.ndarray, values: np.ndarray, errors: np.ndarray) -> Posterior:
+    """The process that explains `values` (n,) at `inputs` (n, d) best; n at least 2.
+
+    errors   (n,) standard error of each value, in its unit; a common factor of all of them is learned too
+    """
+    import torch  # here, so that commands that never search do not wait for it
+
+    centre, scale = float(np.median(values)), float(values.std()) or 1.0
+    y, e = (values - centre) / scale, np.maximum(errors / scale, 0.02)
+    dimensions = inputs.shape[1]
+    differences = (inputs[:, None, :] - inputs[None, :, :]) ** 2  # (n, n, d)
+    best, lowest = np.array([_LENGTH[0]] * dimensions + [_SIGNAL[0], _NOISE[0]]), math.inf
+    for length in _STARTS:
+        theta = torch.tensor([math.log(length)] * dimensions + [0.0, 0.0], dtype=torch.float64)
+        optimiser = torch.optim.LBFGS([theta], max_iter=40, history_size=12, line_search_fn="strong_wolfe")
+
+        def closure(theta: torch.Tensor = theta) -> float:
+            loss, gradient = _objective(theta.numpy(), differences, y, e)
+            theta.grad = torch.from_numpy(gradient)
+            return loss
+
+        optimiser.step(closure)
+        loss = _objective(theta.numpy(), differences, y, e)[0]
+        if loss < lowest:  # never where it is not a number
+            best, lowest = theta.numpy().copy(), loss
+    lengths, signal, noise = _natural(best, dimensions)
+    variances = noise * e * e
+    covariance = signal * matern(inputs, inputs, lengths) + np.diag(variances)
+    inverse = np.linalg.inv(covariance)
+    mean = float((inverse @ y).sum() / (inverse.sum() + 1.0))
+    return _posterior(inputs, values, variances * scale**2, lengths, signal * scale**2, centre + scale * mean)
+
+
+def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
+    """Logarithm of how much more than `best` each point is worth on average, also where that is next to nothing."""
+    z = (mean - best) / deviation
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    plain = density + z * _normal(z)
+    far = z < -5
+    safe = np.where(far, 1.0, np.maximum(plain, 1e-300))
+    # h(z) = density (1 - ...) / z^2 for z far below 0
+    tail = -0.5 * z * z - 0.5 * math.log(2 * math.pi) - 2 * np.log(np.maximum(-z, 1.0))
+    return np.log(deviation) + np.where(far, tail, np.log(safe))  # type: ignore[no-any-return]
+
+
+def _posterior(
+    inputs: np.ndarray, values: np.ndarray, noise: np.ndarray, lengths: np.ndarray, signal: float, mean: float
+) -> Posterior:
+    covariance = signal * matern(inputs, inputs, lengths)
+    covariance[np.diag_indices_from(covariance)] += noise + _JITTER * signal
+    factor = np.linalg.cholesky(covariance)
+    weights = np.linalg.solve(factor.T, np.linalg.solve(factor, values - mean))
+    return Posterior(inputs, lengths, signal, mean, noise, factor, weights)
+
+
+def _natural(theta: np.ndarray, dimensions: int) -> tuple[np.ndarray, float, float]:
+    """Lengths, signal variance and the factor of the noise variances."""
+    return np.exp(theta[:dimensions]), math.exp(theta[dimensions]), math.exp(theta[dimensions + 1])
+
+
+# Priors of the logarithms, for values of unit variance: (median, width).
+_LENGTH = (math.log(0.7), 0.8)
+_SIGNAL = (0.0, 1.0)
+_NOISE = (0.0, 0.7)
+
+
+def _objective(
+    theta: np.ndarray, differences: np.ndarray, y: np.ndarray, errors: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Minus the log posterior density (up to a constant) and its gradient.
+
+    theta         logarithms of lengths (d,), signal variance and noise factor
+    differences   (n, n, d) squared differences of the inputs
+    y             (n,) values of zero median and unit variance; their mean has a standard normal prior
+    """
+    count, dimensions = len(y), differences.shape[2]
+    if np.abs(theta).max() > 8:
+        return math.inf, np.zeros_like(theta)
+    lengths, signal, factor = _natural(theta, dimensions)
+    scaled = differences / lengths**2
+    r = _ROOT5 * np.sqrt(scaled.sum(2))
+    decay = np.exp(-r)
+    kernel = signal * (1 + r + r * r / 3) * decay
+    noise = factor * errors * errors
+    covariance = kernel + 1.0  # the constant mean, integrated out
+    covariance[np.diag_indices(count)] += noise + _JITTER
+    try:
+        lower = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        return math.inf, np.zeros_like(theta)
+    inverse = np.linalg.inv(covariance)
+    alpha = inverse @ y
+    loss = 0.5 * float(y @ alpha) + float(np.log(np.diag(lower)).sum())
+    weight = 0.5 * (inverse - np.outer(alpha, alpha))  # d loss / d covariance
+    gradient = np.empty_like(theta)
+    slope = weight * (signal * (5 / 3) * (1 + r) * decay)  # d kernel / d log l_k = slope's factor * scaled_k
+    gradient[:dimensions] = np.tensordot(slope, scaled, axes=([0, 1], [0, 1]))
+    gradient[dimensions] = float((weight * kernel).sum())
+    gradient[dimensions + 1] = float((np.diag(weight) * noise).sum())
+    widths = np.array([_LENGTH] * dimensions + [_SIGNAL, _NOISE])
+    shift = (theta - widths[:, 0]) / widths[:, 1]
+    loss += 0.5 * float(shift @ shift)
+    gradient += shift / widths[:, 1]
+    return loss, gradient
+
+
+def _normal(z: np.ndarray) -> np.ndarray:
+    """The standard normal distribution function."""
+    return 0.5 * np.array([math.erfc(-one / math.sqrt(2)) for one in z.ravel()]).reshape(z.shape)
