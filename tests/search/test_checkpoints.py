@@ -25,6 +25,7 @@ from tests.search.test_objective import DATA, definition, new_study
 
 URL = f"s3://{BUCKET}/lab"
 ROOT = Path(__file__).parents[2]
+EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +232,11 @@ def test_a_store_that_is_away_costs_no_trial(s3: S3, tmp_path: Path, caplog: pyt
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     made = Shop.new(tmp_path_factory.mktemp("shop") / "x")
-    text = (made.root / "studies" / "tiny.toml").read_text().replace("epochs = 1", "epochs = 16")
-    (made.root / "studies" / "tiny.toml").write_text(text.replace("trials = 2", "trials = 1"))
+    text = (made.root / "studies" / "tiny.toml").read_text()
+    # Epochs short enough for two whole runs, and enough of them that the first machine is stopped between two.
+    text = text.replace("epochs = 1", f"epochs = {EPOCHS}").replace("trials = 2", "trials = 1")
+    text = text.replace("[fixed]", "[fixed]\nframe_H = 8\nframe_W = 16\ntrain_vi_len = 4")
+    (made.root / "studies" / "tiny.toml").write_text(text)
     return made
 
 
@@ -286,7 +290,7 @@ def test_a_trial_of_a_machine_that_died_goes_on_on_another_from_the_store(s3: S3
     b = Machine(shop, two, "b", CHECKPOINTS=URL)
     said += b.work()
     assert "first epoch" not in said
-    assert len((b.artifacts / "tiny" / "00000" / "history.jsonl").read_text().splitlines()) == 16
+    assert len((b.artifacts / "tiny" / "00000" / "history.jsonl").read_text().splitlines()) == EPOCHS
     alone = Machine(shop, tmp_path, "alone")
     alone.work()
     studies = [optuna.load_study(study_name="tiny", storage=f"sqlite:///{one}/x.db") for one in (two, tmp_path)]
