@@ -46,7 +46,7 @@ def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 @pytest.fixture
 def remote(s3: S3) -> Iterator[Checkpoints]:
-    made = Checkpoints(URL, s3.client(), retry_s=0.05)
+    made = Checkpoints(URL, s3.own, retry_s=0.05)
     yield made
     made.close(5.0)
 
@@ -94,7 +94,7 @@ def test_a_bucket_that_does_not_exist_is_the_users_error(s3: S3) -> None:
 
 
 def test_a_store_that_is_away_is_no_error_of_the_user(s3: S3) -> None:
-    remote = Checkpoints(URL, s3.client())
+    remote = Checkpoints(URL, s3.own)
     with s3.away():
         assert "127.0.0.1" in remote.check()
     assert remote.check() == ""
@@ -197,7 +197,7 @@ def test_the_newest_that_is_whole_and_of_this_run_wins(remote: Checkpoints, s3: 
     list(other.run())
     other.save()
     for token, content in ((5, other._checkpoint.read_bytes()), (6, other._checkpoint.read_bytes()[:999])):
-        s3.client().put_object(Bucket=BUCKET, Key=f"lab/tiny/00000/last.{token}.pt", Body=content)
+        s3.own.put_object(Bucket=BUCKET, Key=f"lab/tiny/00000/last.{token}.pt", Body=content)
     again = Objective(definition(), DATA, artifacts=tmp_path / "b", remote=remote).open(trial, token=7)
     assert again.epoch == 1
     assert again.resumed_from is not None and again.resumed_from.name == "last.1.remote.pt"
@@ -217,7 +217,7 @@ def test_losing_trials_are_tidied_in_the_store_as_on_the_disk(remote: Checkpoint
 
 @pytest.mark.usefixtures("plain")
 def test_a_store_that_is_away_costs_no_trial(s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    remote = Checkpoints(URL, s3.client(), retry_s=0.05)
+    remote = Checkpoints(URL, s3.own, retry_s=0.05)
     study = new_study()
     with s3.away():
         study.optimize(Objective(definition(), DATA, artifacts=tmp_path, remote=remote), n_trials=2)
