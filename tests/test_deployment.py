@@ -448,6 +448,37 @@ def test_a_worker_in_a_container_hears_that_it_shall_stop(
     assert ended(process)[:2] == (code, "asked\n")
 
 
+@pytest.mark.slow
+def test_a_grace_time_that_is_shorter_than_an_epoch_costs_that_epoch_and_nothing_else(tmp_path: Path) -> None:
+    """What Docker, Kubernetes and systemd do: SIGTERM to the first process, and in the end SIGKILL to all."""
+    url = f"sqlite:///{tmp_path}/cvaeopt.db"
+
+    def start(name: str, epoch_s: float) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "tests.search.fakes", url, tmp_path / "artifacts", epoch_s, 60, tmp_path / name]
+        return subprocess.Popen(
+            ["sh", str(SUPERVISED), *map(str, words)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    first = start("first", 3.0)
+    until(lambda: list((tmp_path / "artifacts").rglob("last.*.json")) or first.poll() is not None)
+    first.terminate()
+    time.sleep(0.3)
+    assert first.poll() is None, "it finishes its epoch, as far as it knows"
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=30)
+    code, output, problems = ended(start("second", 0.0))
+    assert (code, output) == (0, "finished\n"), problems
+    trained = [(tmp_path / name).read_text().splitlines() for name in ("first", "second")]
+    assert trained[0] == ["0 1"]
+    # Each epoch once; the trial that was cut off may have to wait until its worker is known to be dead.
+    assert sorted(trained[0] + trained[1]) == [f"{trial} {epoch}" for trial in range(3) for epoch in range(1, 5)]
+
+
 def test_each_worker_of_a_machine_takes_a_gpu_of_its_own(tmp_path: Path) -> None:
     gpus = {"CVAEOPT_GPUS": "3,5,5"}
     hold = 'echo "$CVAEOPT_GPU"; read wait'
