@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -171,6 +173,7 @@ def worker(
     url = _storage_url(storage, definition)
     folder = _artifact_folder(artifacts, definition)
     shared = checkpoints or definition.service.checkpoints
+    _advise_as_typed(console, study, definition.name, storage)
     if dry_run:
         _show_worker(console, definition, url, data, folder, shared, gpu, trials_per_gpu)
         return
@@ -229,6 +232,9 @@ def confirm(
     name, store = _existing(console, study, storage)
     planned = confirmations.plan(store, name, top, seeds)
     facts = planned.plain()
+    if len(planned.leaders) < top:
+        have = count(len(planned.leaders), "leader")
+        console.warn(f"--top {top}: the search has {have} (different settings of complete trials), and all are taken.")
     if dry_run:
         if as_json:
             _print_json({**facts, "dry_run": True})
@@ -255,8 +261,6 @@ def confirm(
         seat = _Seat(console, store, loaded, device, _artifact_folder(artifacts, definition), remote)
     if not planned.over:
         console.warn("The search is not over: run this again when it is, in case its leaders change.")
-    if len(planned.leaders) < top:
-        console.warn(f"The search has only {count(len(planned.leaders), 'different setting')}, not {top}.")
     confirmations.register(store, planned)
     if planned.definition is not None:
         runs = count(planned.new_runs, "run")
@@ -274,10 +278,10 @@ def confirm(
     if not found.over:
         console.result(
             f"{found.ended} of {count(found.runs, 'run')} ended. A worker takes the others: "
-            f"cvaeopt worker --study {study} --gpu 0"
+            f"cvaeopt worker --study {name} --gpu 0"
         )
     elif found.best is not None:
-        console.result(f"All {count(found.runs, 'run')} ended; next: cvaeopt export-best --study {study}")
+        console.result(f"All {count(found.runs, 'run')} ended; next: cvaeopt export-best --study {name}")
 
 
 @app.command()
@@ -1003,7 +1007,28 @@ def _existing(console: Console, study: str, storage: str | None) -> tuple[str, S
     check_name(name, "--study")
     definition = _definition(str(path)) if storage is None and path.exists() else None
     url = _storage_url(storage, definition)
+    _advise_as_typed(console, study, name, storage)
     return name, _open(console, url, create=False, limit_s=_READ_LIMIT_S, start_limit_s=_READ_LIMIT_S)
+
+
+def _advise_as_typed(console: Console, study: str, name: str, storage: str | None) -> None:
+    """Let every command that is advised be one that works here: with the study's path, and --storage, as given.
+
+    What came from the environment stays there for the next command, too.
+    """
+    from cvaeopt.search.storage import mask
+
+    path = Path(study)
+    parent = re.sub(r"\.confirm(-\d+)?$", "", name)
+    typed = study.endswith(".toml") and path.with_name(f"{parent}.toml").exists()
+    flag = storage is not None and storage != os.environ.get("CVAEOPT_STORAGE")
+
+    def said(match: re.Match[str]) -> str:
+        shown = str(path.with_name(f"{match[1]}.toml")) if typed else match[1]
+        return f"--study {shlex.quote(shown)}" + (f" --storage {shlex.quote(mask(str(storage)))}" if flag else "")
+
+    if typed or flag:
+        console.rephrase(rf"--study ({re.escape(parent)}(?:\.confirm(?:-\d+)?)?)(?![\w-]|\.\w)", said)
 
 
 def _load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import math
+import re
 import statistics
 import threading
 import time
@@ -77,6 +78,7 @@ class Console:
         self.out = Terminal(highlight=False)
         self.err = Terminal(stderr=True, highlight=False)
         self._secrets: dict[str, str] = {}
+        self._phrases: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = []
         self._screen = threading.RLock()  # lines that move and lines that stay are drawn one after the other
 
     @property
@@ -89,16 +91,25 @@ class Console:
         if secret:
             self._secrets[secret] = shown
 
+    def rephrase(self, pattern: str, said: Callable[[re.Match[str]], str]) -> None:
+        """From now on every line has `said(match)` where `pattern` matches: advice in the user's own words."""
+        self._phrases.append((re.compile(pattern), said))
+
+    def _phrased(self, text: str) -> str:
+        for pattern, said in self._phrases:
+            text = pattern.sub(said, text)
+        return text
+
     def say(self, text: str, style: str = "") -> None:
         """One line of progress on stderr; nothing when quiet."""
         if not self.quiet:
             with self._screen:
-                self.err.print(Text(text, style=style), soft_wrap=not self.err.is_terminal)
+                self.err.print(Text(self._phrased(text), style=style), soft_wrap=not self.err.is_terminal)
 
     def warn(self, text: str) -> None:
         """One line that should not be missed, on stderr, also when quiet."""
         with self._screen:
-            self.err.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=not self.err.is_terminal)
+            self.err.print(Text(f"Warning: {self._phrased(text)}", style="yellow"), soft_wrap=not self.err.is_terminal)
 
     def pass_on(self, text: str, style: str = "") -> None:
         """One line that another process meant for stderr, also when quiet."""
@@ -113,7 +124,7 @@ class Console:
 
     def result(self, text: str) -> None:
         """One line of the result, on stdout; never folded, so that it can be copied."""
-        self.out.print(Text(text), soft_wrap=True)
+        self.out.print(Text(self._phrased(text)), soft_wrap=True)
 
     def show(self, content: RenderableType) -> None:
         """Tables of the result, on stdout; in a pipe at least 100 columns wide, without trailing blanks."""
@@ -142,7 +153,7 @@ class Console:
     def _clean(self, text: str) -> str:
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, self._secrets[secret])
-        return text
+        return self._phrased(text)
 
     @contextlib.contextmanager
     def moving(self, lines: Callable[[], RenderableType]) -> Iterator[None]:
@@ -488,6 +499,9 @@ def _summary(facts: dict[str, Any]) -> str:
     found = facts["best"]
     best = f"best {found['value']:.2f} dB (trial {found['number']})" if found else "no complete trial yet"
     workers = sum(one["state"] not in _GONE for one in facts["workers"])
+    confirmed = (facts.get("confirmation") or {}).get("best")
+    if confirmed:
+        best += f", confirmed {confirmed['value']:.2f} dB (trial {confirmed['number']})"
     return (
         f"{facts['study']}: {_counts(facts['trials'])}; {count(facts['epochs_spent'], 'epoch')} spent; {best}; "
         f"{count(workers, 'worker')}"
@@ -510,6 +524,10 @@ def _status(facts: dict[str, Any]) -> RenderableType:
         limits.append(f"{count(budget['total_epochs'], 'epoch')} in all")
     if budget.get("wall_clock_h"):
         limits.append(f"{budget['wall_clock_h']:g} h")
+    if budget.get("target_db") is not None:
+        limits.append(f"until {budget['target_db']:g} dB")
+    if budget.get("patience_trials"):
+        limits.append(f"until {count(budget['patience_trials'], 'trial')} in a row found nothing better")
     whole = Table.grid(padding=(0, 2))
     whole.add_column(style="bold", no_wrap=True)
     whole.add_column(overflow="fold")
@@ -524,7 +542,9 @@ def _status(facts: dict[str, Any]) -> RenderableType:
         ]
         below = f" (below {' / '.join(lost)})" if lost else ""
         style = "yellow" if lost else "green"
-        whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}{below}", style=style))
+        fresh = facts.get("confirmation")
+        counts = f"; {_verdict(fresh)}" if fresh else ""
+        whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}{below}{counts}", style=style))
         whole.add_row("", Text(", ".join(f"{name} {short(value)}" for name, value in best["params"].items())))
     else:
         whole.add_row("best", Text("no complete trial yet"))
@@ -545,9 +565,20 @@ def _status(facts: dict[str, Any]) -> RenderableType:
     fresh = facts.get("confirmation")
     if fresh:
         ran = f"{fresh['ended']} of {count(fresh['runs'], 'fresh run')} of {len(fresh['leaders'])} leaders ended"
-        whole.add_row("confirmed", Text(f"{ran}, see {', '.join(fresh['studies'])}"))
+        best = fresh["best"]
+        said = f": trial {best['number']}, {best['value']:.2f} dB" if best else ""
+        whole.add_row("confirmed", Text(f"{ran}{said}; see {', '.join(fresh['studies'])}"))
         return Group(whole, Text(), _confirmed(fresh["table"]), Text(), _workers(facts["workers"]))
     return Group(whole, Text(), _workers(facts["workers"]))
+
+
+def _verdict(fresh: Mapping[str, Any]) -> str:
+    """Whether the search's best value still counts beside its confirmation."""
+    if fresh["best"]:
+        return "the highest of the search; what counts is the confirmed mean"
+    if fresh["ended"] < fresh["runs"]:
+        return "the highest of the search; counts until every fresh run has ended"
+    return "the highest of the search; counts, as no fresh run came to its end"
 
 
 def _confirmed(rows: Sequence[Mapping[str, str]]) -> Table:

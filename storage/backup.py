@@ -1,10 +1,12 @@
 """Back up studies, with the files of their trials, into one tar file; workers may go on meanwhile.
 
   python storage/backup.py backup.tar                      every study of the database
-  python storage/backup.py main.tar --study main           one of them
+  python storage/backup.py main.tar --study main           one of them, with its confirmations
   python storage/backup.py small.tar --no-checkpoints      without the networks (*.pt)
+  python storage/backup.py backup.tar --checkpoints s3://bucket/prefix
+                                                           with those that workers keep in an object store
 
-The tar holds manifest.json, cvaeopt.db (a SQLite database, whatever the studies were in) and artifacts/.
+The tar holds manifest.json, cvaeopt.db (a SQLite database, whatever the studies were in), artifacts/ and checkpoints/.
 `storage/restore.py` puts it back, into any database.
 """
 
@@ -27,6 +29,7 @@ import optuna
 
 from cvaeopt import __version__, files
 from cvaeopt.errors import UserError
+from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.storage import Storage
 
 FORMAT = 1
@@ -40,17 +43,36 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--no-checkpoints", action="store_true", help="leave the networks (*.pt) out")
     care.add_storage(options)
     care.add_artifacts(options)
+    care.add_checkpoints(options, "its objects are backed up too")
     given = options.parse_args(arguments)
     with care.opened(given.storage) as storage:
-        studies = backup(storage, given.artifacts, given.file, given.study, checkpoints=not given.no_checkpoints)
-    counts = ", ".join(f"{name} ({facts['trials']} trials, {facts['files']} files)" for name, facts in studies.items())
+        remote = None if given.no_checkpoints else care.object_store(given.checkpoints)
+        studies = backup(
+            storage, given.artifacts, given.file, given.study, checkpoints=not given.no_checkpoints, remote=remote
+        )
+        with care.snapshot(storage) as connection:
+            left = {store for name in studies for store in care.object_stores(connection, name)}
+    counts = ", ".join(
+        f"{name} ({facts['trials']} trials, {facts['files']} files"
+        + (f", {facts['objects']} objects)" if remote is not None else ")")
+        for name, facts in studies.items()
+    )
     care.say(f"{given.file}: {counts}, {given.file.stat().st_size / 1e6:.1f} MB")
+    for store in sorted(left - {remote.url if remote is not None else ""}):
+        if not given.no_checkpoints:
+            care.say(f"The checkpoints in {store} are not in it; to have them: another file and --checkpoints {store}")
 
 
 def backup(
-    storage: Storage, artifacts: Path, target: Path, wanted: list[str], *, checkpoints: bool = True
+    storage: Storage,
+    artifacts: Path,
+    target: Path,
+    wanted: list[str],
+    *,
+    checkpoints: bool = True,
+    remote: Checkpoints | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Write `target`, whole or not at all; trials and files by study. UserError if it exists.
+    """Write `target`, whole or not at all; trials, files and objects of `remote` by study. UserError if it exists.
 
     Rows first: files that are newer than their rows only mean that a resumed trial reports again what it has.
     """
@@ -64,7 +86,7 @@ def backup(
             for name in care.chosen(source, wanted, storage.url):
                 with copy.transaction() as target_rows:
                     rows = care.copy(source, target_rows, name, "the backup")
-                studies[name] = {"trials": rows["trials"], "files": 0}
+                studies[name] = {"trials": rows["trials"], "files": 0, "objects": 0}
                 stored[name] = care.dashboard_files(source, name)
         _one_file(database)
         content = database.read_bytes()
@@ -80,6 +102,11 @@ def backup(
                         continue
                     _add(tar, f"artifacts/{path.relative_to(artifacts).as_posix()}", data)
                     studies[name]["files"] += 1
+                for file in remote.of_study(name) if remote is not None else []:
+                    held = remote.read(name, file) if remote is not None else None
+                    if held is not None:
+                        _add(tar, f"checkpoints/{name}/{file}", held)
+                        studies[name]["objects"] += 1
             manifest = {
                 "format": FORMAT,
                 "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -88,6 +115,7 @@ def backup(
                 "storage": storage.url,
                 "database_sha256": hashlib.sha256(content).hexdigest(),
                 "checkpoints": checkpoints,
+                "object_store": None if remote is None else remote.url,
                 "studies": studies,
             }
             _add(tar, "manifest.json", json.dumps(manifest, indent=2).encode())  # last: its presence means complete

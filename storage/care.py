@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import sys
@@ -20,9 +21,10 @@ from typing import Any, NoReturn
 import optuna
 from sqlalchemy import URL, Connection, MetaData, Table, delete, insert, select
 
-from cvaeopt.errors import CvaeoptError, StudyError, UserError
+from cvaeopt.errors import CvaeoptError, StorageUnreachable, StudyError, UserError
 from cvaeopt.files import inside
 from cvaeopt.search import fleet
+from cvaeopt.search.checkpoints import Checkpoints, open_checkpoints
 from cvaeopt.search.storage import DEFAULT_URL, Storage, lease_table, open_storage, study_table, worker_table
 
 DASHBOARD = "_dashboard"
@@ -60,6 +62,30 @@ def add_artifacts(options: argparse.ArgumentParser) -> None:
         default=Path(os.environ.get("CVAEOPT_ARTIFACTS") or "storage/artifacts"),
         help="folder of the trials' files; default: CVAEOPT_ARTIFACTS, else storage/artifacts",
     )
+
+
+def add_checkpoints(options: argparse.ArgumentParser, what: str) -> None:
+    """Add --checkpoints, which `cvaeopt` has too; `what` the script does with the objects."""
+    options.add_argument(
+        "--checkpoints",
+        default=os.environ.get("CVAEOPT_CHECKPOINTS") or None,
+        metavar="s3://BUCKET/PREFIX",
+        help=f"object store of the workers: {what}; default: CVAEOPT_CHECKPOINTS, else none",
+    )
+
+
+def object_store(url: str | None) -> Checkpoints | None:
+    """The object store at `url`, which answers now; UserError or StorageUnreachable if it does not."""
+    if url is None:
+        return None
+    remote = open_checkpoints(url)
+    silent = remote.check()
+    if silent:
+        raise StorageUnreachable(
+            f"The object store {remote.url} does not answer ({silent}).",
+            todo="Nothing was done: bring it back, or leave its objects out by leaving --checkpoints out.",
+        )
+    return remote
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
@@ -120,14 +146,34 @@ def names(connection: Connection) -> list[str]:
 
 
 def chosen(connection: Connection, wanted: list[str], url: str) -> list[str]:
-    """`wanted`, or all studies when it is empty; StudyError for one that does not exist, or when there is none."""
+    """`wanted`, each with its confirmations, or all studies when it is empty.
+
+    StudyError for one that does not exist, or when there is none.
+    """
     there = names(connection)
     for name in wanted:
         if name not in there:
             raise StudyError(f"{url} has no study {name!r}.", f"There are: {', '.join(there) or 'none'}.")
     if not there:
         raise StudyError(f"{url} has no study.")
-    return wanted or there
+    if not wanted:
+        return there
+    return list(dict.fromkeys(one for name in wanted for one in (name, *confirmations(connection, name))))
+
+
+def confirmations(connection: Connection, name: str) -> list[str]:
+    """The studies that train the leaders of study `name` again (`cvaeopt confirm`), oldest first.
+
+    Also those of an earlier study of this name: without it they are of no use.
+    """
+    rows = connection.execute(select(study_table.c.name, study_table.c.definition).order_by(study_table.c.created_at))
+    there = set(names(connection))
+    return [
+        other
+        for other, definition in rows
+        if other in there
+        and str(json.loads(definition).get("study", {}).get("confirms", "")).rpartition("@")[0] == name
+    ]
 
 
 def refuse_live(storage: Storage, study: str, todo: str) -> None:
@@ -138,6 +184,15 @@ def refuse_live(storage: Storage, study: str, todo: str) -> None:
             f"Study {study!r} has {len(live)} running worker(s): {', '.join(live)}.",
             "Expected: none.",
             f"Stop them first (cvaeopt stop --study {study}), or wait two minutes if they were killed. {todo}".strip(),
+        )
+
+
+def refuse_taken(connection: Connection, name: str, url: str) -> None:
+    """StudyError if the database, named `url` in the message, has a study of this name."""
+    if name in names(connection):
+        raise StudyError(
+            f"{url} has a study {name!r} already.",
+            todo=f"Delete it there first: python storage/delete_study.py {name}",
         )
 
 
@@ -152,6 +207,19 @@ def dashboard_files(connection: Connection, name: str) -> list[str]:
     rows = _rows(connection, _tables(connection), name)
     keys = [row["key"] for table in ("study_system_attributes", "trial_system_attributes") for row in rows[table]]
     return sorted({match[1] for key in keys if (match := _ARTIFACT.match(key))})
+
+
+def complete_trials(connection: Connection, name: str) -> set[int]:
+    """The numbers of the trials that are complete."""
+    rows = _rows(connection, _tables(connection), name)
+    return {row["number"] for row in rows["trials"] if getattr(row["state"], "name", row["state"]) == "COMPLETE"}
+
+
+def object_stores(connection: Connection, name: str) -> list[str]:
+    """The object stores that hold checkpoints of the study, as its trials say (s3://BUCKET/PREFIX)."""
+    rows = _rows(connection, _tables(connection), name)
+    said = {json.loads(row["value_json"]) for row in rows["trial_user_attributes"] if row["key"] == "checkpoints"}
+    return sorted({re.sub(rf"/{re.escape(name)}/\d+$", "", url) for url in said})
 
 
 def study_folder(artifacts: Path, name: str) -> Path:
@@ -172,11 +240,7 @@ def copy(source: Connection, target: Connection, name: str, url: str) -> dict[st
     """
     rows = _rows(source, _tables(source), name)
     tables = _tables(target)
-    if name in names(target):
-        raise StudyError(
-            f"{url} has a study {name!r} already.",
-            todo=f"Delete it there first: python storage/delete_study.py {name}",
-        )
+    refuse_taken(target, name, url)
     # What is left under this name belonged to a study that was deleted in the dashboard.
     target.execute(delete(study_table).where(study_table.c.name == name))
     target.execute(delete(lease_table).where(lease_table.c.study == name))

@@ -1,10 +1,13 @@
-"""Delete a study from the database, with the files of its trials; archive it first with --archive.
+"""Delete a study, its confirmations and the files of their trials; archive them first with --archive.
 
   python storage/delete_study.py main                      asks for the name once more
   python storage/delete_study.py main --archive main.tar   backs it up first (storage/backup.py)
   python storage/delete_study.py main --yes                does not ask
+  python storage/delete_study.py main --checkpoints s3://bucket/prefix
+                                                           with the checkpoints that workers keep in an object store
 
-Refused while its workers run. Recipes, reports and retrained networks are not the study's, and stay.
+Refused while workers of any of them run. `main.confirm` as the name deletes that confirmation alone. Recipes, reports
+and retrained networks are not the study's, and stay.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import care
 from sqlalchemy import delete
 
 from cvaeopt.errors import UserError
+from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.storage import Storage, lease_table, study_table, worker_table
 
 
@@ -28,23 +32,38 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--yes", action="store_true", help="do not ask")
     care.add_storage(options)
     care.add_artifacts(options)
+    care.add_checkpoints(options, "the study's objects are deleted too (and archived)")
     given = options.parse_args(arguments)
     with care.opened(given.storage) as storage:
         with care.snapshot(storage) as connection:
-            care.chosen(connection, [given.study], storage.url)
-        care.refuse_live(storage, given.study, "")
-        folder = care.study_folder(given.artifacts, given.study)
+            doomed = care.chosen(connection, [given.study], storage.url)
+            stores = {name: care.object_stores(connection, name) for name in doomed}
+        for name in doomed:
+            care.refuse_live(storage, name, "")
+        remote = care.object_store(given.checkpoints)
+        ours = None if remote is None else remote.url
+        left = [f"{store}/{name}" for name in doomed for store in stores[name] if store != ours]
         if not given.yes:
-            _ask(given.study, f"{storage.url} and {folder}" + ("" if given.archive else ", without an archive"))
+            places = [storage.url, *(str(care.study_folder(given.artifacts, name)) for name in doomed)]
+            places += [f"{ours}/{name}" for name in doomed if ours is not None]
+            _ask(doomed, places, left, archived=given.archive is not None)
         if given.archive is not None:
-            backup.backup(storage, given.artifacts, given.archive, [given.study])
-            care.say(f"{given.archive} holds it now")
-        deleted = remove(storage, given.study, given.artifacts)
-    care.say(f"{given.study} is deleted, with {deleted} files")
+            backup.backup(storage, given.artifacts, given.archive, [given.study], remote=remote)
+            care.say(f"{given.archive} holds {' and '.join(doomed)} now")
+        for name in reversed(doomed):  # a failure half-way leaves the study, so that the same command goes on
+            files, objects = remove(storage, name, given.artifacts, remote)
+            care.say(f"{name} is deleted, with {files} files" + (f" and {objects} objects" if remote else ""))
+    for place in left:
+        care.say(f"Its checkpoints in {place} stay; to delete them: aws s3 rm --recursive {place}/")
 
 
-def remove(storage: Storage, name: str, artifacts: Path) -> int:
-    """How many files went. Database first: files without a study do no harm, the reverse would."""
+def remove(storage: Storage, name: str, artifacts: Path, remote: Checkpoints | None = None) -> tuple[int, int]:
+    """How many files and objects of `remote` went.
+
+    The object store first: should it fail, the same command can be repeated. Then the database: files without a study
+    do no harm, the reverse would.
+    """
+    objects = 0 if remote is None else remote.delete(name)
     with care.snapshot(storage) as connection:
         shown = care.dashboard_files(connection, name)
     storage.delete_study(storage.get_study_id_from_name(name))
@@ -62,12 +81,18 @@ def remove(storage: Storage, name: str, artifacts: Path) -> int:
     for path in doomed:
         path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    return len(doomed)
+    return len(doomed), objects
 
 
-def _ask(name: str, where: str) -> None:
+def _ask(doomed: list[str], places: list[str], left: list[str], *, archived: bool) -> None:
+    name, *confirmations = doomed
+    also = f" and what confirms it ({', '.join(confirmations)})" if confirmations else ""
+    stays = f" Checkpoints in {', '.join(left)} stay, unless --checkpoints names their store." if left else ""
+    question = (
+        f"This deletes study {name!r}{also} from {', '.join(places)}{'' if archived else ', without an archive'}."
+    )
     try:
-        typed = input(f"This deletes study {name!r} from {where}. Type its name again: ")
+        typed = input(f"{question}{stays} Type its name again: ")
     except EOFError:
         typed = ""
     if typed.strip() != name:

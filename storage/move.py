@@ -1,11 +1,12 @@
 """Copy studies from one database to another, such as from SQLite to PostgreSQL when a second machine comes.
 
   python storage/move.py --from sqlite:///storage/cvaeopt.db --to postgresql://cvaeopt@db/cvaeopt
-  python storage/move.py --from ... --to ... --study main
+  python storage/move.py --from ... --to ... --study main     with its confirmations
 
 Stop the workers first (cvaeopt stop --study main). Trial numbers, values, parameters, curves, attributes, notes,
-leases and waiting trials are kept, and compared afterwards; the files of the trials stay where they are. The source
-is left as it is: start workers with the new --storage only, and remove the old database when you trust the new one.
+leases and waiting trials are kept, and compared afterwards; the files of the trials stay where they are, and so
+do the objects of an object store. The source is left as it is: start workers with the new --storage only, and remove
+the old database when you trust the new one.
 """
 
 from __future__ import annotations

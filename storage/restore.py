@@ -1,9 +1,12 @@
 """Put studies of a backup (storage/backup.py) back, with their files, into any database.
 
   python storage/restore.py backup.tar                     every study of the backup
-  python storage/restore.py backup.tar --study main        one of them
+  python storage/restore.py backup.tar --study main        one of them, with its confirmations
   python storage/restore.py backup.tar --list              say what is in it, and do nothing
   python storage/restore.py backup.tar --keep-files        files that are there already stay, missing ones are added
+  python storage/restore.py backup.tar --checkpoints s3://bucket/prefix
+                                                           what was in an object store goes there again; without
+                                                           this it goes into the artifact folder
 
 A study that the database has already is refused, and so is one whose folder is there, unless --keep-files says that
 it belongs to the study (after the loss of the database alone). Workers then continue the study.
@@ -22,6 +25,7 @@ from typing import Any
 import care
 
 from cvaeopt.errors import UserError
+from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.storage import Storage
 
 
@@ -34,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--list", action="store_true", help="say what is in the backup")
     care.add_storage(options)
     care.add_artifacts(options)
+    care.add_checkpoints(options, "the objects of the backup go there")
     given = options.parse_args(arguments)
     given.artifacts.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that whole folders can be renamed into place.
@@ -46,8 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
             care.opened(care.sqlite_url(Path(scratch) / "cvaeopt.db")) as source,
             care.opened(given.storage, create=True) as target,
         ):
-            done = restore(source, target, Path(scratch) / "artifacts", given.artifacts, given.study, given.keep_files)
-            care.say(f"{', '.join(done)} restored into {target.url} and {given.artifacts}")
+            remote = care.object_store(given.checkpoints)
+            done = restore(source, target, Path(scratch), given.artifacts, given.study, given.keep_files, remote)
+            care.say(
+                f"{', '.join(done)} restored into {target.url} and {given.artifacts}"
+                + ("" if remote is None else f" and {remote.url}")
+            )
 
 
 def unpack(file: Path, folder: Path) -> dict[str, Any]:
@@ -65,7 +74,13 @@ def unpack(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def restore(
-    source: Storage, target: Storage, unpacked: Path, artifacts: Path, wanted: list[str], keep_files: bool = False
+    source: Storage,
+    target: Storage,
+    unpacked: Path,
+    artifacts: Path,
+    wanted: list[str],
+    keep_files: bool = False,
+    remote: Checkpoints | None = None,
 ) -> list[str]:
     """The studies that were restored, each with its files, whole or not at all."""
     with care.snapshot(source) as rows:
@@ -77,18 +92,44 @@ def restore(
                     f"There are files of a study {name!r} in {folder}.",
                     todo="Move them away, or add --keep-files if they belong to the study of the backup.",
                 )
+        with care.snapshot(target) as there:
+            for name in studies:
+                care.refuse_taken(there, name, target.url)
         for name in studies:
+            objects = sorted((unpacked / "checkpoints" / name).glob("*/*.pt"))
+            if remote is not None:
+                _upload(objects, name, remote, keep_files)
+                objects = []
 
-            def put(name: str = name) -> None:
+            def put(name: str = name, objects: list[Path] = objects) -> None:
+                folder = care.study_folder(artifacts, name)
                 with target.transaction() as connection:
                     care.copy(rows, connection, name, target.url)
-                    _place(unpacked / name, care.study_folder(artifacts, name))
+                    _place(unpacked / "artifacts" / name, folder)
+                    complete = care.complete_trials(rows, name)
+                    for path in objects:  # as the workers name them in the folder
+                        number = path.parent.name
+                        _place(path, folder / number / ("last.pt" if int(number) in complete else path.name))
                     for file in care.dashboard_files(rows, name):
-                        if (unpacked / care.DASHBOARD / file).exists():
-                            _place(unpacked / care.DASHBOARD / file, artifacts / care.DASHBOARD / file)
+                        if (unpacked / "artifacts" / care.DASHBOARD / file).exists():
+                            _place(unpacked / "artifacts" / care.DASHBOARD / file, artifacts / care.DASHBOARD / file)
 
             target.retry(put)
     return studies
+
+
+def _upload(objects: list[Path], name: str, remote: Checkpoints, keep: bool) -> None:
+    """Put a study's objects into the store, before its rows: objects without a study do no harm."""
+    there = remote.of_study(name)
+    if there and not keep:
+        raise UserError(
+            f"There are {len(there)} checkpoints of a study {name!r} in {remote.url}.",
+            todo="Name another prefix, or add --keep-files if they belong to the study of the backup.",
+        )
+    for path in objects:
+        file = f"{path.parent.name}/{path.name}"
+        if file not in there:
+            remote.write(name, file, path.read_bytes())
 
 
 def _place(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -236,6 +237,9 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     said = shop.run(*line, GPU="")
     assert said.code == 0, said.err
     assert "0 of 2 runs ended. A worker takes the others: cvaeopt worker --study tiny" in said.out
+    shown = shop.run("status", "--study", "tiny").text
+    assert "the highest of the search; counts until every fresh run has ended" in shown
+    assert json.loads(shop.run("status", "--study", "tiny", "--json").out)["confirmation"]["best"] is None
     assert "confirmation has 0 of 2 runs" in shop.run("export-best", "--study", "tiny").err
     assert json.loads(shop.run("status", "--study", "tiny.confirm", "--json").out)["trials"]["waiting"] == 2
     said = shop.run("worker", "--study", "tiny")
@@ -247,6 +251,8 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     assert (found["new"], found["confirmation"]["runs"], found["confirmation"]["ended"]) == (None, 2, 2)
     facts = json.loads(shop.run("status", "--study", "tiny", "--json").out)
     assert facts["trials"]["complete"] == 2 and facts["confirmation"]["studies"] == ["tiny.confirm"]
+    first = facts["confirmation"]["leaders"][0]
+    assert facts["confirmation"]["best"] == {"number": first["trials"][0], "value": first["mean"]}
     # More seeds, trained by the command itself.
     said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "-q")
     assert said.code == 0, said.err
@@ -255,9 +261,63 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     recipe = tomllib.loads((shop.root / "studies/best/tiny.toml").read_text())["provenance"]
     assert recipe["confirmed"] and recipe["confirmed_by"] == ["tiny.confirm", "tiny.confirm-2"]
     assert "fresh run" in said.out and "95 % interval" in said.out
-    assert "confirmed 3 of 3 fresh runs of 2 leaders" in " ".join(shop.run("status", "--study", "tiny").out.split())
+    shown = shop.run("status", "--study", "tiny").text
+    assert "the highest of the search; what counts is the confirmed mean" in shown
+    value = f"trial {recipe['trial']}, {recipe['value']:.2f} dB"
+    assert f"confirmed 3 of 3 fresh runs of 2 leaders ended: {value}; see tiny.confirm, tiny.confirm-2" in shown
     said = shop.run("report", "--study", "tiny.confirm", "--out", "page")
     assert said.code == 0, said.err
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands that a text advises, split into words."""
+    return [shlex.split(line.rstrip(".")) for line in re.findall(r"cvaeopt ([a-z-]+ --study [^\n(]*)", text)]
+
+
+@pytest.mark.parametrize("given", ["by its path", "from another folder", "by its name"])
+def test_every_advised_command_works_as_it_is_printed(done: Shop, tmp_path: Path, given: str) -> None:
+    shutil.copytree(done.root / "storage", tmp_path / "storage")
+    (tmp_path / "else where").mkdir()
+    shutil.copy(done.root / "studies/tiny.toml", tmp_path / "else where")
+    url = f"sqlite:///{tmp_path}/storage/cvaeopt.db"
+    shop = Shop.new(tmp_path / "work", done.data) if given == "from another folder" else Shop(tmp_path, done.data)
+    if given == "by its name":
+        (tmp_path / "studies").mkdir()
+        shutil.copy(done.root / "studies/tiny.toml", tmp_path / "studies")
+    study = {
+        "by its path": ["--study", "else where/tiny.toml"],
+        "from another folder": ["--study", "tiny", "--storage", url],
+        "by its name": ["--study", "tiny"],
+    }[given]
+    exported = shop.run("export-best", *study)
+    assert exported.code == 0, exported.err
+    advised = commands(exported.err)
+    assert [words[0] for words in advised] == ["confirm", "fetch"]
+    assert [words[1 : len(study) + 1] for words in advised] == [study] * 2
+    confirmed = shop.run(*advised[0], GPU="")
+    assert confirmed.code == 0, confirmed.err
+    ((*worker, gpu, _),) = commands(confirmed.out)
+    assert (worker[0], gpu) == ("worker", "--gpu")
+    assert shop.run(*worker, "--dry-run").code == 0
+    unfinished = commands(shop.run("export-best", *study).err)
+    assert [words[0] for words in unfinished] == ["worker", "fetch"]
+    refused = shop.run("confirm", study[0], study[1].replace("tiny", "tiny.confirm"), *study[2:])
+    one_message(refused, 2, "is a confirmation itself")
+    ((*words, _, _, _, _),) = commands(refused.err)
+    assert shop.run(*words, "--dry-run").code == 0
+    artifacts = {"ARTIFACTS": str(tmp_path / "storage/artifacts")}
+    assert shop.run(*advised[1], **artifacts).code == 0
+
+
+def test_more_leaders_than_there_are_is_one_clear_message_everywhere(done: Shop, tmp_path: Path) -> None:
+    shop = Shop.new(tmp_path, done.data)
+    shutil.copytree(done.root / "storage", shop.root / "storage")
+    line = ["confirm", "--study", "tiny", "--top", "7", "--seeds", "1"]
+    for more in (["--dry-run"], ["--dry-run", "--json"], [], ["--json"], ["-q"]):
+        said = shop.run(*line, *more, GPU="")
+        assert said.code == 0, said.err
+        assert said.err.count("--top 7: the search has 2 leaders") == 1, more
+        assert said.err.count("Warning") == 1
 
 
 def test_a_confirmation_that_cannot_start_registers_nothing(done: Shop, tmp_path: Path) -> None:

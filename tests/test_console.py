@@ -155,6 +155,59 @@ def test_status_says_everything_at_80_columns() -> None:
     assert "trial 0:" not in text
 
 
+def test_status_says_what_else_ends_the_study() -> None:
+    shown = console(pipe)
+    shown.status({**FACTS, "budget": {**FACTS["budget"], "target_db": 34.5, "patience_trials": 1}})
+    assert "12 h, until 34.5 dB, until 1 trial in a row found nothing better; 2345" in " ".join(
+        written(shown.out).split()
+    )
+
+
+FRESH: dict[str, Any] = {"studies": ["main.confirm"], "runs": 6, "leaders": [{}, {}], "table": [{"trial": "17"}]}
+
+
+@pytest.mark.parametrize(
+    ("ended", "best", "verdict", "line"),
+    [
+        (2, None, "counts until every fresh run has ended", "best 33.10 dB (trial 17); 1 worker"),
+        (6, None, "counts, as no fresh run came to its end", "best 33.10 dB (trial 17); 1 worker"),
+        (
+            6,
+            {"number": 3, "value": 31.5},
+            "what counts is the confirmed mean",
+            "best 33.10 dB (trial 17), confirmed 31.50 dB (trial 3); 1 worker",
+        ),
+    ],
+)
+def test_status_says_which_of_two_bests_counts(
+    ended: int, best: dict[str, Any] | None, verdict: str, line: str
+) -> None:
+    facts = {**FACTS, "confirmation": {**FRESH, "ended": ended, "best": best}}
+    shown = console(pipe)
+    shown.status(facts)
+    text = " ".join(written(shown.out).split())
+    assert f"33.10 dB, trial 17; the highest of the search; {verdict}" in text
+    assert (": trial 3, 31.50 dB; see main.confirm" in text) == (best is not None)
+    script = Script(facts)
+    shown.watch(script.read, sleep=script.sleep)
+    assert written(shown.out).splitlines()[-1].endswith(line)
+
+
+def test_advice_is_given_in_the_users_words_everywhere() -> None:
+    shown = console(pipe)
+    shown.rephrase(r"--study (main)(?!\w)", lambda match: f"--study dir/{match[1]}.toml")
+    shown.say("say --study main")
+    shown.warn("warn --study main.")
+    shown.result("result --study main --top 3, --study mainly")
+    shown.error(DataError("error", todo="cvaeopt worker --study main"))
+    assert written(shown.out) == "result --study dir/main.toml --top 3, --study mainly\n"
+    assert written(shown.err).splitlines() == [
+        "say --study dir/main.toml",
+        "Warning: warn --study dir/main.toml.",
+        "Error: error cvaeopt worker --study dir/main.toml",
+    ]
+
+
 def test_status_in_a_pipe_has_no_escapes_no_trailing_blanks_and_whole_names() -> None:
     shown = console(pipe)
     shown.status(FACTS)

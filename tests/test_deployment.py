@@ -124,8 +124,11 @@ def test_password_and_data_have_no_default_and_say_where_to_set_them() -> None:
 def test_the_example_of_env_names_every_variable_with_its_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     used = dict(re.findall(r"\$\{(\w+)(?::-([^}]*))?", text))
-    example = dict(re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert example == used
+    lines = (ROOT / ".env.example").read_text()
+    assert dict(re.findall(r"^(\w+)=(.*)$", lines, re.MULTILINE)) == used
+    # An empty name of an endpoint is not the same as none: these are set by whoever needs them.
+    passed_on = {key for key, value in COMPOSE_FILE["services"]["worker"]["environment"].items() if value is None}
+    assert set(re.findall(r"^#(\w+)=$", lines, re.MULTILINE)) == passed_on
 
 
 def test_no_url_holds_the_password_and_only_the_dashboard_is_published_on_loopback() -> None:
@@ -166,6 +169,37 @@ def test_workers_get_gpus_time_to_finish_an_epoch_and_a_common_volume() -> None:
     assert "deploy" not in services["worker-cpu"]
     assert services["worker-cpu"]["profiles"] == ["cpu"]
     assert compose(CVAEOPT_GPUS="2,3")["services"]["worker"]["environment"]["CVAEOPT_GPUS"] == "2,3"
+
+
+def test_workers_and_tools_hear_of_the_object_store_and_the_dashboard_has_no_credentials(tmp_path: Path) -> None:
+    services = compose(CVAEOPT_CHECKPOINTS="s3://bucket/lab", CVAEOPT_TRIALS_PER_GPU="3")["services"]
+    credentials = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+    for name, service in services.items():
+        trusted = name in ("worker", "worker-cpu", "cvaeopt")
+        assert (credentials <= set(service["environment"])) == trusted, name
+        assert bool(credentials & set(service["environment"])) == trusted, name
+        assert service["environment"].get("CVAEOPT_CHECKPOINTS") == ("s3://bucket/lab" if trusted else None)
+    # The program reads what is passed on, and takes an empty value for none.
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "main.toml").write_text(
+        "[budget]\ntrials = 1\nepochs = 1\n[search]\ntfr = { type = 'float', low = 0.0, high = 1.0 }\n"
+    )
+    for settled, shown in (
+        (services, ["trials_per_gpu = 3", "checkpoints = s3://bucket/lab"]),
+        (compose()["services"], ["trials_per_gpu = 1", "checkpoints = in no object store"]),
+    ):
+        environment = {key: value for key, value in settled["worker-cpu"]["environment"].items() if value is not None}
+        command = [sys.executable, "-m", "cvaeopt.cli", *settled["worker-cpu"]["command"], "--dry-run"]
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("CVAEOPT_")}
+        ran = subprocess.run(
+            command,
+            env={**clean, "PYTHONPATH": str(ROOT), **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert [line for line in shown if line in ran.stdout.splitlines()] == shown, ran.stdout
 
 
 def test_services_wait_for_a_healthy_database_and_nothing_keeps_them_from_being_scaled() -> None:
@@ -225,7 +259,8 @@ class Composed:
         service = self.services[name]
         entry = service.get("entrypoint", [] if name == "db" else ["cvaeopt"])
         command = [self.local(word) for word in (words or [*entry, *service["command"]])]
-        environment = {key: self.local(value) for key, value in service["environment"].items()}
+        given = {key: value for key, value in service["environment"].items() if value is not None}
+        environment = {key: self.local(value) for key, value in given.items()}
         process = subprocess.Popen(
             command,
             env=self.outside | environment,
@@ -411,6 +446,37 @@ def test_a_worker_in_a_container_hears_that_it_shall_stop(
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert ended(process)[:2] == (code, "asked\n")
+
+
+@pytest.mark.slow
+def test_a_grace_time_that_is_shorter_than_an_epoch_costs_that_epoch_and_nothing_else(tmp_path: Path) -> None:
+    """What Docker, Kubernetes and systemd do: SIGTERM to the first process, and in the end SIGKILL to all."""
+    url = f"sqlite:///{tmp_path}/cvaeopt.db"
+
+    def start(name: str, epoch_s: float) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "tests.search.fakes", url, tmp_path / "artifacts", epoch_s, 60, tmp_path / name]
+        return subprocess.Popen(
+            ["sh", str(SUPERVISED), *map(str, words)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    first = start("first", 3.0)
+    until(lambda: list((tmp_path / "artifacts").rglob("last.*.json")) or first.poll() is not None)
+    first.terminate()
+    time.sleep(0.3)
+    assert first.poll() is None, "it finishes its epoch, as far as it knows"
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=30)
+    code, output, problems = ended(start("second", 0.0))
+    assert (code, output) == (0, "finished\n"), problems
+    trained = [(tmp_path / name).read_text().splitlines() for name in ("first", "second")]
+    assert trained[0] == ["0 1"]
+    # Each epoch once; the trial that was cut off may have to wait until its worker is known to be dead.
+    assert sorted(trained[0] + trained[1]) == [f"{trial} {epoch}" for trial in range(3) for epoch in range(1, 5)]
 
 
 def test_each_worker_of_a_machine_takes_a_gpu_of_its_own(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import math
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -20,20 +21,34 @@ from typing import Any
 import optuna
 import psycopg
 import pytest
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial, TrialState
 from optuna_dashboard import get_note, save_note
 from sqlalchemy import select
 
-from cvaeopt.errors import CvaeoptError, SchemaError, StudyError, UserError
+from cvaeopt.errors import (
+    CheckpointError,
+    CvaeoptError,
+    SchemaError,
+    StorageUnreachable,
+    StudyError,
+    UserError,
+)
+from cvaeopt.outcome.confirmed import confirmation
+from cvaeopt.search import confirmation as confirmations
+from cvaeopt.search.checkpoints import open_checkpoints
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.fleet import Fleet, Place
-from cvaeopt.search.objective import DASHBOARD_STORE
+from cvaeopt.search.objective import DASHBOARD_STORE, Objective
 from cvaeopt.search.storage import Storage, lease_table, open_storage, study_table
 from cvaeopt.search.study import create_or_open, status
 from cvaeopt.search.worker import Worker
+from tests.outcome import made_up
+from tests.outcome.test_confirmed import run_all
+from tests.search import test_objective
 from tests.search.fakes import FakeRun, Fakes, curve, leases
 from tests.search.postgres import Postgres
+from tests.search.s3 import BUCKET, S3, SECRET
 
 SCRIPTS = Path(__file__).parents[1] / "storage"
 _numbers = itertools.count()
@@ -507,3 +522,273 @@ def test_every_script_has_help_and_a_line_in_the_readme(
 
 def test_the_dashboards_folder_is_the_one_that_workers_write(script: Callable[[str], ModuleType]) -> None:
     assert script("care").DASHBOARD == DASHBOARD_STORE
+
+
+# ---- confirmations
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def confirmed(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    """A searched study, `made-up`, of which one confirmation is over and one is registered, beside another study."""
+    url = f"sqlite:///{tmp_path}/here.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("databases")()
+    site = Site(url, tmp_path / "files")
+    storage = site.open()
+    for name in ("made-up.confirmed", "made-up"):  # the first one only sounds like a confirmation
+        made = made_up.definition()
+        create_or_open(storage, Definition.parse(made.plain(), name, "test")).add_trials(made_up.trials(6))
+    for seeds in (2, 3):
+        registered = confirmations.plan(storage, "made-up", 2, seeds)
+        confirmations.register(storage, registered)
+        if seeds == 2:
+            run_all(storage, "made-up.confirm", lambda params: 30 + 100 * params["lr"] + params["seed"] % 7 / 10)
+    for name in everything(site):
+        path = site.artifacts / name / "00000" / "history.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(name)
+    storage.close()
+    return site
+
+
+def everything(site: Site) -> list[str]:
+    """The names of the studies in a database."""
+    storage = site.open()
+    found = sorted(study.study_name for study in storage.get_all_studies())
+    storage.close()
+    return found
+
+
+def ranking(site: Site) -> dict[str, Any]:
+    """What the confirmations of `made-up` say."""
+    storage = site.open()
+    found = confirmation(storage, "made-up")
+    storage.close()
+    assert found is not None
+    return found.plain()
+
+
+FAMILY = ["made-up", "made-up.confirm", "made-up.confirm-2"]
+
+
+def test_a_backup_and_a_move_of_a_study_take_its_confirmations_along(
+    confirmed: Site, script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    moved, restored = (Site(f"sqlite:///{tmp_path}/{name}.db", tmp_path / name) for name in ("moved", "restored"))
+    script("move").main(["--from", confirmed.url, "--to", moved.url, "--study", "made-up"])
+    backup = tmp_path / "x.tar"
+    script("backup").main([str(backup), "--study", "made-up", *confirmed.options()])
+    script("restore").main([str(backup), "--study", "made-up", *restored.options()])
+    assert ranking(confirmed)["ended"] == 4
+    for site in (moved, restored):
+        assert everything(site) == FAMILY
+        assert ranking(site) == ranking(confirmed)
+    assert sorted(path.name for path in restored.artifacts.iterdir()) == FAMILY
+
+
+def test_a_study_is_deleted_with_its_confirmations_which_are_named_before(
+    confirmed: Site,
+    script: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    before = ranking(confirmed)
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "")
+    with pytest.raises(UserError, match="Nothing was deleted"):
+        script("delete_study").main(["made-up", *confirmed.options()])
+    assert "'made-up' and what confirms it (made-up.confirm, made-up.confirm-2)" in asked[0]
+    storage = confirmed.open()
+    fleet = Fleet(storage, "made-up.confirm-2")
+    fleet.register("alive", Place.here(), "cpu")
+    with pytest.raises(UserError, match=r"'made-up.confirm-2' has 1 running worker"):
+        script("delete_study").main(["made-up", "--yes", *confirmed.options()])
+    with storage.transaction() as connection:
+        connection.exec_driver_sql("UPDATE cvaeopt_worker SET state = 'stopped'")
+    storage.close()
+    assert ranking(confirmed) == before
+
+    archive = tmp_path / "x.tar"
+    script("delete_study").main(["made-up", "--yes", "--archive", str(archive), *confirmed.options()])
+    said = capsys.readouterr().out
+    assert [name for name in FAMILY if f"{name} is deleted, with 1 files" in said] == FAMILY
+    assert everything(confirmed) == ["made-up.confirmed"]
+    assert [path.name for path in confirmed.artifacts.iterdir()] == ["made-up.confirmed"]
+    script("restore").main([str(archive), *confirmed.options()])
+    assert ranking(confirmed) == before
+
+
+def test_one_confirmation_can_be_deleted_alone(confirmed: Site, script: Callable[[str], ModuleType]) -> None:
+    script("delete_study").main(["made-up.confirm-2", "--yes", *confirmed.options()])
+    assert everything(confirmed) == [*FAMILY[:2], "made-up.confirmed"]
+    assert ranking(confirmed)["best"] is not None
+
+
+# ---- an object store
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    made = S3.launch()
+    yield made
+    made.stop()
+
+
+@dataclass
+class Lab:
+    """The study of `half`, whose workers kept their checkpoints in a bucket, and other people's objects there."""
+
+    site: Site
+    s3: S3
+
+    def put(self, key: str, body: bytes) -> None:
+        self.s3.own.put_object(Bucket=BUCKET, Key=key, Body=body)
+
+    def objects(self, prefix: str) -> dict[str, bytes]:
+        there = self.s3.keys()
+        read = self.s3.own.get_object
+        return {key: read(Bucket=BUCKET, Key=key)["Body"].read() for key in there if key.startswith(prefix)}
+
+
+MINE = {"lab/main/00000/last.1.pt": b"of a complete trial", "lab/main/00002/last.3.pt": b"of one that was left"}
+OTHERS = {"lab/other/00000/last.1.pt": b"other", "lab/main/x/00000/last.1.pt": b"deeper", "lab/main/readme": b"text"}
+STORE = f"s3://{BUCKET}/lab"
+
+
+@pytest.fixture
+def lab(half: Site, server: S3, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.clear()
+    made = Lab(half, server)
+    for key, body in {**MINE, **OTHERS}.items():
+        made.put(key, body)
+    storage = half.open()
+    study = optuna.load_study(study_name="main", storage=storage)
+    storage.set_trial_user_attr(study.trials[2]._trial_id, "checkpoints", f"{STORE}/main/00002")
+    storage.close()
+    return made
+
+
+def test_a_backup_has_the_objects_if_their_store_is_named_and_says_so_if_not(
+    lab: Lab, script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without, with_them = tmp_path / "without.tar", tmp_path / "with.tar"
+    script("backup").main([str(without), *lab.site.options()])
+    assert f"The checkpoints in {STORE} are not in it" in capsys.readouterr().out
+    script("backup").main([str(with_them), "--checkpoints", STORE, *lab.site.options()])
+    said = capsys.readouterr().out
+    assert re.search(r"main \(4 trials, \d+ files, 2 objects\)", said)
+    assert re.search(r"other \(\d trials, \d+ files, 1 objects\)", said)
+    assert "not in it" not in said
+    small = tmp_path / "small.tar"
+    script("backup").main([str(small), "--no-checkpoints", "--checkpoints", STORE, *lab.site.options()])
+    with tarfile.open(small) as tar:
+        assert not [name for name in tar.getnames() if name.endswith(".pt")]
+    lab.s3.clear()
+
+    # Into another store.
+    there = Site(f"sqlite:///{tmp_path}/there.db", tmp_path / "there")
+    new = f"s3://{BUCKET}/new"
+    script("restore").main([str(with_them), "--study", "main", "--checkpoints", new, *there.options()])
+    assert lab.objects("") == {key.replace("lab", "new"): body for key, body in MINE.items()}
+    assert not list(there.artifacts.rglob("*.pt"))
+    again = [str(with_them), "--study", "main", "--checkpoints", new]
+    with pytest.raises(StudyError, match="already"):
+        script("restore").main([*again, "--keep-files", *there.options()])
+    fresh = Site(f"sqlite:///{tmp_path}/fresh.db", tmp_path / "fresh")
+    with pytest.raises(UserError, match=r"There are 2 checkpoints of a study 'main' in s3://studies/new"):
+        script("restore").main([*again, *fresh.options()])
+    lab.put("new/main/00000/last.1.pt", b"newer")
+    script("restore").main([*again, "--keep-files", *fresh.options()])
+    assert lab.objects("new/main/00000") == {"new/main/00000/last.1.pt": b"newer"}
+
+    # Without one they are where workers look on their disk.
+    plain = Site(f"sqlite:///{tmp_path}/plain.db", tmp_path / "plain")
+    script("restore").main([str(with_them), *plain.options()])
+    assert (plain.artifacts / "main" / "00000" / "last.pt").read_bytes() == b"of a complete trial"
+    assert (plain.artifacts / "main" / "00002" / "last.3.pt").read_bytes() == b"of one that was left"
+    assert_continues(plain)
+
+
+def test_a_trial_goes_on_from_a_backup_of_its_object_store(
+    lab: Lab, script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    made = test_objective.definition()
+    here, there = (Site(f"sqlite:///{tmp_path}/{name}.db", tmp_path / name) for name in ("a", "b"))
+    storage = here.open()
+    trial = create_or_open(storage, made).ask()
+    remote = open_checkpoints(STORE)
+    run = Objective(made, test_objective.DATA, artifacts=here.artifacts, remote=remote).open(trial, token=1)
+    for result in run.run():
+        run.save()
+        if result.epoch == 2:
+            break
+    run.settle()
+    remote.close()
+    storage.close()
+    shutil.rmtree(here.artifacts)
+    script("backup").main([str(tmp_path / "x.tar"), "--checkpoints", STORE, *here.options()])
+    script("restore").main([str(tmp_path / "x.tar"), *there.options()])
+    storage = there.open()
+    again = Trial(create_or_open(storage, made), storage.get_all_trials(1)[0]._trial_id)
+    assert Objective(made, test_objective.DATA, artifacts=there.artifacts).open(again, token=2).epoch == 2
+    storage.close()
+
+
+def test_a_deletion_takes_the_objects_of_a_store_that_is_named_and_no_others(
+    lab: Lab, script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delete = ["main", "--yes", *lab.site.options()]
+    with lab.s3.away(), pytest.raises(StorageUnreachable, match=r"does not answer.*Nothing was done") as caught:
+        script("delete_study").main([*delete, "--checkpoints", STORE])
+    assert SECRET not in str(caught.value)
+    for url, said in ((f"s3://key:{SECRET}@x", "names no object store"), ("s3://none", "cannot be used")):
+        with pytest.raises(UserError, match=said) as refused:
+            script("delete_study").main([*delete, "--checkpoints", url])
+        assert SECRET not in str(refused.value)
+    assert lab.objects("") == {**MINE, **OTHERS}
+    archive = tmp_path / "main.tar"
+    script("delete_study").main([*delete, "--checkpoints", STORE, "--archive", str(archive)])
+    said = capsys.readouterr().out
+    assert re.search(r"main is deleted, with \d+ files and 2 objects", said)
+    assert "stay" not in said
+    assert lab.objects("") == OTHERS
+    script("restore").main([str(archive), "--checkpoints", STORE, *lab.site.options()])
+    assert lab.objects("") == {**MINE, **OTHERS}
+    assert_continues(lab.site)
+
+
+def test_a_deletion_without_the_store_says_what_stays_there(
+    lab: Lab,
+    script: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "main")
+    script("delete_study").main(["main", *lab.site.options()])
+    assert f"Checkpoints in {STORE}/main stay, unless --checkpoints names their store" in asked[0]
+    assert f"stay; to delete them: aws s3 rm --recursive {STORE}/main/" in capsys.readouterr().out
+    assert lab.objects("") == {**MINE, **OTHERS}
+
+
+def test_a_store_that_fails_half_way_leaves_a_study_that_can_be_deleted_again(
+    lab: Lab, script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = ["main", "--yes", "--checkpoints", STORE, *lab.site.options()]
+    monkeypatch.setattr(Boto3ArtifactStore, "remove", _fails)
+    with pytest.raises(CheckpointError, match=r"cannot be deleted \(denied\)"):
+        script("delete_study").main(delete)
+    monkeypatch.undo()
+    for name, value in lab.s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    assert everything(lab.site) == ["main", "other"]
+    script("delete_study").main(delete)
+    assert (everything(lab.site), lab.objects("")) == (["other"], OTHERS)
+
+
+def _fails(*_: object) -> None:
+    raise RuntimeError("denied")

@@ -98,11 +98,13 @@ class Confirmation:
         return first if self.over and first.mean is not None else None
 
     def plain(self) -> dict[str, Any]:
-        """The confirmation as JSON values."""
+        """The confirmation as JSON values; `best` is what counts in place of the search's best, once there is one."""
+        best = self.best
         return {
             "studies": list(self.studies),
             "runs": self.runs,
             "ended": self.ended,
+            "best": None if best is None else {"number": best.leader.trials[0], "value": _rounded(best.mean)},
             "spread_db": _rounded(self.spread),
             "leaders": [one.plain() for one in self.ranked],
         }

@@ -21,13 +21,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cvaeopt.errors import CheckpointError, UserError
+from cvaeopt.errors import CheckpointError, CvaeoptError, UserError
 from cvaeopt.files import whole
 from cvaeopt.search.storage import mask
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"last\.(\d+)\.pt")
+_NAME = re.compile(r"(\d+)/last\.(\d+)\.pt")
+"""An object below PREFIX/STUDY/: the trial's number and the token of its owner."""
+
 _EXPECTED = "Expected: s3://BUCKET or s3://BUCKET/PREFIX."
 
 
@@ -154,19 +156,11 @@ class Checkpoints:
 
     def download(self, study: str, number: int, target: Path) -> Path:
         """`target`, written from the object of the trial's last owner; CheckpointError if there is none."""
-        try:
+        with self._asking(f"{self.of_trial(study, number)} cannot be read"):
             names = self._names(study, number)
             if names:
                 self._download(study, number, names[-1], target)
                 return target
-        except OSError:
-            raise
-        except Exception as error:
-            raise CheckpointError(
-                f"{self.of_trial(study, number)} cannot be read ({self._said(error)}).",
-                "Expected: an object store that answers, and credentials that may list and read.",
-                "Check --checkpoints, AWS_ENDPOINT_URL and the credentials.",
-            ) from None
         raise CheckpointError(
             f"{self.of_trial(study, number)} holds no checkpoint.",
             "Expected: the last.TOKEN.pt of a trial that is among the study's best, or still runs.",
@@ -195,6 +189,47 @@ class Checkpoints:
             "Expected: a bucket that exists, and credentials that may list, read, write and delete in it.",
             "Check --checkpoints, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
         )
+
+    # ---- a whole study at once: CheckpointError when the store does not answer or does not permit it
+
+    def of_study(self, study: str) -> list[str]:
+        """The study's objects as `00042/last.3.pt`, in order."""
+        with self._asking(f"{self.url}/{study} cannot be listed"):
+            return sorted(key.removeprefix(f"{self._prefix}{study}/") for _, _, key in self._objects(study))
+
+    def read(self, study: str, name: str) -> bytes | None:
+        """The content of an object that `of_study` named; None if it was replaced or deleted meanwhile."""
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        with self._asking(f"{self.url}/{study}/{name} cannot be read"):
+            try:
+                with contextlib.closing(self._store.open_reader(f"{self._prefix}{study}/{name}")) as source:
+                    return source.read()
+            except ArtifactNotFound:
+                return None
+
+    def write(self, study: str, name: str, content: bytes) -> None:
+        """Store an object under a name as `of_study` gives them."""
+        with self._asking(f"{self.url}/{study}/{name} cannot be written"):
+            self._store.write(f"{self._prefix}{study}/{name}", io.BytesIO(content))
+
+    def delete(self, study: str) -> int:
+        """How many objects of the study were deleted: all."""
+        with self._asking(f"{self.url}/{study} cannot be deleted"):
+            return self._delete(study, lambda *_: True)
+
+    @contextlib.contextmanager
+    def _asking(self, failed: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, CvaeoptError):
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{failed} ({self._said(error)}).",
+                "Expected: an object store that answers, and credentials that may list, read, write and delete.",
+                "Check --checkpoints, AWS_ENDPOINT_URL and the credentials.",
+            ) from None
 
     # ---- the thread
 
@@ -252,7 +287,7 @@ class Checkpoints:
                 del self._pending[key]
                 stream.close()
         # Those of earlier owners; never a later one's, should this process have slept since.
-        self._delete(f"{study}/{number:05d}", lambda _, old: old < token)
+        self._delete(study, lambda _, old: old < token, number)
 
     def _release(self) -> None:
         for stream in self._pending.values():
@@ -277,26 +312,28 @@ class Checkpoints:
     def _key(self, study: str, number: int, name: str) -> str:
         return f"{self._prefix}{study}/{number:05d}/{name}"
 
-    def _objects(self, below: str) -> Iterator[tuple[int, int, str]]:
-        """(trial, token, key) of every checkpoint below `PREFIX/below/`."""
+    def _objects(self, study: str, number: int | None = None) -> Iterator[tuple[int, int, str]]:
+        """(number, token, key) of every checkpoint of a study, or of one trial; nothing that lies deeper."""
+        below = f"{self._prefix}{study}/"
         pages = self._client.get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{below}/"):
+        prefix = below if number is None else f"{below}{number:05d}/"
+        for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 key = str(entry["Key"])
-                *_, number, name = key.split("/")
-                match = _NAME.fullmatch(name)
-                if match and number.isdecimal():
-                    yield int(number), int(match[1]), key
+                match = _NAME.fullmatch(key.removeprefix(below))
+                if match:
+                    yield int(match[1]), int(match[2]), key
 
     def _names(self, study: str, number: int) -> list[str]:
         """The names of the trial's objects, the last owner's last."""
-        found = sorted((token, key.rpartition("/")[2]) for _, token, key in self._objects(f"{study}/{number:05d}"))
+        found = sorted((token, key.rpartition("/")[2]) for _, token, key in self._objects(study, number))
         return [name for _, name in found]
 
-    def _delete(self, below: str, wanted: Callable[[int, int], bool]) -> None:
-        for number, token, key in list(self._objects(below)):
-            if wanted(number, token):
-                self._store.remove(key)
+    def _delete(self, study: str, wanted: Callable[[int, int], bool], number: int | None = None) -> int:
+        doomed = [key for of, token, key in self._objects(study, number) if wanted(of, token)]
+        for key in doomed:
+            self._store.remove(key)
+        return len(doomed)
 
     def _download(self, study: str, number: int, name: str, target: Path) -> None:
         with (

@@ -269,6 +269,7 @@ class Storage(RDBStorage):
                 result = call(attempt)
             except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
                 if not is_outage(error):
+                    _check_sqlite_content(error, self.url)
                     raise
                 said = self.scrub(_first_line(error))
             else:
@@ -539,6 +540,7 @@ def open_storage(
             said = _scrub(str(error), url)
             _check_room(error, target, absent)
             if not is_outage(error):
+                _check_sqlite_content(error, shown)
                 if isinstance(error, optuna.exceptions.OptunaError):
                     raise _refused(shown, _scrub(_first_line(error), url)) from None
                 raise SchemaError(
@@ -549,10 +551,12 @@ def open_storage(
         except sqlalchemy.exc.SQLAlchemyError as error:
             said = _scrub(_first_line(error), url)
             _check_room(error, target, absent)
+            _check_sqlite_content(error, shown)
             if not is_outage(error) or _is_refusal(said):
                 raise _refused(shown, said) from None
-        except sqlite3.OperationalError as error:  # the creation lock
+        except sqlite3.DatabaseError as error:  # the creation lock
             said = str(error)
+            _check_sqlite_content(error, shown)
             _check_room(error, target, absent)
         waited = time.monotonic() - started
         if waited >= min(start_limit_s, limit_s):
@@ -682,8 +686,7 @@ def _check_room(error: BaseException, target: URL, absent: list[Path]) -> None:
 
     During a run room may be made while calls are repeated; at the start somebody should be told at once.
     """
-    origins = [error, error.__cause__, getattr(error, "orig", None), getattr(error.__cause__, "orig", None)]
-    codes = {getattr(one, "sqlite_errorcode", 0) & 0xFF for one in origins if isinstance(one, sqlite3.Error)}
+    codes = _sqlite_codes(error)
     folder = Path(target.database or "").absolute().parent
     if sqlite3.SQLITE_FULL not in codes:
         # Without room for its side files SQLite speaks of an I/O error, or of a file that it cannot open.
@@ -702,6 +705,35 @@ def _check_room(error: BaseException, target: URL, absent: list[Path]) -> None:
         f"The disk of {folder} is full: the database cannot be written.",
         todo="Make room there, or put the database on another disk with --storage; then run the same command again.",
     ) from None
+
+
+def _check_sqlite_content(error: BaseException, shown: str) -> None:
+    """UserError if `error` says that a SQLite file is no database, is damaged, or may not be written."""
+    codes = _sqlite_codes(error)
+    if sqlite3.SQLITE_NOTADB in codes:
+        raise UserError(
+            f"{shown} is not a SQLite database: the file holds something else.",
+            "Expected: a file that cvaeopt has made, or the name of a file that is not there yet.",
+            "Name another file with --storage; nothing was changed in this one.",
+        ) from None
+    if sqlite3.SQLITE_CORRUPT in codes:
+        raise UserError(
+            f"The SQLite database {shown} is damaged ({_first_line(error)}).",
+            "Expected: a whole file; a copy made with cp while workers write is none.",
+            "Stop the workers, move the file away, and restore a backup (storage/README.md).",
+        ) from None
+    if codes & {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
+        raise UserError(
+            f"The SQLite database {shown} may not be written ({_first_line(error)}).",
+            "Expected: a file, in a folder, that this user may write.",
+            "Change their permissions, or name another file with --storage.",
+        ) from None
+
+
+def _sqlite_codes(error: BaseException) -> set[int]:
+    """SQLite's primary result codes in `error` and in what it wraps."""
+    origins = [error, error.__cause__, getattr(error, "orig", None), getattr(error.__cause__, "orig", None)]
+    return {getattr(one, "sqlite_errorcode", 0) & 0xFF for one in origins if isinstance(one, sqlite3.Error)}
 
 
 def _driver_advice(target: URL) -> str:

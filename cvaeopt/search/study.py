@@ -251,6 +251,8 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
             "epochs": entry["epochs"],
             "total_epochs": entry["total_epochs"],
             "wall_clock_h": definition.budget.wall_clock_h,
+            "target_db": definition.budget.target_db,
+            "patience_trials": definition.budget.patience_trials,
         },
         "trials": found["trials"],
         "epochs_spent": found["epochs_spent"],

@@ -25,6 +25,7 @@ from tests.search.test_objective import DATA, definition, new_study
 
 URL = f"s3://{BUCKET}/lab"
 ROOT = Path(__file__).parents[2]
+EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 @pytest.fixture
 def remote(s3: S3) -> Iterator[Checkpoints]:
-    made = Checkpoints(URL, s3.client(), retry_s=0.05)
+    made = Checkpoints(URL, s3.own, retry_s=0.05)
     yield made
     made.close(5.0)
 
@@ -93,7 +94,7 @@ def test_a_bucket_that_does_not_exist_is_the_users_error(s3: S3) -> None:
 
 
 def test_a_store_that_is_away_is_no_error_of_the_user(s3: S3) -> None:
-    remote = Checkpoints(URL, s3.client())
+    remote = Checkpoints(URL, s3.own)
     with s3.away():
         assert "127.0.0.1" in remote.check()
     assert remote.check() == ""
@@ -196,7 +197,7 @@ def test_the_newest_that_is_whole_and_of_this_run_wins(remote: Checkpoints, s3: 
     list(other.run())
     other.save()
     for token, content in ((5, other._checkpoint.read_bytes()), (6, other._checkpoint.read_bytes()[:999])):
-        s3.client().put_object(Bucket=BUCKET, Key=f"lab/tiny/00000/last.{token}.pt", Body=content)
+        s3.own.put_object(Bucket=BUCKET, Key=f"lab/tiny/00000/last.{token}.pt", Body=content)
     again = Objective(definition(), DATA, artifacts=tmp_path / "b", remote=remote).open(trial, token=7)
     assert again.epoch == 1
     assert again.resumed_from is not None and again.resumed_from.name == "last.1.remote.pt"
@@ -216,7 +217,7 @@ def test_losing_trials_are_tidied_in_the_store_as_on_the_disk(remote: Checkpoint
 
 @pytest.mark.usefixtures("plain")
 def test_a_store_that_is_away_costs_no_trial(s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    remote = Checkpoints(URL, s3.client(), retry_s=0.05)
+    remote = Checkpoints(URL, s3.own, retry_s=0.05)
     study = new_study()
     with s3.away():
         study.optimize(Objective(definition(), DATA, artifacts=tmp_path, remote=remote), n_trials=2)
@@ -231,8 +232,11 @@ def test_a_store_that_is_away_costs_no_trial(s3: S3, tmp_path: Path, caplog: pyt
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     made = Shop.new(tmp_path_factory.mktemp("shop") / "x")
-    text = (made.root / "studies" / "tiny.toml").read_text().replace("epochs = 1", "epochs = 16")
-    (made.root / "studies" / "tiny.toml").write_text(text.replace("trials = 2", "trials = 1"))
+    text = (made.root / "studies" / "tiny.toml").read_text()
+    # Epochs short enough for two whole runs, and enough of them that the first machine is stopped between two.
+    text = text.replace("epochs = 1", f"epochs = {EPOCHS}").replace("trials = 2", "trials = 1")
+    text = text.replace("[fixed]", "[fixed]\nframe_H = 8\nframe_W = 16\ntrain_vi_len = 4")
+    (made.root / "studies" / "tiny.toml").write_text(text)
     return made
 
 
@@ -286,7 +290,7 @@ def test_a_trial_of_a_machine_that_died_goes_on_on_another_from_the_store(s3: S3
     b = Machine(shop, two, "b", CHECKPOINTS=URL)
     said += b.work()
     assert "first epoch" not in said
-    assert len((b.artifacts / "tiny" / "00000" / "history.jsonl").read_text().splitlines()) == 16
+    assert len((b.artifacts / "tiny" / "00000" / "history.jsonl").read_text().splitlines()) == EPOCHS
     alone = Machine(shop, tmp_path, "alone")
     alone.work()
     studies = [optuna.load_study(study_name="tiny", storage=f"sqlite:///{one}/x.db") for one in (two, tmp_path)]

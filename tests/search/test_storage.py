@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
-from sqlalchemy import orm
+from sqlalchemy import event, orm
 
 from cvaeopt.errors import SchemaError, StorageUnreachable, StudyError, UserError
 from cvaeopt.search import storage as module
@@ -154,10 +155,45 @@ def test_a_folder_instead_of_a_file_is_the_users_error(tmp_path: Path) -> None:
         open_storage(f"sqlite:///{tmp_path}")
 
 
-def test_a_file_that_is_no_database_is_the_users_error(tmp_path: Path) -> None:
-    (tmp_path / "x.db").write_text("hello " * 1000)
-    with pytest.raises(UserError, match="not a database"):
-        open_storage(f"sqlite:///{tmp_path}/x.db")
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_that_is_no_database_is_said_to_be_none_and_stays(tmp_path: Path, create: bool) -> None:
+    path = tmp_path / "x.db"
+    path.write_text("hello " * 1000)
+    with pytest.raises(UserError, match=r"is not a SQLite database.*Expected: .*Name another file") as caught:
+        open_storage(f"sqlite:///{path}", create=create)
+    assert "password" not in str(caught.value)
+    assert path.read_text() == "hello " * 1000
+
+
+def test_a_database_that_was_damaged_or_cut_off_is_said_to_be(tmp_path: Path, template_file: Path) -> None:
+    whole = template_file.read_bytes()
+    path = tmp_path / "x.db"
+    for content in (whole[: len(whole) // 2], whole[:4096] + bytes(len(whole) - 4096)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"is damaged \(.*restore a backup"):
+            open_storage(f"sqlite:///{path}")
+
+
+def test_a_database_that_is_damaged_while_it_is_used_is_said_to_be(tmp_path: Path, template_file: Path) -> None:
+    path = tmp_path / "x.db"
+    shutil.copy(template_file, path)
+    with closing(open_storage(f"sqlite:///{path}")) as storage:
+        path.write_bytes(b"no database any more" * 500)
+        with pytest.raises(UserError, match="is not a SQLite database"):
+            storage.get_all_studies()
+
+
+def test_a_database_that_may_only_be_read_is_said_to_be(tmp_path: Path, template_file: Path) -> None:
+    shutil.copy(template_file, tmp_path / "x.db")
+    with closing(open_storage(f"sqlite:///{tmp_path}/x.db")) as storage:
+        # SQLite's own way to forbid writing: root, who may run this test, can write a file without permissions.
+        @event.listens_for(storage.engine, "connect")
+        def _only_read(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA query_only=ON")
+
+        storage.engine.dispose()
+        with pytest.raises(UserError, match=r"may not be written.*permissions"):
+            optuna.create_study(storage=storage, study_name="new")
 
 
 def test_a_host_that_does_not_answer_is_unreachable_and_its_password_stays_secret() -> None:

@@ -254,7 +254,9 @@ def test_many_creators_some_of_them_killed_make_one_study_with_each_point_once(s
 
 
 def test_status_is_what_the_command_line_promises(storage):
-    definition = define()
+    definition = define(
+        budget={"trials": 8, "epochs": 10, "total_epochs": 70, "wall_clock_h": 2.0, "patience_trials": 40}
+    )
     study = create_or_open(storage, definition)
     values = [21.0, 24.123456, 30.0, None, None, None]
     for number, value in enumerate(values):
@@ -285,7 +287,14 @@ def test_status_is_what_the_command_line_promises(storage):
         "storage": storage.url,
         "direction": "maximize",
         "metric": "val_psnr",
-        "budget": {"trials": 8, "epochs": 10, "total_epochs": 70, "wall_clock_h": 2.0},
+        "budget": {
+            "trials": 8,
+            "epochs": 10,
+            "total_epochs": 70,
+            "wall_clock_h": 2.0,
+            "target_db": None,
+            "patience_trials": 40,
+        },
         "trials": {"complete": 3, "pruned": 1, "running": 1, "waiting": 1, "failed": 2},
         "epochs_spent": 3 + 4 + 5 + 6 + 7 + 8,
         "best": {"number": 1, "value": 24.1235, "params": {"lr": 1e-3, "tfr": 0.0}},
