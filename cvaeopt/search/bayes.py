@@ -68,7 +68,7 @@ class GaussianProcessSampler(BaseSampler):
         self._seed_noise_db = seed_noise_db
         self._active = active
         self._deciding = list(deciding)
-        self._forecast = Forecaster(window, LEAST_COMPLETE)
+        self._forecast = Forecaster(window, LEAST_COMPLETE, seed_noise_db)
         self._cube = _Cube(self._space)
         self._bases = dict(zip(self._space, primes(len(self._space)), strict=True))
 

@@ -22,7 +22,7 @@ from cvaeopt.vae.schedules import beta_at, tfr_at
 
 RECENT = 10  # ended trials that stand for a fresh one: the sampler's suggestions become better
 LEAST_COMPLETE = 0.2  # share of the ended trials; below, the next one runs to its end whatever is foretold
-SURER = 0.8  # a forecast whose error is more than so much of a fresh trial's uncertainty tells too little
+SURER = 0.9  # a forecast whose error is more than so much of a fresh trial's uncertainty tells too little
 
 
 class ForecastPruner(BasePruner):
@@ -34,6 +34,7 @@ class ForecastPruner(BasePruner):
     n_startup_trials   complete trials from which the forecast is learned; at least 2
     keep               share of the complete trials that count as leaders, in [0, 1]; 0: the best one alone
     odds               stops a trial that is less than so many times as likely to join them as a fresh one, above 0
+    seed_noise_db      standard deviation between training seeds, dB
     shows_at           epoch from which a trial's own settings have shown themselves; the later one counts
     """
 
@@ -46,13 +47,14 @@ class ForecastPruner(BasePruner):
         n_startup_trials: int = 3,
         keep: float = 0.0,
         odds: float = 2.0,
+        seed_noise_db: float = 0.35,
         shows_at: Callable[[FrozenTrial], int] = lambda trial: 0,
     ) -> None:
         if n_startup_trials < 2:
             raise ValueError(f"n_startup_trials = {n_startup_trials}: at least 2 are needed")
         if not 0 <= keep <= 1 or not odds > 0:
             raise ValueError(f"keep = {keep}, odds = {odds}: expected [0, 1] and above 0")
-        self._forecast = Forecaster(window, n_startup_trials)
+        self._forecast = Forecaster(window, n_startup_trials, seed_noise_db)
         self._warmup_epochs = max(warmup_epochs, 1)
         self._interval_epochs = interval_epochs
         self._keep = keep

@@ -79,6 +79,7 @@ def pruner_for(definition: Definition) -> BasePruner:
             n_startup_trials=chosen.n_startup_trials,
             keep=chosen.keep,
             odds=chosen.odds,
+            seed_noise_db=definition.seed_noise_db,
             shows_at=lambda trial: pruning.shows_at(params_to_config(definition, trial.params, trial.number)),
         )
     return optuna.pruners.PercentilePruner(

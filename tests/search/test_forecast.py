@@ -67,7 +67,7 @@ def test_a_forecaster_waits_for_its_trials_and_leaves_out_what_has_no_values() -
     study.add_trial(create_trial(value=99.0, intermediate_values={1: float("nan"), 2: float("nan")}))
     early = create_trial(state=TrialState.PRUNED, intermediate_values={1: 11.5, 2: 21.5})
     early.number = 50
-    assert Forecaster(1, 5)(study, early) is None
-    found = Forecaster(1, 4)(study, early)
+    assert Forecaster(1, 5, 0.35)(study, early) is None
+    found = Forecaster(1, 4, 0.35)(study, early)
     assert found is not None and found.mean == pytest.approx(23.5, abs=0.1)
-    assert Forecaster(1, 4)(study, create_trial(state=TrialState.RUNNING)) is None
+    assert Forecaster(1, 4, 0.35)(study, create_trial(state=TrialState.RUNNING)) is None
