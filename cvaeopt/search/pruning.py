@@ -22,7 +22,7 @@ from cvaeopt.vae.schedules import beta_at, tfr_at
 
 RECENT = 10  # ended trials that stand for a fresh one: the sampler's suggestions become better
 LEAST_COMPLETE = 0.2  # share of the ended trials; below, the next one runs to its end whatever is foretold
-SURER = 0.9  # a forecast whose error is more than so much of a fresh trial's uncertainty tells too little
+SURER = 0.7  # a forecast whose error is more than so much of a fresh trial's uncertainty tells too little
 
 
 class ForecastPruner(BasePruner):
