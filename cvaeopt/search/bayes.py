@@ -32,6 +32,7 @@ CANDIDATES = 1024
 ROUNDS = 6  # of refinement about the best candidates, each half as wide
 UNKNOWN_ERROR_DB = 0.5  # of a value whose curve nobody kept
 FARTHEST = 1.0  # correlation length, in widths of the cube, from which a setting is taken not to matter for divergence
+MOST = 300  # observations; a suggestion's time grows with their third power, and these take some seconds
 MARGIN = 0.1  # correlation lengths
 HOPELESS = 1e6  # below every logarithm of an expected improvement
 ABSENT = 0.5  # where a setting that is not searched lies in the cube
@@ -88,6 +89,7 @@ class GaussianProcessSampler(BaseSampler):
         observed = self._observed(study, trials)
         if len(observed[1]) < max(2, self._n_startup_trials):
             return {name: value_at(one, self._halton(trial.number, name)) for name, one in self._space.items()}
+        observed = _fewer(*observed)
         process = fit(*observed)
         best = float(process.at(observed[0])[0].max())
         running = [self._encode(one) for one in trials if one.state == TrialState.RUNNING]
@@ -247,6 +249,16 @@ def _value(one: BaseDistribution, fraction: float) -> float | int:
     if one.step is not None:
         raw = low + round((raw - low) / one.step) * one.step
     return min(high, max(low, raw))
+
+
+def _fewer(points: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The observations a process is fitted to: all, or in a large study the best half of `MOST` and the latest half."""
+    if len(values) <= MOST:
+        return points, values, errors
+    latest = np.arange(len(values) - MOST // 2, len(values))
+    best = np.argsort(-values[: latest[0]], kind="stable")[: MOST - len(latest)]
+    kept = np.sort(np.concatenate([best, latest]))
+    return points[kept], values[kept], errors[kept]
 
 
 def _diverged(trial: FrozenTrial) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from cvaeopt.errors import StudyError
+from cvaeopt.search import bayes
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.quasirandom import radical_inverse, value_at
 from cvaeopt.search.sampling import pruner_for, sampler_for
@@ -174,6 +176,17 @@ def test_settings_that_diverged_are_kept_away_from():
             study.tell(trial, 20 - 4 * (config.lr - 0.4) ** 2 - config.tfr)
     assert lost <= 3  # 40 % of the range: 8 of 20 by chance
     assert study.best_value > 19.9
+
+
+def test_of_a_large_study_the_best_and_the_latest_are_looked_at():
+    generator = np.random.default_rng(0)
+    points, values, errors = generator.random((1000, 2)), generator.normal(size=1000), np.full(1000, 0.3)
+    kept = bayes._fewer(points, values, errors)
+    assert [len(one) for one in kept] == [bayes.MOST] * 3
+    assert (kept[1][-bayes.MOST // 2 :] == values[-bayes.MOST // 2 :]).all()
+    assert kept[1].max() == values.max()
+    few = bayes._fewer(points[:300], values[:300], errors[:300])
+    assert (few[0] == points[:300]).all()
 
 
 def test_a_pruned_trial_teaches_by_its_forecast():
