@@ -48,7 +48,11 @@ def sampler_for(definition: Definition) -> BaseSampler:
     if isinstance(chosen, QmcSampler):
         return _HaltonSampler(definition.seed, list(definition.search))
     if isinstance(chosen, GpSampler):
-        return _gaussian_process(definition, chosen)
+        process = _gaussian_process(definition, chosen)
+        if not chosen.tpe_every:
+            return process
+        other = _StreamSampler(definition.seed, _tpe(TpeSampler(n_startup_trials=0), definition))
+        return AlternatingSampler(process, other, chosen.tpe_every, chosen.n_startup_trials)
     return _StreamSampler(definition.seed, _maker(definition))
 
 
@@ -122,17 +126,48 @@ def _maker(definition: Definition) -> Callable[[int], BaseSampler]:
     """What makes the sampler of one stream."""
     chosen = definition.sampler
     if isinstance(chosen, TpeSampler):
-        # Without groups, a setting that only some trials have would be modelled apart from all others.
-        conditional = any(dimension.when for dimension in definition.search.values())
-        return lambda seed: optuna.samplers.TPESampler(
-            n_startup_trials=chosen.n_startup_trials,
-            n_ei_candidates=chosen.n_ei_candidates,
-            multivariate=True,
-            group=conditional,
-            constant_liar=chosen.constant_liar,
-            seed=seed,
-        )
+        return _tpe(chosen, definition)
     return lambda seed: optuna.samplers.RandomSampler(seed=seed)
+
+
+def _tpe(chosen: TpeSampler, definition: Definition) -> Callable[[int], BaseSampler]:
+    # Without groups, a setting that only some trials have would be modelled apart from all others.
+    conditional = any(dimension.when for dimension in definition.search.values())
+    return lambda seed: optuna.samplers.TPESampler(
+        n_startup_trials=chosen.n_startup_trials,
+        n_ei_candidates=chosen.n_ei_candidates,
+        multivariate=True,
+        group=conditional,
+        constant_liar=chosen.constant_liar,
+        seed=seed,
+    )
+
+
+class AlternatingSampler(BaseSampler):
+    """One sampler, and for every `every`-th trial from number `first` on another one, which looks elsewhere."""
+
+    def __init__(self, one: BaseSampler, other: BaseSampler, every: int, first: int) -> None:
+        self._one = one
+        self._other = other
+        self._every = every
+        self._first = first
+
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
+        turn = trial.number >= self._first and trial.number % self._every == self._every - 1
+        return self._other if turn else self._one
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
 class _StreamSampler(BaseSampler):

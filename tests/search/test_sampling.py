@@ -12,7 +12,7 @@ from cvaeopt.errors import StudyError
 from cvaeopt.search import bayes
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.quasirandom import radical_inverse, value_at
-from cvaeopt.search.sampling import pruner_for, sampler_for
+from cvaeopt.search.sampling import AlternatingSampler, pruner_for, sampler_for
 from cvaeopt.search.space import suggest
 
 SEARCH = {
@@ -66,6 +66,7 @@ KINDS = [
     {"kind": "random"},
     {"kind": "qmc"},
     {"kind": "gp", "n_startup_trials": 6},
+    {"kind": "gp", "n_startup_trials": 6, "tpe_every": 0},
 ]
 
 
@@ -161,7 +162,7 @@ def test_a_gaussian_process_finds_a_good_corner_sooner_than_chance():
 def test_settings_that_diverged_are_kept_away_from():
     search = {"lr": {"type": "float", "low": 0.0, "high": 1.0}, "tfr": SEARCH["tfr"]}
     search["lr"]["low"] = 1e-3
-    definition = define({"kind": "gp", "n_startup_trials": 5}, search=search)
+    definition = define({"kind": "gp", "n_startup_trials": 5, "tpe_every": 0}, search=search)
     study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
     lost = 0
     for number in range(30):
@@ -178,6 +179,25 @@ def test_settings_that_diverged_are_kept_away_from():
     assert study.best_value > 19.9
 
 
+def test_two_samplers_take_turns_after_the_first_trials():
+    asked = []
+
+    class Named(optuna.samplers.RandomSampler):
+        def __init__(self, name):
+            super().__init__(seed=0)
+            self.name = name
+
+        def sample_independent(self, study, trial, param_name, param_distribution):
+            asked.append((trial.number, self.name))
+            return super().sample_independent(study, trial, param_name, param_distribution)
+
+    both = AlternatingSampler(Named("one"), Named("other"), 3, 5)
+    study = optuna.create_study(direction="maximize", sampler=both)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=12)
+    assert [number for number, name in asked if name == "other"] == [5, 8, 11]
+    assert len(asked) == 12
+
+
 def test_of_a_large_study_the_best_and_the_latest_are_looked_at():
     generator = np.random.default_rng(0)
     points, values, errors = generator.random((1000, 2)), generator.normal(size=1000), np.full(1000, 0.3)
@@ -191,7 +211,7 @@ def test_of_a_large_study_the_best_and_the_latest_are_looked_at():
 
 def test_a_pruned_trial_teaches_by_its_forecast():
     search = {"tfr": SEARCH["tfr"]}
-    definition = define({"kind": "gp", "n_startup_trials": 4}, search=search)
+    definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0}, search=search)
 
     def next_one(pruned_level):
         study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
