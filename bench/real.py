@@ -407,19 +407,23 @@ class Campaign:
         return scaled(shipped, self.size, epochs or self.size.epochs, repeat, self.train_frames)
 
     @cached_property
+    def _first(self) -> dict[str, Definition]:
+        return {space: self.definition(space, 0) for space in SPACES}
+
+    @cached_property
     def digests(self) -> dict[str, str]:
         """What has to be equal, in each space, for two lines to be comparable."""
         found = {}
-        for space in SPACES:
-            tables = self.definition(space, 0).plain()
-            asked = {name: tables[name] for name in ("search", "fixed")} | {"window": tables["study"]["window"]}
+        for space, definition in self._first.items():
+            tables = definition.plain()
+            asked = {name: tables[name] for name in ("search", "fixed")} | {"window": definition.window}
             found[space] = digest({"asked": asked, "size": dataclasses.asdict(self.size), "data": self.data_digest})
         return found
 
     @cached_property
     def studies(self) -> dict[str, str]:
         """The shipped studies with their samplers, pruners and points, which our own methods are."""
-        return {space: self.definition(space, 0).digest() for space in SPACES}
+        return {space: definition.digest() for space, definition in self._first.items()}
 
     def known(self) -> list[Row]:
         """The lines that belong to this campaign."""

@@ -182,18 +182,21 @@ def test_a_campaign_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     assert campaign(path).methods(wanted[:3]) == 3
     whole = path.read_text().splitlines()
     path.write_text("\n".join([*whole[:2], whole[2][:400]]) + "\n")  # cut short in the third
-    assert campaign(path).methods(wanted) == 2
+    again = campaign(path)
+    assert again.methods(wanted) == 2
     rows = {(row["repeat"], row["space"], row["method"]): row for row in real.rows_of(path)}
     assert list(rows) == wanted
-    again = json.loads(whole[2])
-    assert {**rows[wanted[2]], "seconds": 0} == {**again, "seconds": 0}
-    assert campaign(path).methods(wanted) == 0
-    assert campaign(path).budgets(3) == 3 and campaign(path).budgets(4) == 1
+    assert {**rows[wanted[2]], "seconds": 0} == {**json.loads(whole[2]), "seconds": 0}
+    assert again.methods(wanted) == 0
+    assert again.budgets(3) == 3 and again.budgets(4) == 1
     packed = real.pack(path)
     assert not path.exists() and len(packed) == 8
-    assert campaign(path).methods(wanted) == 0 and campaign(path).budgets(4) == 0
-    # Lines of another size are others.
+    assert again.methods(wanted) == 0 and again.budgets(4) == 0
+    # Lines of another size are others, and so are those of our methods once the shipped study is another.
     assert campaign(path, dataclasses.replace(SIZE, trials=8)).methods(wanted[:1]) == 1
+    changed = {**again.studies, "main": "0" * 12}
+    left = real_figures.of_campaign(packed, again.digests, changed)
+    assert {row["method"] for row in left if row["part"] == "methods"} == {"random"}
 
 
 def test_equal_recommendations_are_trained_once(tmp_path: Path) -> None:
