@@ -187,6 +187,34 @@ def _three(found: tuple[float, float, float]) -> str:
     return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
+def epochs_table(rows: Rows) -> str:
+    """How well an epoch of a training foretells the end of the SAME training, over the trials of random search.
+
+    What a pruner sees; a training that diverged is left out.
+    """
+    lines = [
+        "| space | after epoch | settings | Spearman's rho | rho in the better half | regret, dB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for space in dict.fromkeys(row["space"] for row in rows):
+        curves = [
+            trial["curve"]
+            for row in rows
+            if (row["space"], row["method"]) == (space, "random")
+            for trial in row["trials"]
+            if trial["state"] == "complete"
+        ]
+        if len(curves) < 3:
+            continue
+        ends = [curve[-1] for curve in curves]
+        for quarter in (1, 2, 3):
+            epoch = max(1, len(curves[0]) * quarter // 4)
+            early = [curve[epoch - 1] for curve in curves]
+            figures = [_three(bootstrapped(figure, early, ends)) for figure in (spearman, upper_half, regret)]
+            lines.append("| " + " | ".join([space, f"{epoch} of {len(curves[0])}", str(len(curves)), *figures]) + " |")
+    return "\n".join(lines)
+
+
 def report(rows: Rows, folder: Path | None) -> str:
     """All tables as text; with a folder also real.md in it."""
     facts = [row for row in rows if row["part"] == "facts"]
@@ -205,6 +233,7 @@ def report(rows: Rows, folder: Path | None) -> str:
         )
     if studies:
         parts += ["## Methods", methods_table(studies), "## What was recommended", recommended(studies)]
+        parts += ["## Early epochs", epochs_table(studies)]
     if settings:
         parts += ["## Budgets", budgets_table(settings, size["lengths"], size["again"])]
     text = "\n\n".join(parts) + "\n"

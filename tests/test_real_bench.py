@@ -286,3 +286,11 @@ def test_budget_rows_become_a_table() -> None:
     table = real_figures.budgets_table(rows, [3, 12], 12)
     assert "| 3 epochs | 12 epochs | 8 |" in table and "another seed" in table
     assert "1 at again" in table
+
+
+def test_early_epochs_are_read_from_the_whole_trials_of_random_search() -> None:
+    trials = [{"state": "complete", "curve": [float(-n), float(n), n + 0.5, float(n)]} for n in range(6)]
+    trials.append({"state": "diverged", "curve": [0.0]})
+    rows = [{"space": "main", "method": name, "trials": trials} for name in ("random", "ours")]
+    first, second, _ = real_figures.epochs_table(rows).splitlines()[2:]
+    assert "| main | 1 of 4 | 6 | -1.00" in first and "| main | 2 of 4 | 6 | 1.00" in second
