@@ -86,13 +86,13 @@ class Size:
     epochs: int = 12
     trials: int = 16
     seeds: int = 5
-    clips: int = 16
+    clips: int = 8
     length: int = 4
-    val: tuple[int, int] = (40, 65)
+    val: tuple[int, int] = (40, 57)
     height: int = 8
     width: int = 16
     widths: tuple[tuple[str, int], ...] = (("F_dim", 32), ("L_dim", 8), ("N_dim", 4), ("D_out_dim", 32))
-    lengths: tuple[int, ...] = (3, 6, 12, 60)
+    lengths: tuple[int, ...] = (3, 6, 12, 48)
     again: int = 12
 
     @property
@@ -101,7 +101,7 @@ class Size:
         return self.epochs * self.trials
 
 
-QUICK = Size(epochs=3, trials=4, seeds=2, clips=8, val=(40, 49), lengths=(2, 3, 6), again=3)
+QUICK = Size(epochs=3, trials=4, seeds=2, val=(40, 49), lengths=(2, 3, 6), again=3)
 
 
 # ---- the studies, carried over
