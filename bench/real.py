@@ -86,8 +86,8 @@ class Size:
     epochs: int = 12
     trials: int = 16
     seeds: int = 5
-    clips: int = 8
-    length: int = 4
+    clips: int = 16
+    length: int = 3
     val: tuple[int, int] = (40, 57)
     height: int = 8
     width: int = 16
@@ -101,7 +101,8 @@ class Size:
         return self.epochs * self.trials
 
 
-QUICK = Size(epochs=3, trials=4, seeds=2, val=(40, 49), lengths=(2, 3, 6), again=3)
+SIZES = {"methods": Size(), "budgets": Size(clips=8, length=4)}
+QUICK = Size(epochs=3, trials=4, seeds=2, clips=8, val=(40, 49), lengths=(2, 3, 6), again=3)
 
 
 # ---- the studies, carried over
@@ -488,6 +489,12 @@ class Campaign:
     def _trainings(self) -> list[tuple[str, int]]:
         return [(str(epochs), epochs) for epochs in self.size.lengths] + [("again", self.size.again)]
 
+    def note(self, part: str, about: Row, known: Row) -> None:
+        """A line that says what the lines after it were measured on."""
+        size = dataclasses.asdict(self.size)
+        row = {"part": "facts", "of": part, "machine": about, "size": size, "baselines": known}
+        self._keep({**row, "digests": self.digests, "studies": self.studies})
+
     def _keep(self, row: Row) -> None:
         line = json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -546,32 +553,24 @@ def main() -> None:
     from cvaeopt.vae import dataset
 
     torch.set_num_threads(1)
-    size = QUICK if options.quick else Size()
-    whole = dataset.load(options.data, size.height, size.width)
-    data = small(whole, size)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / KEPT if options.quick else options.out
-        campaign = Campaign(size, partial(trained, data), len(whole.train), data.digest, path)
-        campaign._keep(
-            {
-                "part": "facts",
-                "machine": machine.facts(),
-                "size": dataclasses.asdict(size),
-                "baselines": baselines(data),
-                "digests": campaign.digests,
-                "studies": campaign.studies,
-            }
-        )
         ends = time.monotonic() + options.until_s
-        if "budgets" in options.parts:
-            done = campaign.budgets(3 if options.quick else options.settings, ends)
-            print(f"{done} settings trained for {', '.join(map(str, size.lengths))} epochs", flush=True)
-        if "methods" in options.parts:
-            repeats = [0] if options.quick else options.repeats
-            wanted = [
-                (repeat, space, name) for repeat in repeats for space in options.spaces for name in options.methods
-            ]
-            print(f"{campaign.methods(wanted, ends)} studies, {len(wanted)} wanted", flush=True)
+        for part in options.parts:
+            size = QUICK if options.quick else SIZES[part]
+            whole = dataset.load(options.data, size.height, size.width)
+            data = small(whole, size)
+            campaign = Campaign(size, partial(trained, data), len(whole.train), data.digest, path)
+            campaign.note(part, machine.facts(), baselines(data))
+            if part == "budgets":
+                done = campaign.budgets(3 if options.quick else options.settings, ends)
+                print(f"{done} settings trained for {', '.join(map(str, size.lengths))} epochs", flush=True)
+            else:
+                repeats = [0] if options.quick else options.repeats
+                wanted = [
+                    (repeat, space, name) for repeat in repeats for space in options.spaces for name in options.methods
+                ]
+                print(f"{campaign.methods(wanted, ends)} studies, {len(wanted)} wanted", flush=True)
         if options.quick:
             print(real_figures.report(rows_of(path), None))
         else:

@@ -217,30 +217,36 @@ def epochs_table(rows: Rows) -> str:
 
 def report(rows: Rows, folder: Path | None) -> str:
     """All tables as text; with a folder also real.md in it."""
-    facts = [row for row in rows if row["part"] == "facts"]
-    latest = facts[-1]
-    mine = of_campaign(rows, latest["digests"], latest["studies"])
-    studies = sorted((row for row in mine if row["part"] == "methods"), key=lambda row: (row["space"], row["repeat"]))
-    settings = sorted((row for row in mine if row["part"] == "budgets"), key=lambda row: row["number"])
-    size, about = latest["size"], latest["machine"]
-    parts = [
-        f"{about['processor']}, one core a process, torch {about['torch']}. Baselines: mean frame "
-        f"{latest['baselines']['mean_frame']} dB, copy of the first frame {latest['baselines']['copy_first']} dB."
-    ]
-    if len(rows) - len(facts) > len(studies) + len(settings):
+    parts, shown, about = [], 0, {}
+    for part in ("methods", "budgets"):
+        facts = [row for row in rows if row["part"] == "facts" and row["of"] == part]
+        if not facts:
+            continue
+        latest = facts[-1]
+        about[part] = latest["size"]
+        mine = [row for row in of_campaign(rows, latest["digests"], latest["studies"]) if row["part"] == part]
+        shown += len(mine)
+        if not mine:
+            continue
         parts.append(
-            f"{len(rows) - len(facts) - len(studies) - len(settings)} lines of other sizes or studies are left out."
+            f"## {part.capitalize()}\n\n{latest['machine']['processor']}, one core a process, torch "
+            f"{latest['machine']['torch']}. Baselines: mean frame {latest['baselines']['mean_frame']} dB, copy of the "
+            f"first frame {latest['baselines']['copy_first']} dB."
         )
-    if studies:
-        parts += ["## Methods", methods_table(studies), "## What was recommended", recommended(studies)]
-        parts += ["## Early epochs", epochs_table(studies)]
-    if settings:
-        parts += ["## Budgets", budgets_table(settings, size["lengths"], size["again"])]
+        if part == "methods":
+            mine.sort(key=lambda row: (row["space"], row["repeat"]))
+            parts += [methods_table(mine), "### What was recommended", recommended(mine)]
+            parts += ["### Early epochs", epochs_table(mine)]
+        else:
+            parts.append(budgets_table(mine, latest["size"]["lengths"], latest["size"]["again"]))
+    others = sum(row["part"] != "facts" for row in rows) - shown
+    if others:
+        parts.append(f"{others} lines of other sizes or studies are left out.")
     text = "\n\n".join(parts) + "\n"
     if folder is not None:
         (folder / "real.md").write_text(
             "# Search methods on the real network\n\nMade by `python -m bench.real --report`, explained in "
             "[the benchmarks' README](../README.md). dB of validation PSNR, 95 % intervals in brackets.\n\n"
-            f"Sizes: `{json.dumps(size)}`\n\n{text}"
+            f"Sizes: `{json.dumps(about)}`\n\n{text}"
         )
     return text
