@@ -199,6 +199,22 @@ def test_a_campaign_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     assert {row["method"] for row in left if row["part"] == "methods"} == {"random"}
 
 
+def test_the_report_shows_both_parts_and_says_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_figures, "DRAWS", 50)
+    made = campaign(tmp_path / "real.jsonl", dataclasses.replace(SIZE, trials=2))
+    for part in real.PARTS:
+        made.note(part, {"processor": "a chip", "torch": "2"}, {"mean_frame": 29.0, "copy_first": 30.0})
+    made.methods([(0, "main", "random")])
+    made.budgets(4)
+    rows = real.rows_of(made.path)
+    text = real_figures.report([*rows, {**rows[-1], "digest": "another"}], tmp_path)
+    assert "| main | random | 1 |" in text and "| 3 epochs | 48 epochs | 4 |" in text
+    assert text.endswith("1 lines of other sizes or studies are left out.\n")
+    assert text in (tmp_path / "real.md").read_text()
+
+
 def test_equal_recommendations_are_trained_once(tmp_path: Path) -> None:
     trained: list[int] = []
 
