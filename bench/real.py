@@ -115,7 +115,7 @@ def scaled(shipped: Definition, size: Size, epochs: int, seed: int, train_frames
 
     Beyond the proportional transfer: a KL cycle lasts two epochs at least (`seed001` makes shorter ones a weight of 0);
     a value is the mean of two epochs at least; `ema` remembers the same share of a run's steps; random trials of the
-    sampler and the trials that the pruner waits for become the same share of all, but 5 and 7 at least.
+    sampler and the trials that the pruner waits for become the same share of all, but 5 and its default at least.
     """
     stretch = epochs / shipped.epochs
     tables = shipped.plain()
@@ -139,8 +139,10 @@ def scaled(shipped: Definition, size: Size, epochs: int, seed: int, train_frames
     }
     tables["enqueue"] = [_point(point, context, tables["search"], shipped.epochs, epochs) for point in shipped.enqueue]
     share = size.trials / (shipped.budget.trials or size.trials)
-    for table, least in ((tables["sampler"], 5), (tables["pruner"], 7)):
+    for table, model in ((tables["sampler"], shipped.sampler), (tables["pruner"], shipped.pruner)):
         if "n_startup_trials" in table:
+            usual = type(model).model_fields["n_startup_trials"].default
+            least = min(usual, 5) if table is tables["sampler"] else usual
             table["n_startup_trials"] = min(
                 table["n_startup_trials"], max(least, round(table["n_startup_trials"] * share))
             )

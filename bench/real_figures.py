@@ -40,7 +40,7 @@ def optimism(row: dict[str, Any]) -> float | None:
 
 def methods_table(rows: Rows) -> str:
     """Every method in every space, and over both."""
-    order = list(dict.fromkeys(row["method"] for row in rows))
+    order = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda name: name != OURS)
     spaces = list(dict.fromkeys(row["space"] for row in rows))
     head = (
         "| space | method | repeats | retrained | ours minus it | reported minus retrained | trials: complete, pruned, "

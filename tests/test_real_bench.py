@@ -15,6 +15,7 @@ import optuna
 import pytest
 
 from bench import real, real_figures
+from bench.search import confirmation
 from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.outcome.transfer import transfer
@@ -136,7 +137,8 @@ def test_ours_runs_the_points_first_and_confirms_from_fresh_seeds() -> None:
     _, small = scaled("main")
     row = real.one_study(small, real.METHODS["ours"], fake, SIZE.budget)
     assert [trial["params"] for trial in row["trials"][:3]] == small.enqueue
-    assert len(row["confirmed"]) == 3 and len({one["number"] for one in row["confirmed"]}) == 3
+    leaders, seeds = confirmation(SIZE.budget, SIZE.epochs)
+    assert leaders == 1 and len(row["confirmed"]) == len({one["number"] for one in row["confirmed"]}) == seeds
     fresh = [np.mean(one["curve"][-small.window :]) for one in row["confirmed"]]
     assert row["reported"] == pytest.approx(np.mean(fresh), abs=2e-3)
     without = real.one_study(small, real.METHODS["ours, no points"], fake, SIZE.budget)
