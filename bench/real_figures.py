@@ -215,6 +215,31 @@ def epochs_table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def seed_parts(values: np.ndarray) -> tuple[float, float]:
+    """Standard deviations in (settings, seeds) values, dB: what a seed does to all settings alike, and the rest.
+
+    From the mean squares of a two-way layout; a part that they make negative is 0.
+    """
+    settings, seeds = values.shape
+    means = values.mean(0)
+    rest = values - values.mean(1, keepdims=True) - means + values.mean()
+    residual = float((rest**2).sum()) / ((settings - 1) * (seeds - 1))
+    common = float(means.var(ddof=1)) - residual / settings
+    return math.sqrt(max(0.0, common)), math.sqrt(residual)
+
+
+def seeds_table(rows: Rows) -> str:
+    """How much of the scatter between training seeds all recommended settings share."""
+    lines = ["| space | settings | seeds | what a seed does to all, dB | the rest, dB |", "|---|---|---|---|---|"]
+    for space in dict.fromkeys(row["space"] for row in rows):
+        found = {row["key"]: row["retrained"] for row in rows if row["space"] == space and row["chosen"] is not None}
+        values = np.array([one for one in found.values() if None not in one], dtype=float)
+        if len(values) >= 2 and values.shape[1] >= 2:
+            common, rest = seed_parts(values)
+            lines.append(f"| {space} | {len(values)} | {values.shape[1]} | {common:.2f} | {rest:.2f} |")
+    return "\n".join(lines)
+
+
 def report(rows: Rows, folder: Path | None) -> str:
     """All tables as text; with a folder also real.md in it."""
     parts, shown, about = [], 0, {}
@@ -236,7 +261,7 @@ def report(rows: Rows, folder: Path | None) -> str:
         if part == "methods":
             mine.sort(key=lambda row: (row["space"], row["repeat"]))
             parts += [methods_table(mine), "### What was recommended", recommended(mine)]
-            parts += ["### Early epochs", epochs_table(mine)]
+            parts += ["### Training seeds", seeds_table(mine), "### Early epochs", epochs_table(mine)]
         else:
             parts.append(budgets_table(mine, latest["size"]["lengths"], latest["size"]["again"]))
     others = sum(row["part"] != "facts" for row in rows) - shown

@@ -312,3 +312,11 @@ def test_early_epochs_are_read_from_the_whole_trials_of_random_search() -> None:
     rows = [{"space": "main", "method": name, "trials": trials} for name in ("random", "ours")]
     first, second, _ = real_figures.epochs_table(rows).splitlines()[2:]
     assert "| main | 1 of 4 | 6 | -1.00" in first and "| main | 2 of 4 | 6 | 1.00" in second
+
+
+def test_what_a_seed_does_to_all_settings_is_told_from_the_rest() -> None:
+    generator = np.random.default_rng(4)
+    values = generator.normal(30, 3, (400, 1)) + generator.normal(0, 1.5, 300) + generator.normal(0, 0.5, (400, 300))
+    assert real_figures.seed_parts(values) == pytest.approx((1.5, 0.5), rel=0.1)
+    rows = [{"space": "main", "chosen": 0, "key": str(n % 3), "retrained": list(values[n % 3, :5])} for n in range(4)]
+    assert "| main | 3 | 5 |" in real_figures.seeds_table(rows)
