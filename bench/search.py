@@ -293,20 +293,18 @@ class Outcome:
     error: float | None
 
 
-def confirmation(budget: int) -> tuple[int, int]:
-    """(leaders, fresh seeds each) for so many epochs: a fifth of them for several leaders, a tenth for one."""
-    affordable = budget // (5 * EPOCHS)
+def confirmation(budget: int, epochs: int = EPOCHS) -> tuple[int, int]:
+    """(leaders, fresh seeds each) for a budget of so many epochs, `epochs` a trial.
+
+    A fifth of the budget where several leaders are compared, a tenth where one is only looked at again.
+    """
+    affordable = budget // (5 * epochs)
     leaders = min(3, max(1, affordable // 2))
     return leaders, affordable // leaders if leaders > 1 else 1
 
 
 def handed_over(problem: Problem, method: Method, reading: Reading, seed: int, confirm: tuple[int, int]) -> Outcome:
-    """The recommendation, confirmed by fresh trainings where the method does that.
-
-    Leaders are compared by the mean of all their trainings. The value reported is that of the fresh ones alone, drawn
-    towards the mean of all leaders as far as noise alone explains how they differ (James and Stein): otherwise the
-    luckiest of them would be believed.
-    """
+    """The recommendation, confirmed by fresh trainings where the method does that."""
     if reading.best is None or not method.confirm:
         return Outcome(reading.best, math.nan if reading.best is None else reading.best.value, None)
     leaders, seeds = confirm
@@ -315,17 +313,35 @@ def handed_over(problem: Problem, method: Method, reading: Reading, seed: int, c
     for rank, run in enumerate(candidates):
         draws = [np.random.default_rng([seed, 10_000 + reading.runs, rank, again]) for again in range(seeds)]
         fresh.append([estimate(problem.run(run.point, draw), method.window, SEED_NOISE_DB) for draw in draws])
-    values = np.array([[one.value for one in several] for several in fresh])
-    stated = statistics.fmean((one.error or 0.0) ** 2 for several in fresh for one in several)
+    chosen, reported, error = confirmed(
+        [run.value for run in candidates],
+        np.array([[one.value for one in several] for several in fresh]),
+        statistics.fmean((one.error or 0.0) ** 2 for several in fresh for one in several),
+    )
+    return Outcome(candidates[chosen], reported, error)
+
+
+def confirmed(searched: list[float], values: np.ndarray, stated: float) -> tuple[int, float, float]:
+    """(which leader is handed over, the value reported for it, that value's standard error).
+
+    searched   each leader's value in the search
+    values     (leaders, seeds) of its fresh trainings
+    stated     mean squared standard error of one training, as the estimator states it
+
+    Leaders are compared by the mean of all their trainings. The value reported is that of the fresh ones alone, drawn
+    towards the mean of all leaders as far as noise alone explains how they differ (James and Stein): otherwise the
+    luckiest of them would be believed.
+    """
+    seeds = values.shape[1]
     seen = float(values.var(1, ddof=1).mean()) if seeds > 1 else 0.0
     variance = max(stated, seen) / seeds
     means = values.mean(1)
     apart = float(means.var(ddof=1)) if len(means) > 1 else 0.0
     believed = max(0.0, 1 - variance / apart) if apart else 0.0
-    overall = [(run.value + mean * seeds) / (seeds + 1) for run, mean in zip(candidates, means, strict=True)]
-    chosen = max(range(len(candidates)), key=lambda rank: overall[rank])
+    overall = [(one + mean * seeds) / (seeds + 1) for one, mean in zip(searched, means, strict=True)]
+    chosen = max(range(len(means)), key=lambda rank: overall[rank])
     reported = float(means.mean() + believed * (means[chosen] - means.mean()))
-    return Outcome(candidates[chosen], reported, math.sqrt(variance * (believed + (1 - believed) / len(means))))
+    return chosen, reported, math.sqrt(variance * (believed + (1 - believed) / len(means)))
 
 
 def one_run(name: str, method_name: str, workers: int, seed: int, budgets: tuple[int, ...] = BUDGETS) -> dict[str, Any]:
