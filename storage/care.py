@@ -96,6 +96,13 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     except CvaeoptError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        where = error.filename2 or error.filename
+        sys.stderr.write(
+            f"{error.strerror or error}{f': {where}' if where else ''}. Expected: a place with room, that this user may"
+            " write. Make room or name another place, then run the same command again; nothing half-written is left.\n"
+        )
+        sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
@@ -192,7 +199,9 @@ def refuse_taken(connection: Connection, name: str, url: str) -> None:
     if name in names(connection):
         raise StudyError(
             f"{url} has a study {name!r} already.",
-            todo=f"Delete it there first: python storage/delete_study.py {name}",
+            "Expected: none of this name; nothing was copied.",
+            "Name another database. What is there is never replaced: if it shall go, make a backup of it first, then "
+            f"python storage/delete_study.py {name} --storage URL, whose --artifacts are the files that go with it.",
         )
 
 

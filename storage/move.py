@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import care
 
+from cvaeopt.errors import UserError
 from cvaeopt.search.storage import Storage
 
 
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--study", action="append", default=[], help="only this study; may be repeated")
     given = options.parse_args(arguments)
     with care.opened(given.source) as source, care.opened(given.target, create=True) as target:
+        if source.url == target.url:
+            raise UserError(
+                f"{source.url} is both ends of the move.", "Expected: two databases.", "Change --from or --to."
+            )
         for name, rows in move(source, target, given.study).items():
             care.say(
                 f"{name}: {rows['trials']} trials and {rows['trial_intermediate_values']} reports are in {target.url}, "

@@ -66,7 +66,7 @@ def unpack(file: Path, folder: Path) -> dict[str, Any]:
             tar.extractall(folder, filter="data")
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         digest = hashlib.sha256((folder / "cvaeopt.db").read_bytes()).hexdigest()
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except (FileNotFoundError, IsADirectoryError, tarfile.TarError, ValueError) as error:
         raise UserError(f"{file} cannot be read as a backup ({error}).", "Expected what backup.py wrote.") from None
     if manifest.get("format") != 1 or manifest.get("database_sha256") != digest:
         raise UserError(f"{file} is damaged, or from a newer cvaeopt.", "Expected what backup.py wrote.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import itertools
 import math
@@ -792,3 +793,38 @@ def test_a_store_that_fails_half_way_leaves_a_study_that_can_be_deleted_again(
 
 def _fails(*_: object) -> None:
     raise RuntimeError("denied")
+
+
+@pytest.mark.parametrize("errno_name", ["ENOSPC", "EROFS"])
+def test_a_disk_that_is_full_or_read_only_is_named_and_no_traceback(
+    errno_name: str, capsys: pytest.CaptureFixture[str], script: Callable[[str], ModuleType]
+) -> None:
+    number = getattr(errno, errno_name)
+
+    def fails(arguments: list[str]) -> None:
+        raise OSError(number, os.strerror(number), "/backups/b.tar")
+
+    with pytest.raises(SystemExit) as ended:
+        script("care").run(fails)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"{os.strerror(number)}: /backups/b.tar. Expected: " in said and "Traceback" not in said
+
+
+def test_a_full_disk_does_not_call_a_good_backup_broken(
+    half: Site, tmp_path: Path, script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = tmp_path / "b.tar"
+    script("backup").main([str(backup), *half.options()])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with pytest.raises(OSError, match="No space left"):
+        script("restore").unpack(backup, tmp_path)
+
+
+def test_a_database_is_not_moved_into_itself(half: Site, script: Callable[[str], ModuleType]) -> None:
+    with pytest.raises(UserError, match=r"both ends of the move\. Expected: two databases"):
+        script("move").main(["--from", half.url, "--to", half.url])

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import random
 import re
 import shutil
@@ -615,6 +616,14 @@ def _parse(url: str) -> URL:
         backend = target.get_backend_name()
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise UserError(f"{mask(url)!r} is not a database URL.", expected, "Change --storage.") from None
+    if (
+        backend == "postgresql" and url.partition("?")[0].count("@") > 1
+    ):  # not named in the message: a piece of the password stands there
+        raise UserError(
+            f"{mask(url)!r} has an '@' in its password.",
+            "Expected: it is written %40 in a URL (and : / ? # as %3A %2F %3F %23).",
+            "Change --storage, or leave the password out and set PGPASSWORD.",
+        )
     if target.drivername in ("postgres", "postgresql"):
         return target.set(drivername="postgresql+psycopg")
     if backend not in ("sqlite", "postgresql"):
@@ -688,6 +697,12 @@ def _check_room(error: BaseException, target: URL, absent: list[Path]) -> None:
     """
     codes = _sqlite_codes(error)
     folder = Path(target.database or "").absolute().parent
+    if sqlite3.SQLITE_CANTOPEN in codes and folder.is_dir() and not os.access(folder, os.W_OK):
+        raise UserError(
+            f"The SQLite database {target.database} may not be written (its folder is read-only).",
+            "Expected: a file, in a folder, that this user may write.",
+            "Change their permissions, or name another file with --storage.",
+        ) from None
     if sqlite3.SQLITE_FULL not in codes:
         # Without room for its side files SQLite speaks of an I/O error, or of a file that it cannot open.
         if not codes & {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}:

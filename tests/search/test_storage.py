@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import sqlite3
@@ -73,6 +74,7 @@ def test_anything_can_be_masked(text: str) -> None:
         f"mysql+pymysql://me:{SECRET}@db/x",
         f"mariadb://me:{SECRET}@db/x",
         f"postgresql+nosuchdriver://me:{SECRET}@db/x",
+        f"postgresql://me:first@{SECRET}@db/x",
     ],
 )
 def test_a_url_that_cannot_work_is_the_users_error(url: str) -> None:
@@ -81,6 +83,22 @@ def test_a_url_that_cannot_work_is_the_users_error(url: str) -> None:
     assert url.startswith("nonsense") or SECRET not in str(caught.value)
     if url.startswith(("mysql", "mariadb", "oracle")):
         assert "not supported. Expected: sqlite:///FILE or postgresql://" in str(caught.value)
+
+
+def test_a_database_that_cannot_be_made_in_a_read_only_folder_is_the_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sqlite3.connect
+
+    def refused(database: str, *args: Any, **kwargs: Any) -> sqlite3.Connection:
+        if ".lock" in str(database) or "new.db" in str(database):
+            real("/nonexistent/x.db")  # SQLite's own error, as a read-only file system has it
+        return real(database, *args, **kwargs)
+
+    monkeypatch.setattr(sqlite3, "connect", refused)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"may not be written \(its folder is read-only\)"):
+        open_storage(f"sqlite:///{tmp_path}/new.db")
 
 
 @pytest.mark.parametrize(
