@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 
 from cvaeopt import files
-from cvaeopt.errors import UserError
+from cvaeopt.errors import SchemaError, StudyError, UserError
 from cvaeopt.search.storage import is_outage, mask, unreachable
 
 
@@ -36,12 +36,25 @@ def main(arguments: list[str] | None = None) -> None:
     if (given.copy is None) != given.no_copy:
         raise UserError("Where shall the copy go?", "Expected: a file name, or --no-copy.")
     url = parse(given.storage)
+    refuse_workers(given.storage)
     if given.copy is not None:
         copy(url, given.copy)
         care.say(f"{given.copy} is the database as it was")
     before, after = upgrade(url)
     with care.opened(given.storage) as storage:
         care.say(f"{storage.url}: Optuna's tables are of version {after} (before: {before})")
+
+
+def refuse_workers(url: str) -> None:
+    """UserError if workers run on tables that this version can read; on older ones it cannot tell."""
+    try:
+        with care.opened(url) as storage:
+            with care.snapshot(storage) as rows:
+                studies = care.names(rows)
+            for name in studies:
+                care.refuse_live(storage, name, "Nothing was upgraded.")
+    except (SchemaError, StudyError):
+        return
 
 
 def parse(url: str) -> URL:

@@ -828,3 +828,14 @@ def test_a_full_disk_does_not_call_a_good_backup_broken(
 def test_a_database_is_not_moved_into_itself(half: Site, script: Callable[[str], ModuleType]) -> None:
     with pytest.raises(UserError, match=r"both ends of the move\. Expected: two databases"):
         script("move").main(["--from", half.url, "--to", half.url])
+
+
+def test_an_upgrade_refuses_running_workers(half: Site, script: Callable[[str], ModuleType]) -> None:
+    storage = half.open()
+    Fleet(storage, "main").register("alive", Place.here(), "cpu")
+    with pytest.raises(UserError, match=r"1 running worker.*alive.*Nothing was upgraded"):
+        script("upgrade").main(["--no-copy", "--storage", half.url])
+    with storage.transaction() as connection:
+        connection.exec_driver_sql("UPDATE cvaeopt_worker SET state = 'stopped'")
+    storage.close()
+    script("upgrade").main(["--no-copy", "--storage", half.url])
