@@ -46,7 +46,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
 from bench import machine, real_figures
-from bench.search import confirmation, confirmed
+from bench.search import confirmation, confirmed, rows_of
 from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.files import digest, write_bytes
@@ -502,21 +502,6 @@ class Campaign:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:  # one write a line: others may append too
             file.write(line.encode())
-
-
-def rows_of(path: Path) -> list[Row]:
-    """The lines of the file and of the packed one beside it, but for those that were cut short."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    packed = path.with_name(path.name + ".gz")
-    if packed.exists():
-        lines = [*gzip.decompress(packed.read_bytes()).decode().splitlines(), *lines]
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def pack(path: Path) -> list[Row]:

@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from bench import real, real_figures
-from bench.search import confirmation
+from bench.search import confirmation, rows_of
 from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.outcome.transfer import transfer
@@ -186,7 +186,7 @@ def test_a_campaign_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     path.write_text("\n".join([*whole[:2], whole[2][:400]]) + "\n")  # cut short in the third
     again = campaign(path)
     assert again.methods(wanted) == 2
-    rows = {(row["repeat"], row["space"], row["method"]): row for row in real.rows_of(path)}
+    rows = {(row["repeat"], row["space"], row["method"]): row for row in rows_of(path)}
     assert list(rows) == wanted
     assert {**rows[wanted[2]], "seconds": 0} == {**json.loads(whole[2]), "seconds": 0}
     assert again.methods(wanted) == 0
@@ -210,7 +210,7 @@ def test_the_report_shows_both_parts_and_says_what_it_leaves_out(
         made.note(part, {"processor": "a chip", "torch": "2"}, {"mean_frame": 29.0, "copy_first": 30.0})
     made.methods([(0, "main", "random")])
     made.budgets(4)
-    rows = real.rows_of(made.path)
+    rows = rows_of(made.path)
     text = real_figures.report([*rows, {**rows[-1], "digest": "another"}], tmp_path)
     assert "| main | random | 1 |" in text and "| 3 epochs | 48 epochs | 4 |" in text
     assert text.endswith("1 lines of other sizes or studies are left out.\n")
@@ -227,7 +227,7 @@ def test_equal_recommendations_are_trained_once(tmp_path: Path) -> None:
     size = dataclasses.replace(SIZE, trials=1)  # one trial: random, tpe and optuna all recommend it
     made = real.Campaign(size, train, FRAMES, "data", tmp_path / "real.jsonl")
     assert made.methods([(0, "main", name) for name in ("random", "tpe", "optuna")]) == 3
-    rows = real.rows_of(made.path)
+    rows = rows_of(made.path)
     assert len({json.dumps(row["retrained"]) for row in rows}) == 1 and len(rows[0]["retrained"]) == SIZE.seeds
     assert len(trained) == 1 + SIZE.seeds
 
