@@ -109,7 +109,7 @@ class GpSampler(_Table):
 
     kind: Literal["gp"] = "gp"
     n_startup_trials: int = Field(6, ge=2, description="trials that say something before the model is used")
-    tpe_every: int = Field(2, ge=0, description="each so-manieth trial is suggested by TPE; 0: none")
+    tpe_every: int = Field(2, ge=0, description="every so many trials TPE suggests instead; 0: never")
 
 
 class NoPruner(_Table):
