@@ -1069,7 +1069,7 @@ def _show_worker(
             "settings of every trial": {
                 **settled(definition.search, definition.fixed),
                 "num_epoch": definition.epochs,
-                "seed": definition.fixed.get("seed", "from the study's seed and the trial's number"),
+                "seed": definition.fixed.get("seed", _training_seed(definition)),
             },
             "search": tables["search"],
             "sampler": tables["sampler"],
@@ -1078,6 +1078,12 @@ def _show_worker(
             **({"warm_start": tables["warm_start"]} if "warm_start" in tables else {}),
         },
     )
+
+
+def _training_seed(definition: Definition) -> str:
+    if definition.seeds == "common":
+        return "one for all, from the study's seed; repeats of settings take the next"
+    return "from the study's seed and the trial's number"
 
 
 def _given(**values: Any) -> dict[str, str]:

@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial
 
 from cvaeopt.outcome.noise import around, pooled_spread, t_quantile
 from cvaeopt.outcome.trials import facts
-from cvaeopt.search.confirmation import Leader, confirmations, key_of, leaders
+from cvaeopt.search.confirmation import Leader, confirmations, leaders
+from cvaeopt.search.space import key_of
 from cvaeopt.search.storage import Storage
 from cvaeopt.search.study import ENQUEUED, stored_definition
 

@@ -125,7 +125,7 @@ def best_recipe(
             ],
         }
     runners_up = said.pop("runners_up")
-    settings = params_to_config(definition, best.params, best.number)
+    settings = params_to_config(definition, best.params, best.number, best.attributes.get("seed"))
     return Recipe(
         settings,
         {

@@ -270,7 +270,7 @@ def _best_run(
             missing.append(name)
     run = {"pictures": shown, "missing": missing, "host": str(best.attributes.get("host") or "")}
     try:
-        config = params_to_config(definition, best.params, best.number)
+        config = params_to_config(definition, best.params, best.number, best.attributes.get("seed"))
     except SettingsError:  # trials that another version of the definition made
         return {**run, "settings": list(best.params.items()), "marks": []}
     return {

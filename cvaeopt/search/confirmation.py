@@ -13,18 +13,17 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.errors import SettingsError, StudyError
-from cvaeopt.files import digest
 from cvaeopt.search import study as studies
 from cvaeopt.search.definition import Definition, check_name
 from cvaeopt.search.fleet import ask_stop, workers
-from cvaeopt.search.space import has_effect, params_to_config, stream
+from cvaeopt.search.space import key_of, stream
 from cvaeopt.search.storage import Storage
 
 _SEEDS = {"type": "int", "low": 0, "high": 2**31 - 1}
@@ -189,16 +188,6 @@ def leaders(definition: Definition, trials: Iterable[FrozenTrial]) -> list[Leade
         mean = math.fsum(value for value, _ in members) / len(members)
         found.append(Leader(key, tuple(trial.number for _, trial in members), mean, dict(members[0][1].params)))
     return sorted(found, key=lambda leader: (-leader.searched, min(leader.trials)))
-
-
-def key_of(definition: Definition, params: Mapping[str, Any]) -> str:
-    """Twelve hex digits that name the settings of a trial but for its seed; equal for equal training.
-
-    A setting without effect beside the others (the decay of a forcing ratio of 0) does not count.
-    """
-    values = params_to_config(definition, params, 0).plain()
-    del values["seed"]
-    return digest({name: value for name, value in values.items() if has_effect(name, values)})
 
 
 def fresh_seed(seed: int, index: int) -> int:

@@ -47,6 +47,9 @@ class StudyTable(_Table):
         0.35, ge=0, description="standard deviation between training seeds, part of a trial's standard error, dB"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="the seed that every random draw of the study derives from")
+    seeds: Literal["each", "common"] = Field(
+        "each", description="a training seed for each trial, or one for all: a seed's luck then drops out of comparisons"
+    )
     confirms: str | None = Field(
         None,
         pattern=rf"^{NAME.pattern}@[0-9a-f]{{12}}$",
@@ -274,6 +277,8 @@ class Definition(StudyTable):
         """
         tables = self.plain()
         del tables["study"]["description"], tables["study"]["seed_noise_db"]
+        if self.seeds == "each":  # studies that are older than this key keep their names
+            del tables["study"]["seeds"]
         return digest({**tables, "order": list(self.search)})
 
     def points(self) -> list[Values]:

@@ -35,7 +35,7 @@ from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.estimate import Estimate, estimate
 from cvaeopt.search.fleet import CONSTRAINTS
-from cvaeopt.search.space import suggest
+from cvaeopt.search.space import common_seed, key_of, suggest
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
@@ -43,6 +43,9 @@ from cvaeopt.vae.trainer import EpochResult, Trainer
 log = logging.getLogger(__name__)
 
 _SETTLE_S = 60.0  # how long a trial that is left waits for the upload of its checkpoint
+
+SEED = "seed"
+"""User attribute of a trial: its training seed."""
 
 DASHBOARD_STORE = "_dashboard"
 """Folder of the dashboard's artifacts under the artifact folder. Checkpoints are never put there: deleting a study
@@ -132,7 +135,7 @@ class TrialRun:
             self.trainer.restore(found)
             self.resumed_from = found
         attributes = {
-            "seed": config.seed,
+            SEED: config.seed,
             "settings_digest": config.digest(),
             "data_digest": data.digest,
             "versions": {
@@ -318,8 +321,23 @@ class Objective:
         """The run of `trial`: settings suggested, folder made, newest checkpoint restored; others' files tidied."""
         tidy(trial.study, self.artifacts, self.definition.service.keep_best, self.remote)
         config = suggest(self.definition, trial)
+        config = config.model_copy(update={"seed": self._seed(trial, config.seed)})
         folder = RunFolder.of_trial(self.artifacts, self.definition.name, trial.number)
         return TrialRun(self.definition, config, self.data, self.device, folder, trial, token, self._store, self.remote)
+
+    def _seed(self, trial: Trial, usual: int) -> int:
+        """The training seed: the first one of the study for settings that are new, the next one for a repeat of them.
+
+        Equal settings and equal seed would train the same network twice. A trial taken over keeps the seed it had.
+        """
+        definition = self.definition
+        if definition.seeds == "each" or "seed" in definition.fixed or "seed" in definition.search:
+            return usual
+        if SEED in trial.user_attrs:
+            return int(trial.user_attrs[SEED])
+        key = key_of(definition, trial.params)
+        earlier = [one for one in trial.study.get_trials(deepcopy=False) if one.number < trial.number and one.params]
+        return common_seed(definition.seed, sum(key_of(definition, one.params) == key for one in earlier))
 
     def __call__(self, trial: Trial) -> float:
         """The trial's value, dB; raises TrialPruned when the pruner, or a diverged loss, ends it."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
+from cvaeopt.files import digest
 
 Scalar = bool | int | float | str
 Values = dict[str, Any]
@@ -22,7 +23,7 @@ Values = dict[str, Any]
 # Why a setting is not a thing to search, by its name.
 NOT_SEARCHED = {
     "num_epoch": "every trial runs [budget] epochs",
-    "seed": "every trial has its own, made from the study's seed and the trial's number",
+    "seed": "it is made from the study's seed, for each trial or for all of them ([study] seeds)",
     "milestones": "a list of epochs is no range; search gamma, or search lr_scheduler",
     "frame_H": "the trials would be measured on different frames",
     "frame_W": "the trials would be measured on different frames",
@@ -201,6 +202,8 @@ class Searched(Protocol):
     @property
     def seed(self) -> int: ...
     @property
+    def seeds(self) -> str: ...
+    @property
     def epochs(self) -> int: ...
     @property
     def fixed(self) -> Values: ...
@@ -222,8 +225,13 @@ def suggest(definition: Searched, trial: BaseTrial) -> Config:
     return params_to_config(definition, params, trial.number)
 
 
-def params_to_config(definition: Searched, params: Mapping[str, Any], number: int) -> Config:
-    """The checked settings of trial `number` with these parameters; SettingsError if they do not fit."""
+def params_to_config(
+    definition: Searched, params: Mapping[str, Any], number: int, seed: int | None = None
+) -> Config:
+    """The checked settings of trial `number` with these parameters; SettingsError if they do not fit.
+
+    seed   of its training, if known; otherwise the one that a trial with this number and new settings has
+    """
     where = f"trial {number} of study '{definition.name}'"
     for name in params:
         if name not in definition.search:
@@ -232,7 +240,9 @@ def params_to_config(definition: Searched, params: Mapping[str, Any], number: in
                 f"Expected some of: {', '.join(definition.search)}.",
                 "Use the definition the study was created from.",
             )
-    settings = {"seed": trial_seed(definition.seed, number), **definition.fixed, **params}
+    if seed is None:
+        seed = common_seed(definition.seed, 0) if definition.seeds == "common" else trial_seed(definition.seed, number)
+    settings = {"seed": seed, **definition.fixed, **params}
     return Config.parse({**settings, "num_epoch": definition.epochs}, where)
 
 
@@ -241,10 +251,25 @@ def trial_seed(seed: int, number: int) -> int:
     return stream(seed, number, "training") >> 1
 
 
+def common_seed(seed: int, repeat: int) -> int:
+    """The training seed of every setting's run number `repeat`, from 0, in a study whose trials share their seeds."""
+    return stream(seed, repeat, "training of all") >> 1
+
+
 def stream(seed: int, number: int, purpose: str) -> int:
     """A 32-bit seed for one purpose in one trial, on every machine the same."""
     text = f"{seed}/{number}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def key_of(definition: Searched, params: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name the settings of a trial but for its seed; equal for equal training.
+
+    A setting without effect beside the others (the decay of a forcing ratio of 0) does not count.
+    """
+    values = params_to_config(definition, params, 0).plain()
+    del values["seed"]
+    return digest({name: value for name, value in values.items() if has_effect(name, values)})
 
 
 def settled(search: Search, fixed: Mapping[str, Any]) -> Values:

@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cvaeopt.errors import SettingsError, StudyError
-from cvaeopt.search import confirmation
+from cvaeopt.search import confirmation, space
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.fleet import Fleet, Place
 from cvaeopt.search.space import params_to_config, trial_seed
@@ -91,9 +91,9 @@ def test_settings_that_differ_in_what_has_no_effect_are_the_same(storage: Storag
     definition = parent()
     unforced = [{"lr": 1e-3, "tfr": 0.0, "tfr_d_step": step} for step in (0.1, 0.4)]
     forced = [{**params, "tfr": 0.5} for params in unforced]
-    one, other = (confirmation.key_of(definition, params) for params in unforced)
+    one, other = (space.key_of(definition, params) for params in unforced)
     assert one == other
-    one, other = (confirmation.key_of(definition, params) for params in forced)
+    one, other = (space.key_of(definition, params) for params in forced)
     assert one != other
 
 
@@ -113,7 +113,7 @@ def test_a_confirmation_is_a_study_of_the_same_settings_and_fresh_seeds(storage:
     assert not {trial_seed(7, number) for number in range(100)} & set(planned.seeds)
     for leader in planned.leaders:  # the trial's own settings but for the seed, each with every seed
         own = params_to_config(definition, leader.params, leader.trials[0]).plain()
-        mine = [run.plain() for run in runs if confirmation.key_of(found, points[runs.index(run)]) == leader.key]
+        mine = [run.plain() for run in runs if space.key_of(found, points[runs.index(run)]) == leader.key]
         assert [{**run, "seed": 0} for run in mine] == [{**own, "seed": 0}] * 3
     assert {point["lr"] for point in points[:2]} == {leader.params["lr"] for leader in planned.leaders}
 

@@ -235,12 +235,14 @@ def test_a_point_may_leave_settings_to_the_sampler():
 def test_the_digest_follows_what_is_searched_and_nothing_else():
     digest = parse().digest()
     assert parse(study={"description": "words"}).digest() == digest
+    assert parse(study={"seeds": "each"}).digest() == digest  # as studies from before this key are stored
     assert parse(service={"storage": "sqlite:///x.db"}).digest() == digest
     assert parse(sampler={"kind": "tpe", "n_startup_trials": 10}).digest() == digest
     assert parse(**search(lr=floats(1e-4, 1e-2, log=True, when={}))).digest() == digest
     others = [
         parse(study={"seed": 1}),
         parse(study={"window": 2}),
+        parse(study={"seeds": "common"}),
         parse(budget={"trials": 6, "epochs": 30}),
         parse(fixed={"tfr": 0.5}),
         parse(enqueue=[{"lr": 1e-3}]),

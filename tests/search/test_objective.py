@@ -15,6 +15,7 @@ from cvaeopt.files import RunFolder
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.estimate import estimate
 from cvaeopt.search.objective import DASHBOARD_STORE, Objective, tidy
+from cvaeopt.search.space import common_seed
 from cvaeopt.vae import checkpoint, trainer
 from cvaeopt.vae.trainer import Trainer
 from tests.vae import tiny
@@ -68,6 +69,31 @@ def test_trials_have_their_own_seeds_that_depend_on_study_and_number_alone(tmp_p
         seeds.append([trial.user_attrs["seed"] for trial in study.trials])
     assert seeds[0] == seeds[1]
     assert seeds[0][0] != seeds[0][1]
+
+
+def test_trials_with_a_common_seed_share_it_and_repeats_take_the_next(tmp_path: Path) -> None:
+    common = definition(study={"seed": 3, "seeds": "common"})
+    objective = Objective(common, DATA, artifacts=tmp_path)
+    study = new_study()
+    for lr in (1e-3, 2e-3, 1e-3, 1e-3):
+        study.enqueue_trial({"lr": lr})
+    trials = [study.ask() for _ in range(4)]
+    seeds = [objective.open(trial).trainer.config.seed for trial in trials]
+    assert seeds == [common_seed(3, repeat) for repeat in (0, 0, 1, 2)]
+    # Taken over by another worker, a trial keeps its seed, whatever has become of the others.
+    fewer = optuna.create_study(sampler=study.sampler)
+    fewer.add_trial(study.trials[3])
+    (taken,) = [optuna.trial.Trial(fewer, one._trial_id) for one in fewer.trials]
+    assert objective.open(taken).trainer.config.seed == seeds[3]
+
+
+def test_a_fixed_seed_comes_before_a_common_one(tmp_path: Path) -> None:
+    fixed = definition(study={"seeds": "common"}, fixed={"seed": 9})
+    study = new_study()
+    study.enqueue_trial({"lr": 1e-3})
+    study.enqueue_trial({"lr": 1e-3})
+    opened = [Objective(fixed, DATA, artifacts=tmp_path).open(study.ask()).trainer.config.seed for _ in range(2)]
+    assert opened == [9, 9]
 
 
 def test_the_dashboard_gets_pictures_and_never_a_checkpoint(tmp_path: Path) -> None:
