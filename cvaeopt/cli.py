@@ -274,7 +274,7 @@ def confirm(
         _print_json({**facts, "confirmation": found.plain()})
         return
     if found.ended:
-        console.confirmed(_ranking(found), found.spread)
+        console.confirmed(_ranking(found), found.spread, found.paired)
     if not found.over:
         console.result(
             f"{found.ended} of {count(found.runs, 'run')} ended. A worker takes the others: "
@@ -417,7 +417,7 @@ def export_best(
     within = "" if low is None else f", 95 % interval {low:.2f} to {high:.2f} dB"
     console.result(f"{target}: trial {facts['trial']}, {facts['value']:.2f} dB ({facts['estimated']}{within})")
     if written.confirmed is not None:
-        console.confirmed(_ranking(written.confirmed), written.confirmed.spread)
+        console.confirmed(_ranking(written.confirmed), written.confirmed.spread, written.confirmed.paired)
     else:
         for one in facts["runners_up"]:
             console.result(f"within noise: trial {one['trial']}, {one['value']:.2f} dB")

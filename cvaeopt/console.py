@@ -237,11 +237,12 @@ class Console:
         self.show(grid(("trial", "searched, dB", "settings"), rows, (0, 1)))
         self.result(f"Fresh seeds: {', '.join(map(str, facts['seeds']))}")
 
-    def confirmed(self, rows: Sequence[Mapping[str, str]], spread: float | None) -> None:
+    def confirmed(self, rows: Sequence[Mapping[str, str]], spread: float | None, paired: bool) -> None:
         """The leaders of a study, ranked by fresh runs."""
         self.show(_confirmed(rows))
         if spread is not None:
-            self.result(f"One run of equal settings scatters by {spread:.2f} dB (standard deviation, all leaders).")
+            how = "; leaders are compared seed by seed" if paired else ""
+            self.result(f"One run of equal settings scatters by {spread:.2f} dB (standard deviation, all leaders){how}.")
 
     def score(self, sheet: dict[str, Any]) -> None:
         """A score sheet."""
@@ -582,7 +583,7 @@ def _verdict(fresh: Mapping[str, Any]) -> str:
 
 
 def _confirmed(rows: Sequence[Mapping[str, str]]) -> Table:
-    return grid(list(rows[0]), [list(row.values()) for row in rows], (0, 1, 3, 4))
+    return grid(list(rows[0]), [list(row.values()) for row in rows], (0, 1, 4, 5))
 
 
 def _workers(workers: list[dict[str, Any]]) -> RenderableType:

@@ -471,9 +471,10 @@ def _confirmed_text(fresh: Confirmation) -> str:
     )
     if fresh.spread is None:
         return text
-    return (
-        text + f" One run scatters by {fresh.spread:.2f} dB (standard deviation, {fresh.freedom} degrees of freedom)."
-    )
+    text += f" One run scatters by {fresh.spread:.2f} dB (standard deviation, {fresh.freedom} degrees of freedom)."
+    if not fresh.paired:
+        return text
+    return text + " Leaders are compared seed by seed: what a seed does to all of them alike is no difference."
 
 
 def _against(best: TrialFacts | None, baselines: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,43 @@ def test_one_run_each_tells_nothing_apart() -> None:
     assert found.spread is None
     assert found.ranked[0].low is found.ranked[0].standard_error is None
     assert found.ranked[1].tied
+
+
+SEEDS = (11, 12, 13)
+
+
+def test_leaders_are_compared_seed_by_seed() -> None:
+    luck = (0.0, 1.5, 3.0)  # of the seeds, for all leaders
+    levels = ((29.0, (0.1, 0.0, -0.1)), (28.0, (0.0, 0.1, -0.1)), (28.95, (-0.1, 0.0, 0.1)))
+    counted = [
+        Confirmed(leader(number), tuple(level + a + b for a, b in zip(luck, rest, strict=True)), seeds=SEEDS)
+        for number, (level, rest) in enumerate(levels)
+    ]
+    found = rank(["x.confirm"], counted)
+    assert found.paired and [one.leader.trials[0] for one in found.ranked] == [0, 2, 1]
+    first, near, far = found.ranked
+    assert first.behind is None and not first.tied
+    assert near.behind is not None and near.behind.mean == pytest.approx(0.05) and near.tied
+    assert far.behind is not None and far.behind.mean == pytest.approx(1.0) and not far.tied
+    assert found.spread is not None and found.spread > 1.4 and first.standard_error > 0.8  # type: ignore[operator]
+    assert far.behind.low is not None and far.behind.low > 0.5
+    blind = rank(["x.confirm"], [replace(one, seeds=()) for one in counted])
+    assert not blind.paired and all(one.tied for one in blind.ranked[1:])
+    assert [row["behind, dB"] for row in table(found)][0] == "-"
+    assert found.plain()["paired"] is True and found.plain()["leaders"][2]["behind_first"]["value"] == 1.0
+
+
+def test_a_lost_run_of_an_unlucky_seed_makes_nobody_first() -> None:
+    luck = {11: 0.0, 12: 2.0, 13: 2.0}
+    counted = [
+        Confirmed(leader(0), tuple(29.0 + luck[seed] for seed in SEEDS), seeds=SEEDS),
+        Confirmed(leader(1), tuple(28.5 + luck[seed] for seed in SEEDS[1:]), seeds=SEEDS[1:], lost=1),
+        Confirmed(leader(2), tuple(27.0 + luck[seed] for seed in SEEDS), seeds=SEEDS),
+    ]
+    found = rank(["x.confirm"], counted)
+    assert found.ranked[1].mean > found.ranked[0].mean  # type: ignore[operator]
+    assert [one.leader.trials[0] for one in found.ranked] == [0, 1, 2]
+    assert found.ranked[1].behind is not None and found.ranked[1].behind.mean == pytest.approx(0.5)
 
 
 def test_settings_that_diverged_come_after_those_that_did_not() -> None:
