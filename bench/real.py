@@ -255,20 +255,24 @@ class Method:
     own       as this service does it: a value is the mean of the window, a diverged trial teaches the sampler, the
               leaders are trained again from fresh seeds. Otherwise as with plain Optuna: the last epoch, a failed
               trial, the best trial.
+    seeds     `each` or `common`, as [study] seeds; None: as the study's file says
     """
 
     sampler: Callable[[Definition], BaseSampler]
     pruner: Callable[[Definition], BasePruner] = lambda definition: NopPruner()
     points: bool = False
     own: bool = False
+    seeds: str | None = "each"
 
 
 METHODS: dict[str, Method] = {
-    "ours": Method(sampler_for, pruner_for, points=True, own=True),
+    "ours": Method(sampler_for, pruner_for, points=True, own=True, seeds=None),
     "tpe": Method(lambda definition: TPESampler(seed=definition.seed)),
     "optuna": Method(lambda definition: TPESampler(seed=definition.seed), lambda definition: MedianPruner()),
-    "ours, no points": Method(sampler_for, pruner_for, own=True),
+    "ours, no points": Method(sampler_for, pruner_for, own=True, seeds=None),
+    "ours, seeds each": Method(sampler_for, pruner_for, points=True, own=True),
     "random": Method(lambda definition: RandomSampler(seed=definition.seed)),
+    "random, one seed": Method(lambda definition: RandomSampler(seed=definition.seed), seeds="common"),
 }
 
 
@@ -354,6 +358,7 @@ def again(definition: Definition, params: Values, seed: int, train: Train) -> Ra
 
 def one_study(definition: Definition, method: Method, train: Train, budget: int) -> Row:
     """A study from its first trial to what is recommended, as part of a line of the results."""
+    definition = definition.model_copy(update={"seeds": method.seeds or definition.seeds})
     leaders, seeds = confirmation(budget, definition.epochs) if method.own else (0, 0)
     ran = searched(definition, method, train, budget - leaders * seeds * definition.epochs)
     window = definition.window if method.own else 1

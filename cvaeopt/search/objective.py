@@ -35,7 +35,7 @@ from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.estimate import Estimate, estimate
 from cvaeopt.search.fleet import CONSTRAINTS
-from cvaeopt.search.space import common_seed, key_of, suggest
+from cvaeopt.search.space import key_of, suggest, trial_seed
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
@@ -337,7 +337,7 @@ class Objective:
             return int(trial.user_attrs[SEED])
         key = key_of(definition, trial.params)
         earlier = [one for one in trial.study.get_trials(deepcopy=False) if one.number < trial.number and one.params]
-        return common_seed(definition.seed, sum(key_of(definition, one.params) == key for one in earlier))
+        return trial_seed(definition.seed, sum(key_of(definition, one.params) == key for one in earlier))
 
     def __call__(self, trial: Trial) -> float:
         """The trial's value, dB; raises TrialPruned when the pruner, or a diverged loss, ends it."""

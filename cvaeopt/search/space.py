@@ -241,19 +241,17 @@ def params_to_config(
                 "Use the definition the study was created from.",
             )
     if seed is None:
-        seed = common_seed(definition.seed, 0) if definition.seeds == "common" else trial_seed(definition.seed, number)
+        seed = trial_seed(definition.seed, 0 if definition.seeds == "common" else number)
     settings = {"seed": seed, **definition.fixed, **params}
     return Config.parse({**settings, "num_epoch": definition.epochs}, where)
 
 
 def trial_seed(seed: int, number: int) -> int:
-    """The training seed of trial `number` of a study, below 2^31; the same on every machine."""
+    """The training seed of trial `number` of a study, below 2^31; the same on every machine.
+
+    Where trials share their seeds, `number` counts the runs of equal settings.
+    """
     return stream(seed, number, "training") >> 1
-
-
-def common_seed(seed: int, repeat: int) -> int:
-    """The training seed of every setting's run number `repeat`, from 0, in a study whose trials share their seeds."""
-    return stream(seed, repeat, "training of all") >> 1
 
 
 def stream(seed: int, number: int, purpose: str) -> int:

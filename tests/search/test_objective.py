@@ -15,7 +15,7 @@ from cvaeopt.files import RunFolder
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.estimate import estimate
 from cvaeopt.search.objective import DASHBOARD_STORE, Objective, tidy
-from cvaeopt.search.space import common_seed
+from cvaeopt.search.space import trial_seed
 from cvaeopt.vae import checkpoint, trainer
 from cvaeopt.vae.trainer import Trainer
 from tests.vae import tiny
@@ -71,7 +71,7 @@ def test_trials_have_their_own_seeds_that_depend_on_study_and_number_alone(tmp_p
     assert seeds[0][0] != seeds[0][1]
 
 
-def test_trials_with_a_common_seed_share_it_and_repeats_take_the_next(tmp_path: Path) -> None:
+def test_trials_with_a_trial_seed_share_it_and_repeats_take_the_next(tmp_path: Path) -> None:
     common = definition(study={"seed": 3, "seeds": "common"})
     objective = Objective(common, DATA, artifacts=tmp_path)
     study = new_study()
@@ -79,7 +79,7 @@ def test_trials_with_a_common_seed_share_it_and_repeats_take_the_next(tmp_path: 
         study.enqueue_trial({"lr": lr})
     trials = [study.ask() for _ in range(4)]
     seeds = [objective.open(trial).trainer.config.seed for trial in trials]
-    assert seeds == [common_seed(3, repeat) for repeat in (0, 0, 1, 2)]
+    assert seeds == [trial_seed(3, repeat) for repeat in (0, 0, 1, 2)]
     # Taken over by another worker, a trial keeps its seed, whatever has become of the others.
     fewer = optuna.create_study(sampler=study.sampler)
     fewer.add_trial(study.trials[3])
