@@ -241,8 +241,9 @@ class Console:
         """The leaders of a study, ranked by fresh runs."""
         self.show(_confirmed(rows))
         if spread is not None:
-            how = "; leaders are compared seed by seed" if paired else ""
-            self.result(f"One run of equal settings scatters by {spread:.2f} dB (standard deviation, all leaders){how}.")
+            self.result(f"One run of equal settings scatters by {spread:.2f} dB (standard deviation, all leaders).")
+        if paired:
+            self.result("Leaders are compared seed by seed.")
 
     def score(self, sheet: dict[str, Any]) -> None:
         """A score sheet."""

@@ -146,9 +146,9 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
         trials = _trials(storage, one.name)
         for trial, fact in zip(trials, facts(trials), strict=True):
             # By its place in the queue: a run that was given up at once has no parameters yet.
-            place = trial.system_attrs.get(ENQUEUED)
+            place: int | None = trial.system_attrs.get(ENQUEUED)
             key = None if place is None else key_of(one, points[place])
-            if key not in found:
+            if place is None or key not in found:
                 continue
             so_far = found[key]
             if fact.value is not None:

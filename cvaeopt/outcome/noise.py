@@ -84,7 +84,9 @@ def paired(groups: Sequence[Mapping[int, float]]) -> Paired:
     Source: the analysis of incomplete block designs, Scheffe, The Analysis of Variance (1959), chapter 5.
     """
     blocks = sorted({block for values in groups for block in values})
-    rows = [(group, blocks.index(block), value) for group, values in enumerate(groups) for block, value in values.items()]
+    rows = [
+        (group, blocks.index(block), value) for group, values in enumerate(groups) for block, value in values.items()
+    ]
     design = np.zeros((len(rows), len(groups) + len(blocks)))
     for row, (group, block, _) in enumerate(rows):
         design[row, group] = design[row, len(groups) + block] = 1.0

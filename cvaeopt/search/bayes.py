@@ -5,7 +5,8 @@ not the luckiest value). It learns from
 
 - complete trials, with the standard error of their value;
 - pruned trials, with the forecast of where they would have ended and that forecast's error;
-- running trials: they are believed to end where the process expects, so that workers do not repeat each other;
+- running trials, likewise once they are well on their way; before, they are believed to end where the process expects,
+  so that workers do not repeat each other;
 - diverged trials: they lower the chance that a setting near them trains at all;
 - trials of equal settings: every one sharpens the same estimate.
 """
@@ -36,7 +37,8 @@ MOST = 300  # observations; a suggestion's time grows with their third power, an
 MARGIN = 0.1  # correlation lengths
 HOPELESS = 1e6  # below every logarithm of an expected improvement
 ABSENT = 0.5  # where a setting that is not searched lies in the cube
-LEAST_COMPLETE = 3  # trials from which the end of a pruned one is foretold
+LEAST_COMPLETE = 3  # trials from which the end of another one is foretold
+ON_ITS_WAY = 0.25  # share of a complete trial's epochs from which the end of a running one is foretold
 
 
 class GaussianProcessSampler(BaseSampler):
@@ -86,15 +88,16 @@ class GaussianProcessSampler(BaseSampler):
     ) -> dict[str, Any]:
         draw = np.random.default_rng(stream(self._seed, trial.number, "sampler together"))
         trials = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
-        observed = self._observed(study, trials)
+        said = self._said(study, trials)
+        observed = self._observed(study, trials, said)
         if len(observed[1]) < max(2, self._n_startup_trials):
             return {name: value_at(one, self._halton(trial.number, name)) for name, one in self._space.items()}
         observed = _fewer(*observed)
         process = fit(*observed)
         best = float(process.at(observed[0])[0].max())
-        running = [self._encode(one) for one in trials if one.state == TrialState.RUNNING]
-        if running:
-            there = np.array(running)
+        silent = [self._encode(one) for one in trials if one.state == TrialState.RUNNING and one.number not in said]
+        if silent:
+            there = np.array(silent)
             process = process.believing(there, np.full(len(there), self._seed_noise_db))
         lost = np.array([self._encode(one) for one in trials if _diverged(one)]).reshape(-1, self._cube.width)
 
@@ -108,26 +111,36 @@ class GaussianProcessSampler(BaseSampler):
     def _halton(self, number: int, name: str) -> float:
         return radical_inverse(number, self._bases[name], self._seed)
 
-    def _observed(self, study: Study, trials: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points, values and standard errors of all trials that say something; values as if maximised."""
-        sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
-        points, values, errors = [], [], []
+    def _said(self, study: Study, trials: Sequence[FrozenTrial]) -> dict[int, Forecast]:
+        """What every trial that says something came to, or would come to, by its number."""
+        known = (one.last_step or 0 for one in trials if one.state == TrialState.COMPLETE)
+        early = ON_ITS_WAY * max(known, default=0)
+        said = {}
         for trial in trials:
+            found: Forecast | None = None
             if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
                 curve = curve_until(trial.intermediate_values, trial.last_step or 0)
                 error = estimate(curve, self._window, self._seed_noise_db).error if curve else None
                 found = Forecast(trial.value, UNKNOWN_ERROR_DB if error is None else error)
-            elif trial.state == TrialState.PRUNED and not _diverged(trial):
-                expected = self._forecast(study, trial)
-                if expected is None:
-                    continue
-                found = expected
-            else:
-                continue
-            points.append(self._encode(trial))
-            values.append(sign * found.mean)
-            errors.append(found.error)
-        return np.array(points).reshape(-1, self._cube.width), np.array(values), np.array(errors)
+            elif (trial.state == TrialState.PRUNED and not _diverged(trial)) or (
+                trial.state == TrialState.RUNNING and (trial.last_step or 0) >= early
+            ):
+                found = self._forecast(study, trial)
+            if found is not None:
+                said[trial.number] = found
+        return said
+
+    def _observed(
+        self, study: Study, trials: Sequence[FrozenTrial], said: Mapping[int, Forecast]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Points, values and standard errors of all trials that say something; values as if maximised."""
+        sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
+        telling = [one for one in trials if one.number in said]
+        return (
+            np.array([self._encode(one) for one in telling]).reshape(-1, self._cube.width),
+            np.array([sign * said[one.number].mean for one in telling]),
+            np.array([said[one.number].error for one in telling]),
+        )
 
     def _encode(self, trial: FrozenTrial) -> np.ndarray:
         return self._cube.point({name: trial.params[name] for name in self._space if name in trial.params})

@@ -48,7 +48,7 @@ class StudyTable(_Table):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="the seed that every random draw of the study derives from")
     seeds: Literal["each", "common"] = Field(
-        "each", description="a training seed for each trial, or one for all: a seed's luck then drops out of comparisons"
+        "each", description="a training seed for each trial, or one for all: its luck then drops out of comparisons"
     )
     confirms: str | None = Field(
         None,

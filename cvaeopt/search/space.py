@@ -225,9 +225,7 @@ def suggest(definition: Searched, trial: BaseTrial) -> Config:
     return params_to_config(definition, params, trial.number)
 
 
-def params_to_config(
-    definition: Searched, params: Mapping[str, Any], number: int, seed: int | None = None
-) -> Config:
+def params_to_config(definition: Searched, params: Mapping[str, Any], number: int, seed: int | None = None) -> Config:
     """The checked settings of trial `number` with these parameters; SettingsError if they do not fit.
 
     seed   of its training, if known; otherwise the one that a trial with this number and new settings has

@@ -209,11 +209,12 @@ def test_of_a_large_study_the_best_and_the_latest_are_looked_at():
     assert (few[0] == points[:300]).all()
 
 
-def test_a_pruned_trial_teaches_by_its_forecast():
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.RUNNING])
+def test_a_trial_without_an_end_teaches_by_its_forecast(state):
     search = {"tfr": SEARCH["tfr"]}
     definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0}, search=search)
 
-    def next_one(pruned_level):
+    def next_one(level_so_far, epochs=10):
         study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
         dimension = {"tfr": FloatDistribution(0.0, 1.0)}
         for tfr, level in ((0.1, 22.0), (0.3, 23.0), (0.5, 24.0), (0.7, 24.5)):
@@ -223,12 +224,12 @@ def test_a_pruned_trial_teaches_by_its_forecast():
                     params={"tfr": tfr}, distributions=dimension, value=curve[30], intermediate_values=curve
                 )
             )
-        if pruned_level is not None:
-            curve = {epoch: pruned_level - 3 / epoch for epoch in range(1, 11)}
+        if level_so_far is not None:
+            curve = {epoch: level_so_far - 3 / epoch for epoch in range(1, epochs + 1)}
             for tfr in (0.85, 0.95):
                 study.add_trial(
                     optuna.trial.create_trial(
-                        state=TrialState.PRUNED, params={"tfr": tfr}, distributions=dimension, intermediate_values=curve
+                        state=state, params={"tfr": tfr}, distributions=dimension, intermediate_values=curve
                     )
                 )
         return suggest(definition, study.ask()).tfr
@@ -236,6 +237,8 @@ def test_a_pruned_trial_teaches_by_its_forecast():
     assert next_one(None) > 0.75
     assert next_one(18.0) < 0.8
     assert next_one(26.0) > 0.8
+    if state == TrialState.RUNNING:  # before a quarter of its epochs it is only known to be there
+        assert next_one(18.0, epochs=7) == next_one(26.0, epochs=7)
 
 
 def pruned_at(pruner, curves):
