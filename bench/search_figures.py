@@ -14,7 +14,9 @@ import numpy as np
 
 OURS = "ours"
 UNPRUNED = "ours, unpruned"
-ORDER = ("random", "skopt", "optuna", "hyperband", "tpe", UNPRUNED, "ours, paused", OURS)
+ORDER = (
+    "random", "skopt", "optuna", "hyperband", "tpe", UNPRUNED, "ours, paused", "ours, tpe", "ours, foreseeing", OURS,
+)  # fmt: skip
 NOTHING_DB = 15.0  # what a study that recommends nothing is worth: an untrained network, all curves' start
 BUDGETS = ("1000", "3000")
 
@@ -221,6 +223,8 @@ COLOURS = {
     "tpe": "tab:blue",
     UNPRUNED: "tab:cyan",
     "ours, paused": "tab:olive",
+    "ours, tpe": "tab:brown",
+    "ours, foreseeing": "tab:pink",
     OURS: "tab:green",
 }
 

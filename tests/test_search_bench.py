@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from bench import noise, search, search_figures
 from bench.problems import EPOCHS, FIT, PROBLEMS, Noise, fit_curve, hartmann, problem
@@ -98,6 +99,21 @@ def test_no_epoch_beyond_the_budget_is_read(method: str) -> None:
     assert 1000 <= study.spent < 1000 + EPOCHS
     assert len(study.complete) == len({run.number for run in study.complete}) <= 10
     assert all(run.epoch == EPOCHS for run in study.complete)
+
+
+def test_foresight_ends_at_epoch_25_what_does_not_become_the_best() -> None:
+    made = problem("benign")
+    study = search.Study(made, search.METHODS["ours, foreseeing"], 1, 2)
+    study.go(2000, lambda mark, reading: None)
+    ended = [one for one in study.study.get_trials(deepcopy=False) if one.state.is_finished()]
+    best = -math.inf
+    for one in sorted(ended, key=lambda one: one.number):
+        if any(value > 0 for value in one.constraints.values()):
+            continue
+        true = made.true(search._point_of(one))
+        assert (one.last_step, one.state) == ((100, TrialState.COMPLETE) if true >= best else (25, TrialState.PRUNED))
+        best = max(best, true)
+    assert {one.last_step for one in ended} >= {25, 100}
 
 
 @pytest.mark.parametrize("workers", [1, 8])
