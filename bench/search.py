@@ -114,7 +114,7 @@ def shipped(seed: int) -> BaseSampler:
 
 
 class Foresight(BasePruner):
-    """Stops at epoch 25 what is not worth more than the best complete trial, and knows it: nobody can do better there."""
+    """Stops at epoch 25 what is worth less than the best complete trial, and knows it: nobody can do better there."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
