@@ -166,7 +166,7 @@ class ForecastPruner(_Table):
     interval_epochs: int = Field(ge=1, lt=2**31, description="epochs between two decisions")
     n_startup_trials: int = Field(3, ge=2, description="complete trials that the forecast is learned from, at least")
     keep: float = Field(0.0, ge=0, le=1, description="share of the complete trials that count as leaders")
-    odds: float = Field(2.0, gt=0, description="stops what is less than so many times as likely as a fresh trial")
+    odds: float = Field(1.0, gt=0, description="stops what is less than so many times as likely as a fresh trial")
 
 
 class WarmStart(_Table):

@@ -2,9 +2,11 @@
 
     study = optuna.create_study(direction="maximize", pruner=ForecastPruner(window=5, warmup_epochs=40))
 
-At a rung the pruner forecasts where the trial would end (`search.forecast`) and stops it when a fresh trial is a far
-better chance of a new leader. How good a chance that is the study's last trials say. Where early epochs tell little
-about late ones the forecast is hardly surer than that, and nothing is stopped; and some trials always run to their end.
+At a rung the pruner forecasts where the trial would end (`search.forecast`) and stops it when a fresh trial is a better
+chance of a new leader. How good a chance that is the study's last trials say: a fresh one is taken to be like any of
+them but the leader. Nor is the leader believed blindly: the best of many values owes part of its height to its seed.
+Where early epochs tell little about late ones, a forecast is as wide as a guess and as good a chance, and nothing is
+stopped. And some trials always run to their end.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.config import Config
+from cvaeopt.search.estimate import curve_until, estimate
 from cvaeopt.search.forecast import Forecast, Forecaster
 from cvaeopt.vae.schedules import beta_at, tfr_at
 
 RECENT = 10  # ended trials that stand for a fresh one: the sampler's suggestions become better
 LEAST_COMPLETE = 0.2  # share of the ended trials; below, the next one runs to its end whatever is foretold
-SURER = 0.7  # a forecast whose error is more than so much of a fresh trial's uncertainty tells too little
 
 
 class ForecastPruner(BasePruner):
@@ -33,7 +35,7 @@ class ForecastPruner(BasePruner):
     interval_epochs    epochs between two decisions
     n_startup_trials   complete trials from which the forecast is learned; at least 2
     keep               share of the complete trials that count as leaders, in [0, 1]; 0: the best one alone
-    odds               stops a trial that is less than so many times as likely to join them as a fresh one, above 0
+    odds               stops a trial that is less than so many times as likely to join them as a fresh one; above 0
     seed_noise_db      standard deviation between training seeds, dB
     shows_at           epoch from which a trial's own settings have shown themselves; the later one counts
     """
@@ -46,7 +48,7 @@ class ForecastPruner(BasePruner):
         interval_epochs: int = 1,
         n_startup_trials: int = 3,
         keep: float = 0.0,
-        odds: float = 2.0,
+        odds: float = 1.0,
         seed_noise_db: float = 0.35,
         shows_at: Callable[[FrozenTrial], int] = lambda trial: 0,
     ) -> None:
@@ -55,6 +57,8 @@ class ForecastPruner(BasePruner):
         if not 0 <= keep <= 1 or not odds > 0:
             raise ValueError(f"keep = {keep}, odds = {odds}: expected [0, 1] and above 0")
         self._forecast = Forecaster(window, n_startup_trials, seed_noise_db)
+        self._window = window
+        self._seed_noise_db = seed_noise_db
         self._warmup_epochs = max(warmup_epochs, 1)
         self._interval_epochs = interval_epochs
         self._keep = keep
@@ -72,38 +76,45 @@ class ForecastPruner(BasePruner):
         sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         ended = [one for one in ended if not any(value > 0 for value in one.constraints.values())]
-        complete = [one.value for one in ended if one.state == TrialState.COMPLETE and one.value is not None]
+        complete = [one for one in ended if one.state == TrialState.COMPLETE and one.value is not None]
         if len(complete) < LEAST_COMPLETE * len(ended):
             return False  # a wrong idea of how curves go on would never be found out
-        ends = sorted((sign * value for value in complete), reverse=True)
-        target = ends[max(math.ceil(self._keep * len(ends)), 1) - 1]
-        fresh = self._fresh(study, ended)
-        if own.error > SURER * fresh.error:
+        complete.sort(key=lambda one: -sign * (one.value or 0.0))
+        best = complete[max(math.ceil(self._keep * len(complete)), 1) - 1]
+        leader = self._value(best)
+        fresh = self._recent(study, [one for one in ended if one.number != best.number])
+        if not fresh:
             return False
-        return _reaches(own, target, sign) < self._odds * _reaches(fresh, target, sign)
+        chance = math.fsum(_exceeds(one, leader, sign) for one in fresh) / len(fresh)
+        return _exceeds(own, leader, sign) < self._odds * chance
 
-    def _fresh(self, study: Study, ended: list[FrozenTrial]) -> Forecast:
-        """What a trial begun now would come to, as the last ones tell: their ends, or what those would have been."""
+    def _recent(self, study: Study, ended: list[FrozenTrial]) -> list[Forecast]:
+        """What the last trials came to, or would have come to: a trial begun now is taken to be like one of them."""
         known: list[Forecast] = []
         for one in reversed(ended):
             if len(known) == RECENT:
                 break
             if one.state == TrialState.COMPLETE and one.value is not None:
-                known.append(Forecast(one.value, 0.0))
+                known.append(self._value(one))
             else:
                 expected = self._forecast(study, one)
                 known += [] if expected is None else [expected]
-        mean = math.fsum(one.mean for one in known) / len(known)
-        squares = math.fsum((one.mean - mean) ** 2 for one in known) / max(len(known) - 1, 1)
-        return Forecast(mean, math.sqrt(squares + math.fsum(one.error**2 for one in known) / len(known)))
+        return known
+
+    def _value(self, trial: FrozenTrial) -> Forecast:
+        """A complete trial's value with its standard error."""
+        curve = curve_until(trial.intermediate_values, trial.last_step or 0)
+        error = estimate(curve, self._window, self._seed_noise_db).error if curve else None
+        return Forecast(trial.value or 0.0, self._seed_noise_db if error is None else error)
 
     def _is_rung(self, epoch: int) -> bool:
         return epoch >= self._warmup_epochs and (epoch - self._warmup_epochs) % self._interval_epochs == 0
 
 
-def _reaches(end: Forecast, target: float, sign: float) -> float:
-    """How likely an end is above `target`."""
-    return 0.5 * math.erfc((target - sign * end.mean) / (max(end.error, 1e-9) * math.sqrt(2)))
+def _exceeds(one: Forecast, other: Forecast, sign: float) -> float:
+    """How likely `one` is worth more than `other`."""
+    error = max(math.hypot(one.error, other.error), 1e-9)
+    return 0.5 * math.erfc(sign * (other.mean - one.mean) / (error * math.sqrt(2)))
 
 
 def shows_at(config: Config) -> int:

@@ -94,18 +94,24 @@ def test_where_early_epochs_say_nothing_of_late_ones_few_are_stopped_and_never_a
 
 
 def test_some_trials_run_to_their_end_whatever_is_foretold() -> None:
-    study = study_of(KNOWN)
+    study, poor = study_of(KNOWN), running(saturating(16.0), 20)
 
-    def poor(number: int) -> list[float]:
-        return saturating(15.0 + number % 5)
-
-    for number in range(4 * len(KNOWN)):
-        assert pruner().prune(study, running(poor(number), 20))
-        values = dict(enumerate(poor(number)[:20], 1))
+    def stop_one() -> None:
+        values = dict(enumerate(saturating(27.0)[:20], 1))
         study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=values))
-    assert pruner().prune(study, running(poor(0), 20))
-    study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=dict(enumerate(poor(0)[:20], 1))))
-    assert not pruner().prune(study, running(poor(0), 20))
+
+    for _ in range(4 * len(KNOWN)):
+        assert pruner().prune(study, poor)
+        stop_one()
+    assert pruner().prune(study, poor)
+    stop_one()
+    assert not pruner().prune(study, poor)
+
+
+def test_what_is_better_than_the_last_ones_goes_on_though_it_will_hardly_lead() -> None:
+    study = study_of([saturating(29.0), *(saturating(end) for end in (24.0, 24.5, 25.0, 25.5, 26.0) * 3)])
+    assert pruner().prune(study, running(saturating(25.0), 30))
+    assert not pruner().prune(study, running(saturating(26.5), 30))
 
 
 @pytest.mark.parametrize("epoch", [5, 19, 21, 24])
