@@ -23,6 +23,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -403,6 +404,22 @@ def test_the_workers_of_all_studies_are_listed(done: Shop) -> None:
     assert said.code == 0 and "tiny" in said.out and "stopped" in said.out
     listed = json.loads(done.run("workers", "--json").out)
     assert {one["study"] for one in listed["workers"]} == {"tiny"}
+
+
+def test_a_checkpoint_that_was_lost_here_is_not_looked_for_elsewhere(done: Shop, tmp_path: Path) -> None:
+    """A full disk costs a checkpoint, and so does a better trial; the trial ran on this very machine."""
+    shutil.copytree(done.root / "storage/artifacts", tmp_path / "artifacts")
+    for path in (tmp_path / "artifacts/tiny").glob("*/last.pt"):
+        path.unlink()
+    said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "artifacts"))
+    one_message(said, 2, "was finished on this machine and left no checkpoint", "keep_best", "export-best")
+    assert "Copy" not in said.err
+    said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "elsewhere"))
+    one_message(said, 2, f"is not in {tmp_path}/elsewhere/tiny", "finished on this machine", "--artifacts")
+    assert "Copy" not in said.err
+    with mock.patch.object(socket, "gethostname", lambda: "another"):
+        said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "artifacts"))
+    one_message(said, 2, "Copy ", f"from {socket.gethostname()}")
 
 
 def test_data_are_drawn_and_checked(tmp_path: Path, done: Shop) -> None:
