@@ -950,8 +950,17 @@ def _storage_url(given: str | None, definition: Definition | None) -> str:
 
 
 def _artifact_folder(given: Path | None, definition: Definition | None) -> Path:
+    """Flag or environment, then the study's [service], then the default; UserError if a file is in its way."""
     stated = definition.service.artifacts if definition else None
-    return given or Path(stated or "storage/artifacts")
+    folder = given or Path(stated or "storage/artifacts")
+    if (taken := next((place for place in (folder, *folder.parents) if place.exists()), folder)).is_file():
+        above = "" if taken == folder else f" (in the path {folder})"
+        raise UserError(
+            f"{taken}{above} is a file.",
+            "Expected: the folder of the trials' files, or one that can be made.",
+            "Name a folder with --artifacts.",
+        )
+    return folder
 
 
 def _object_store(console: Console, url: str | None) -> Checkpoints | None:

@@ -563,6 +563,20 @@ def test_a_folder_that_cannot_be_written_is_named(done: Shop) -> None:
 
 
 @pytest.mark.parametrize(
+    "line", ["worker --study tiny", "dashboard", "fetch --study tiny", "report --study tiny --out x"]
+)
+def test_a_file_in_place_of_the_artifact_folder_is_named_as_it_was_given(done: Shop, line: str) -> None:
+    (done.root / "taken").write_text("")
+    before = done.files()
+    for given, said in (
+        ("taken", "Error: taken is a file."),
+        ("taken/x", "Error: taken (in the path taken/x) is a file."),
+    ):
+        one_message(done.run(*line.split(), ARTIFACTS=given), 2, said, "Expected: the folder", "--artifacts")
+    assert done.files() == before
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "worker --study tiny",
