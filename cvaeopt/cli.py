@@ -26,7 +26,16 @@ import typer
 
 from cvaeopt import __version__
 from cvaeopt.console import Console, count
-from cvaeopt.errors import CvaeoptError, DataError, Interrupted, SettingsError, StorageUnreachable, TryAgain, UserError
+from cvaeopt.errors import (
+    CheckpointError,
+    CvaeoptError,
+    DataError,
+    Interrupted,
+    SettingsError,
+    StorageUnreachable,
+    TryAgain,
+    UserError,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -488,6 +497,8 @@ def retrain(
 
     console = _console(verbose, quiet)
     chosen = recipes.read(recipe)
+    if start is not None:
+        _require_checkpoint(start)
     root = _data_folder(data, None)
     device = "cpu" if dry_run else devices.use(gpu, threads)
     from cvaeopt.outcome.retrain import Retraining, resolve
@@ -572,6 +583,7 @@ def predict(
 ) -> None:
     """Predict the test sequences: submission.csv and a GIF for each."""
     console = _console(verbose, quiet)
+    _require_checkpoint(checkpoint)
     root = _data_folder(data, None)
     from cvaeopt.vae import device as devices
 
@@ -638,6 +650,7 @@ def score(
 ) -> None:
     """Score a checkpoint on the validation video, beside the baselines."""
     console = _console(verbose, quiet)
+    _require_checkpoint(checkpoint)
     root = _data_folder(data, None)
     from cvaeopt.vae import device as devices
 
@@ -670,6 +683,7 @@ def recalibrate(
 ) -> None:
     """Recompute a checkpoint's BatchNorm statistics over the training labels: often many dB, without training."""
     console = _console(verbose, quiet)
+    _require_checkpoint(checkpoint)
     root = _data_folder(data, None)
     from cvaeopt.vae import device as devices
 
@@ -985,6 +999,12 @@ def _data_folder(given: Path | None, definition: Definition | None) -> Path:
             "Draw one to try with: cvaeopt demo-data demo/data",
         )
     return given or Path(str(stated))
+
+
+def _require_checkpoint(path: Path) -> None:
+    """CheckpointError if there is nothing at `path`: said before anybody looks for data, or loads torch."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.", "Expected: a checkpoint (.pt, .ckpt, .pth).")
 
 
 def _open(console: Console, url: str, *, create: bool = True, limit_s: float = 900.0, start_limit_s: float) -> Storage:

@@ -119,7 +119,8 @@ for line in sys.argv[1:]:
     except SystemExit as ended:
         assert ended.code == 2, line
 """
-    lines = [f"{name} x.pt --data {done.data}" for name in ("score", "recalibrate", "predict --out o")]
+    best = done.root / "storage/retrain/tiny-2/best.pt"
+    lines = [f"{name} {best} --data {done.data}" for name in ("score", "recalibrate", "predict --out o")]
     lines += [f"retrain {done.root}/studies/best/tiny.toml --data {done.data}"]
     lines += [f"worker --study {done.root}/studies/tiny.toml --data {done.data}"]
     stored = f"--storage sqlite:///{done.root}/storage/cvaeopt.db"
@@ -502,7 +503,6 @@ BAD: dict[str, tuple[list[str] | Callable[[Shop], list[str]], int, list[str]]] =
     "misspelt key": (misspelt, 2, ["studies/tiny.toml: [fixed] has no setting 'tfr_sd'", "Did you mean 'tfr_sde'?"]),
     "missing labels": (without_labels, 2, ["bare", "train_label", "Expected"]),
     "missing data": (["worker", "--study", "tiny", "--data", "nowhere"], 2, ["nowhere", "Expected"]),
-    "no data given": (["score", "x.pt", "--data", ""], 2, []),
     "bad URL": (
         ["worker", "--study", "tiny", "--storage", f"postgres:/lab:{SECRET}@db/x"],
         2,
@@ -580,16 +580,26 @@ def test_a_file_in_place_of_the_artifact_folder_is_named_as_it_was_given(done: S
     "line",
     [
         "worker --study tiny",
-        "score x.pt",
-        "predict x.pt --out o",
-        "recalibrate x.pt",
+        "score {best}",
+        "predict {best} --out o",
+        "recalibrate {best}",
         "retrain {recipe}",
         "retrain {recipe} --dry-run",
     ],
 )
 def test_a_command_without_data_says_how_to_get_some(done: Shop, shop: Shop, line: str) -> None:
-    said = shop.run(*line.format(recipe=done.root / "studies/best/tiny.toml").split(), DATA="")
+    recipe, best = done.root / "studies/best/tiny.toml", done.root / "storage/retrain/tiny-2/best.pt"
+    said = shop.run(*line.format(recipe=recipe, best=best).split(), DATA="")
     one_message(said, 2, "No data folder was given.", "--data DIR, CVAEOPT_DATA", "cvaeopt demo-data")
+
+
+@pytest.mark.parametrize("line", ["score", "predict --out o", "recalibrate", "retrain {recipe} --from"])
+@pytest.mark.parametrize("data", ["", "nowhere"])
+def test_a_checkpoint_that_is_not_there_is_said_before_data_are_asked_for(
+    done: Shop, shop: Shop, line: str, data: str
+) -> None:
+    words = line.format(recipe=done.root / "studies/best/tiny.toml").split()
+    one_message(shop.run(*words, "nosuch.pt", DATA=data), 2, "nosuch.pt does not exist.", "Expected: a checkpoint")
 
 
 def test_a_run_of_other_settings_is_not_continued(done: Shop) -> None:
