@@ -468,6 +468,12 @@ def other_definition(shop: Shop) -> list[str]:
     return ["worker", "--study", "tiny"]
 
 
+def other_definition_elsewhere(shop: Shop) -> list[str]:
+    line = other_definition(shop)
+    (shop.root / "studies").rename(shop.root / "elsewhere")
+    return [line[0], "--study", "elsewhere/tiny.toml"]
+
+
 def nothing_complete(shop: Shop) -> list[str]:
     store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
     create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
@@ -513,6 +519,7 @@ BAD: dict[str, tuple[list[str] | Callable[[Shop], list[str]], int, list[str]]] =
     "GPU that does not exist": (["worker", "--study", "tiny", "--gpu", "77"], 2, ["no GPU 77", "Use --gpu cpu"]),
     "GPU that is no number": (["worker", "--study", "tiny", "--gpu", "x"], 2, ["--gpu 'x'", "Expected: an index"]),
     "other definition": (other_definition, 2, ["created from another definition (stored ", "new name"]),
+    "other definition, by path": (other_definition_elsewhere, 2, ["(stored ", " Restore tiny.toml or create"]),
     "nothing to confirm": (
         lambda shop: ["confirm", *nothing_complete(shop)[1:]],
         2,
