@@ -377,9 +377,17 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard for the storage, with the trials' pictures."""
     console = _console(verbose, quiet)
-    definition = _definition(study) if study else None
+    path = _definition_path(study) if study else None
+    definition = _definition(str(path)) if path is not None and path.exists() else None
     url = _storage_url(storage, definition)
+    folder = _artifact_folder(artifacts, definition)
     _check_port(host, port)
+    if study and definition is None:  # its file is not needed where the storage has the study
+        from cvaeopt.search.study import stored_definition
+
+        name, store = _existing(console, study, storage)
+        stored_definition(store, name)
+        store.close()
     if host not in ("127.0.0.1", "localhost", "::1"):
         console.warn(
             f"The dashboard has no password, and on {host} others can reach it: whoever does can change and delete "
@@ -390,7 +398,7 @@ def dashboard(
     from cvaeopt.search.objective import artifact_store
 
     store = _open(console, url, start_limit_s=_READ_LIMIT_S)
-    pictures = artifact_store(_artifact_folder(artifacts, definition))
+    pictures = artifact_store(folder)
     console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
     # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

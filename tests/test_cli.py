@@ -758,6 +758,28 @@ def test_a_first_signal_lets_retrain_finish_its_epoch_and_a_second_one_does_not(
     assert said.code == 0 and "Continuing stopped-" in said.err and "validation PSNR" in said.out
 
 
+def test_a_dashboard_needs_the_file_of_its_study_only_where_the_storage_lacks_it(
+    done: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna_dashboard
+
+    served: list[str] = []
+    monkeypatch.setattr(optuna_dashboard, "run_server", lambda store, **_: served.append(store.url))
+    monkeypatch.setattr(cli, "_check_port", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+    url = f"sqlite:///{done.root}/storage/cvaeopt.db"
+    (tmp_path / "empty").mkdir()
+    empty = Shop(tmp_path / "empty", done.data)
+    for study in ("tiny", "elsewhere/tiny.toml"):
+        said = empty.run("dashboard", "--study", study, STORAGE=url)
+        assert said.code == 0, said.err
+    assert served == [url, url]
+    one_message(empty.run("dashboard", "--study", "tinny", STORAGE=url), 2, "has no study 'tinny'", "'tiny'")
+    before = empty.files()
+    one_message(empty.run("dashboard", "--study", "tiny"), 2, "There is no database")
+    assert empty.files() == before
+
+
 def test_a_dashboard_that_is_told_to_end_has_not_failed(done: Shop) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
