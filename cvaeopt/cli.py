@@ -217,7 +217,9 @@ def confirm(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=100, help="Fresh runs of each, the same seeds for all.")
     ] = 3,
-    gpu: Gpu = None,
+    gpu: Annotated[  # of no environment variable: what is exported for workers must not make this command train
+        str | None, typer.Option("--gpu", help="Train the runs here, too, on this GPU (or cpu). Default: plan only.")
+    ] = None,
     storage: StorageUrl = None,
     data: Data = None,
     artifacts: Artifacts = None,

@@ -256,7 +256,7 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     first = facts["confirmation"]["leaders"][0]
     assert facts["confirmation"]["best"] == {"number": first["trials"][0], "value": first["mean"]}
     # More seeds, trained by the command itself.
-    said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "-q")
+    said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "--gpu", "cpu", "-q")
     assert said.code == 0, said.err
     assert "All 3 runs ended; next: cvaeopt export-best --study tiny" in said.out
     said = shop.run("export-best", "--study", "tiny")
@@ -326,7 +326,7 @@ def test_a_confirmation_that_cannot_start_registers_nothing(done: Shop, tmp_path
     shop = Shop.new(tmp_path, done.data)
     shutil.copytree(done.root / "storage", shop.root / "storage")
     line = ["confirm", "--study", "tiny", "--top", "2", "--seeds", "1"]
-    said = shop.run(*line, "--checkpoints", "nonsense://x")
+    said = shop.run(*line, "--gpu", "cpu", "--checkpoints", "nonsense://x")
     assert said.code == 2 and "nonsense" in said.err
     assert shop.run("confirm", "--study", "tiny", "--seeds", "101").code == 2
     file = shop.root / "studies/tiny.toml"
@@ -336,6 +336,16 @@ def test_a_confirmation_that_cannot_start_registers_nothing(done: Shop, tmp_path
     assert said.code == 2 and "was created from another definition" in said.err
     file.write_text(written)
     assert json.loads(shop.run(*line, "--dry-run", "--json", GPU="").out)["new_runs"] == 2
+
+
+def test_a_device_that_is_exported_for_workers_does_not_make_a_plan_train(done: Shop, tmp_path: Path) -> None:
+    shop = Shop.new(tmp_path, done.data)
+    shutil.copytree(done.root / "storage", shop.root / "storage")
+    said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "1", GPU="cpu", DATA="nowhere")
+    assert said.code == 0, said.err
+    assert "0 of 1 run ended. A worker takes the others" in said.out
+    facts = json.loads(shop.run("status", "--study", "tiny.confirm", "--json").out)
+    assert (facts["trials"]["waiting"], facts["workers"]) == (1, [])
 
 
 def test_a_stop_reaches_the_workers_that_went_on_to_a_confirmation(done: Shop, tmp_path: Path) -> None:
