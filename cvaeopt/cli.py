@@ -1061,10 +1061,12 @@ def _advise_as_typed(console: Console, study: str, name: str, storage: str | Non
     parent = re.sub(r"\.confirm(-\d+)?$", "", name)
     typed = study.endswith(".toml") and path.with_name(f"{parent}.toml").exists()
     flag = storage is not None and storage != os.environ.get("CVAEOPT_STORAGE")
+    # A masked password must not be copied with the command.
+    url = shlex.quote(storage) if storage and mask(storage) == storage else "URL"
 
     def said(match: re.Match[str]) -> str:
         shown = str(path.with_name(f"{match[1]}.toml")) if typed else match[1]
-        return f"--study {shlex.quote(shown)}" + (f" --storage {shlex.quote(mask(str(storage)))}" if flag else "")
+        return f"--study {shlex.quote(shown)}" + (f" --storage {url}" if flag else "")
 
     if typed or flag:
         console.rephrase(rf"--study ({re.escape(parent)}(?:\.confirm(?:-\d+)?)?)(?![\w-]|\.\w)", said)

@@ -29,6 +29,7 @@ import pytest
 import torch
 
 from cvaeopt import cli
+from cvaeopt.errors import StudyError
 from cvaeopt.outcome import retrain, score
 from cvaeopt.search.definition import load_definition
 from cvaeopt.search.fleet import Fleet, Place
@@ -309,6 +310,21 @@ def test_every_advised_command_works_as_it_is_printed(done: Shop, tmp_path: Path
     assert shop.run(*words, "--dry-run").code == 0
     artifacts = {"ARTIFACTS": str(tmp_path / "storage/artifacts")}
     assert shop.run(*advised[1], **artifacts).code == 0
+
+
+def test_an_advised_command_never_has_stars_to_be_copied_in_place_of_a_password(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advise(store: object, name: str) -> dict[str, Any]:
+        raise StudyError("x", todo=f"cvaeopt confirm --study {name} --top 2")
+
+    monkeypatch.setattr(cli, "_open", lambda *_, **__: None)
+    monkeypatch.setattr("cvaeopt.outcome.confirmed.confirmation", advise)
+    said = shop.run("status", "--study", "tiny", "--storage", CLOSED)
+    one_message(said, 2, "cvaeopt confirm --study tiny --storage URL --top 2")
+    assert (
+        "--storage sqlite:///x.db --top 2" in shop.run("status", "--study", "tiny", "--storage", "sqlite:///x.db").err
+    )
 
 
 def test_more_leaders_than_there_are_is_one_clear_message_everywhere(done: Shop, tmp_path: Path) -> None:
