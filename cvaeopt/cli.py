@@ -459,7 +459,8 @@ def fetch(
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
-    definition = _definition(study) if _definition_path(study).exists() else None
+    path = _definition_path(study)
+    definition = _definition(str(path)) if path.exists() else None
     found = locate(store, name, trial, _artifact_folder(artifacts, definition))
     if not found.path.exists():
         url = checkpoints or (definition.service.checkpoints if definition else None) or found.store

@@ -270,6 +270,8 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     assert f"confirmed 3 of 3 fresh runs of 2 leaders ended: {value}; see tiny.confirm, tiny.confirm-2" in shown
     said = shop.run("report", "--study", "tiny.confirm", "--out", "page")
     assert said.code == 0, said.err
+    said = shop.run("fetch", "--study", "tiny.confirm")
+    assert said.code == 0 and said.out.endswith("/last.pt\n"), said.err
 
 
 def commands(text: str) -> list[list[str]]:
