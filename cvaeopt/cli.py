@@ -26,7 +26,16 @@ import typer
 
 from cvaeopt import __version__
 from cvaeopt.console import Console, count
-from cvaeopt.errors import CvaeoptError, DataError, Interrupted, SettingsError, StorageUnreachable, TryAgain, UserError
+from cvaeopt.errors import (
+    CheckpointError,
+    CvaeoptError,
+    DataError,
+    Interrupted,
+    SettingsError,
+    StorageUnreachable,
+    TryAgain,
+    UserError,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -208,7 +217,9 @@ def confirm(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=100, help="Fresh runs of each, the same seeds for all.")
     ] = 3,
-    gpu: Gpu = None,
+    gpu: Annotated[  # of no environment variable: what is exported for workers must not make this command train
+        str | None, typer.Option("--gpu", help="Train the runs here, too, on this GPU (or cpu). Default: plan only.")
+    ] = None,
     storage: StorageUrl = None,
     data: Data = None,
     artifacts: Artifacts = None,
@@ -368,9 +379,17 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard for the storage, with the trials' pictures."""
     console = _console(verbose, quiet)
-    definition = _definition(study) if study else None
+    path = _definition_path(study) if study else None
+    definition = _definition(str(path)) if path is not None and path.exists() else None
     url = _storage_url(storage, definition)
+    folder = _artifact_folder(artifacts, definition)
     _check_port(host, port)
+    if study and definition is None:  # its file is not needed where the storage has the study
+        from cvaeopt.search.study import stored_definition
+
+        name, store = _existing(console, study, storage)
+        stored_definition(store, name)
+        store.close()
     if host not in ("127.0.0.1", "localhost", "::1"):
         console.warn(
             f"The dashboard has no password, and on {host} others can reach it: whoever does can change and delete "
@@ -381,7 +400,7 @@ def dashboard(
     from cvaeopt.search.objective import artifact_store
 
     store = _open(console, url, start_limit_s=_READ_LIMIT_S)
-    pictures = artifact_store(_artifact_folder(artifacts, definition))
+    pictures = artifact_store(folder)
     console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
     # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -440,7 +459,8 @@ def fetch(
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
-    definition = _definition(study) if _definition_path(study).exists() else None
+    path = _definition_path(study)
+    definition = _definition(str(path)) if path.exists() else None
     found = locate(store, name, trial, _artifact_folder(artifacts, definition))
     if not found.path.exists():
         url = checkpoints or (definition.service.checkpoints if definition else None) or found.store
@@ -488,6 +508,8 @@ def retrain(
 
     console = _console(verbose, quiet)
     chosen = recipes.read(recipe)
+    if start is not None:
+        _require_checkpoint(start)
     root = _data_folder(data, None)
     device = "cpu" if dry_run else devices.use(gpu, threads)
     from cvaeopt.outcome.retrain import Retraining, resolve
@@ -572,6 +594,7 @@ def predict(
 ) -> None:
     """Predict the test sequences: submission.csv and a GIF for each."""
     console = _console(verbose, quiet)
+    _require_checkpoint(checkpoint)
     root = _data_folder(data, None)
     from cvaeopt.vae import device as devices
 
@@ -638,6 +661,7 @@ def score(
 ) -> None:
     """Score a checkpoint on the validation video, beside the baselines."""
     console = _console(verbose, quiet)
+    _require_checkpoint(checkpoint)
     root = _data_folder(data, None)
     from cvaeopt.vae import device as devices
 
@@ -670,6 +694,7 @@ def recalibrate(
 ) -> None:
     """Recompute a checkpoint's BatchNorm statistics over the training labels: often many dB, without training."""
     console = _console(verbose, quiet)
+    _require_checkpoint(checkpoint)
     root = _data_folder(data, None)
     from cvaeopt.vae import device as devices
 
@@ -950,8 +975,17 @@ def _storage_url(given: str | None, definition: Definition | None) -> str:
 
 
 def _artifact_folder(given: Path | None, definition: Definition | None) -> Path:
+    """Flag or environment, then the study's [service], then the default; UserError if a file is in its way."""
     stated = definition.service.artifacts if definition else None
-    return given or Path(stated or "storage/artifacts")
+    folder = given or Path(stated or "storage/artifacts")
+    if (taken := next((place for place in (folder, *folder.parents) if place.exists()), folder)).is_file():
+        above = "" if taken == folder else f" (in the path {folder})"
+        raise UserError(
+            f"{taken}{above} is a file.",
+            "Expected: the folder of the trials' files, or one that can be made.",
+            "Name a folder with --artifacts.",
+        )
+    return folder
 
 
 def _object_store(console: Console, url: str | None) -> Checkpoints | None:
@@ -976,6 +1010,12 @@ def _data_folder(given: Path | None, definition: Definition | None) -> Path:
             "Draw one to try with: cvaeopt demo-data demo/data",
         )
     return given or Path(str(stated))
+
+
+def _require_checkpoint(path: Path) -> None:
+    """CheckpointError if there is nothing at `path`: said before anybody looks for data, or loads torch."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.", "Expected: a checkpoint (.pt, .ckpt, .pth).")
 
 
 def _open(console: Console, url: str, *, create: bool = True, limit_s: float = 900.0, start_limit_s: float) -> Storage:
@@ -1022,10 +1062,12 @@ def _advise_as_typed(console: Console, study: str, name: str, storage: str | Non
     parent = re.sub(r"\.confirm(-\d+)?$", "", name)
     typed = study.endswith(".toml") and path.with_name(f"{parent}.toml").exists()
     flag = storage is not None and storage != os.environ.get("CVAEOPT_STORAGE")
+    # A masked password must not be copied with the command.
+    url = shlex.quote(storage) if storage and mask(storage) == storage else "URL"
 
     def said(match: re.Match[str]) -> str:
         shown = str(path.with_name(f"{match[1]}.toml")) if typed else match[1]
-        return f"--study {shlex.quote(shown)}" + (f" --storage {shlex.quote(mask(str(storage)))}" if flag else "")
+        return f"--study {shlex.quote(shown)}" + (f" --storage {url}" if flag else "")
 
     if typed or flag:
         console.rephrase(rf"--study ({re.escape(parent)}(?:\.confirm(?:-\d+)?)?)(?![\w-]|\.\w)", said)

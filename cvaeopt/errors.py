@@ -8,7 +8,7 @@
     │   ├── CheckpointError       a checkpoint that cannot be used
     │   ├── DeviceError           a GPU that does not exist
     │   └── SchemaError           tables of another version of this program
-    ├── StorageUnreachable   3    the database cannot be reached
+    ├── StorageUnreachable   3    the database cannot be reached, or its disk is full
     ├── TryAgain            75    a device fault that poisons the process; a supervisor restarts it
     ├── Interrupted        130    stopped at once by a second signal
     ├── Diverged                  one trial's loss is NaN or infinite (never leaves the worker)
@@ -68,7 +68,7 @@ class SchemaError(UserError):
 
 
 class StorageUnreachable(CvaeoptError):  # noqa: N818 - reads as a state, which it is
-    """The database did not answer within the stated limit."""
+    """The database did not answer within the stated limit, or has no room to be written."""
 
     exit_code = 3
 

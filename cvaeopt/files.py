@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,6 +116,26 @@ class RunFolder:
         if not self.history.exists():
             return []
         return [json.loads(line) for line in self.history.read_text().splitlines() if line.strip()]
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk, or a used-up quota, says."""
+
+
+def trouble(folder: Path, error: OSError) -> str:
+    """Why nothing could be written into `folder`, which need not exist: what the disk said, and how full it is."""
+    if error.errno == errno.EDQUOT:
+        return f"the quota of the disk of {folder} is used up"
+    if error.errno == errno.ENOSPC:
+        return f"the disk of {folder} is full ({_free_mb(folder)} MB free)"
+    return f"{folder} cannot be written ({error.strerror or error})"
+
+
+def _free_mb(folder: Path) -> int:
+    for place in (folder, *folder.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free // 1_000_000
+    return 0
 
 
 def _umask() -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 import sqlite3
 import tarfile
 import tempfile
@@ -72,12 +73,20 @@ def backup(
     checkpoints: bool = True,
     remote: Checkpoints | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Write `target`, whole or not at all; trials, files and objects of `remote` by study. UserError if it exists.
+    """Write `target`, whole or not at all; trials, files and objects of `remote` by study.
+
+    UserError if it exists, or if its folder does not.
 
     Rows first: files that are newer than their rows only mean that a resumed trial reports again what it has.
     """
     if target.exists():
         raise UserError(f"{target} exists.", todo="Name another file: a backup is never overwritten.")
+    if not target.parent.is_dir():  # made silently, a mistyped folder, or a disk that is not mounted, is a backup lost
+        raise UserError(
+            f"There is no folder {target.parent}.",
+            "Expected: the backup's folder to be there, its disk mounted.",
+            f"Make it (mkdir -p {shlex.quote(str(target.parent))}), or name another file.",
+        )
     with tempfile.TemporaryDirectory(prefix="cvaeopt-backup-") as scratch:
         database = Path(scratch) / "cvaeopt.db"
         stored: dict[str, list[str]] = {}

@@ -11,6 +11,8 @@ the old database when you trust the new one.
 
 from __future__ import annotations
 
+import shlex
+
 import care
 
 from cvaeopt.errors import UserError
@@ -34,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{name}: {rows['trials']} trials and {rows['trial_intermediate_values']} reports are in {target.url}, "
                 "and equal"
             )
-        care.say(f"Now start workers with --storage '{target.url}' or CVAEOPT_STORAGE.")
+        secret = target.url != target.engine.url.render_as_string(hide_password=False)
+        url = "the URL that you gave as --to (its password is not shown)" if secret else shlex.quote(target.url)
+        care.say(f"Now start workers with --storage, or CVAEOPT_STORAGE: {url}")
 
 
 def move(source: Storage, target: Storage, wanted: list[str]) -> dict[str, dict[str, int]]:

@@ -23,11 +23,13 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from cvaeopt import cli
+from cvaeopt.errors import StudyError
 from cvaeopt.outcome import retrain, score
 from cvaeopt.search.definition import load_definition
 from cvaeopt.search.fleet import Fleet, Place
@@ -118,7 +120,8 @@ for line in sys.argv[1:]:
     except SystemExit as ended:
         assert ended.code == 2, line
 """
-    lines = [f"{name} x.pt --data {done.data}" for name in ("score", "recalibrate", "predict --out o")]
+    best = done.root / "storage/retrain/tiny-2/best.pt"
+    lines = [f"{name} {best} --data {done.data}" for name in ("score", "recalibrate", "predict --out o")]
     lines += [f"retrain {done.root}/studies/best/tiny.toml --data {done.data}"]
     lines += [f"worker --study {done.root}/studies/tiny.toml --data {done.data}"]
     stored = f"--storage sqlite:///{done.root}/storage/cvaeopt.db"
@@ -254,7 +257,7 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     first = facts["confirmation"]["leaders"][0]
     assert facts["confirmation"]["best"] == {"number": first["trials"][0], "value": first["mean"]}
     # More seeds, trained by the command itself.
-    said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "-q")
+    said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "2", "--gpu", "cpu", "-q")
     assert said.code == 0, said.err
     assert "All 3 runs ended; next: cvaeopt export-best --study tiny" in said.out
     said = shop.run("export-best", "--study", "tiny")
@@ -267,6 +270,8 @@ def test_leaders_are_confirmed_by_the_workers_of_the_study(done: Shop, tmp_path:
     assert f"confirmed 3 of 3 fresh runs of 2 leaders ended: {value}; see tiny.confirm, tiny.confirm-2" in shown
     said = shop.run("report", "--study", "tiny.confirm", "--out", "page")
     assert said.code == 0, said.err
+    said = shop.run("fetch", "--study", "tiny.confirm")
+    assert said.code == 0 and said.out.endswith("/last.pt\n"), said.err
 
 
 def commands(text: str) -> list[list[str]]:
@@ -309,6 +314,21 @@ def test_every_advised_command_works_as_it_is_printed(done: Shop, tmp_path: Path
     assert shop.run(*advised[1], **artifacts).code == 0
 
 
+def test_an_advised_command_never_has_stars_to_be_copied_in_place_of_a_password(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advise(store: object, name: str) -> dict[str, Any]:
+        raise StudyError("x", todo=f"cvaeopt confirm --study {name} --top 2")
+
+    monkeypatch.setattr(cli, "_open", lambda *_, **__: None)
+    monkeypatch.setattr("cvaeopt.outcome.confirmed.confirmation", advise)
+    said = shop.run("status", "--study", "tiny", "--storage", CLOSED)
+    one_message(said, 2, "cvaeopt confirm --study tiny --storage URL --top 2")
+    assert (
+        "--storage sqlite:///x.db --top 2" in shop.run("status", "--study", "tiny", "--storage", "sqlite:///x.db").err
+    )
+
+
 def test_more_leaders_than_there_are_is_one_clear_message_everywhere(done: Shop, tmp_path: Path) -> None:
     shop = Shop.new(tmp_path, done.data)
     shutil.copytree(done.root / "storage", shop.root / "storage")
@@ -324,7 +344,7 @@ def test_a_confirmation_that_cannot_start_registers_nothing(done: Shop, tmp_path
     shop = Shop.new(tmp_path, done.data)
     shutil.copytree(done.root / "storage", shop.root / "storage")
     line = ["confirm", "--study", "tiny", "--top", "2", "--seeds", "1"]
-    said = shop.run(*line, "--checkpoints", "nonsense://x")
+    said = shop.run(*line, "--gpu", "cpu", "--checkpoints", "nonsense://x")
     assert said.code == 2 and "nonsense" in said.err
     assert shop.run("confirm", "--study", "tiny", "--seeds", "101").code == 2
     file = shop.root / "studies/tiny.toml"
@@ -334,6 +354,16 @@ def test_a_confirmation_that_cannot_start_registers_nothing(done: Shop, tmp_path
     assert said.code == 2 and "was created from another definition" in said.err
     file.write_text(written)
     assert json.loads(shop.run(*line, "--dry-run", "--json", GPU="").out)["new_runs"] == 2
+
+
+def test_a_device_that_is_exported_for_workers_does_not_make_a_plan_train(done: Shop, tmp_path: Path) -> None:
+    shop = Shop.new(tmp_path, done.data)
+    shutil.copytree(done.root / "storage", shop.root / "storage")
+    said = shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "1", GPU="cpu", DATA="nowhere")
+    assert said.code == 0, said.err
+    assert "0 of 1 run ended. A worker takes the others" in said.out
+    facts = json.loads(shop.run("status", "--study", "tiny.confirm", "--json").out)
+    assert (facts["trials"]["waiting"], facts["workers"]) == (1, [])
 
 
 def test_a_stop_reaches_the_workers_that_went_on_to_a_confirmation(done: Shop, tmp_path: Path) -> None:
@@ -405,6 +435,22 @@ def test_the_workers_of_all_studies_are_listed(done: Shop) -> None:
     assert {one["study"] for one in listed["workers"]} == {"tiny"}
 
 
+def test_a_checkpoint_that_was_lost_here_is_not_looked_for_elsewhere(done: Shop, tmp_path: Path) -> None:
+    """A full disk costs a checkpoint, and so does a better trial; the trial ran on this very machine."""
+    shutil.copytree(done.root / "storage/artifacts", tmp_path / "artifacts")
+    for path in (tmp_path / "artifacts/tiny").glob("*/last.pt"):
+        path.unlink()
+    said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "artifacts"))
+    one_message(said, 2, "was finished on this machine and left no checkpoint", "keep_best", "export-best")
+    assert "Copy" not in said.err
+    said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "elsewhere"))
+    one_message(said, 2, f"is not in {tmp_path}/elsewhere/tiny", "finished on this machine", "--artifacts")
+    assert "Copy" not in said.err
+    with mock.patch.object(socket, "gethostname", lambda: "another"):
+        said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "artifacts"))
+    one_message(said, 2, "Copy ", f"from {socket.gethostname()}")
+
+
 def test_data_are_drawn_and_checked(tmp_path: Path, done: Shop) -> None:
     said = done.run("check-data", done.data)
     assert said.code == 0
@@ -450,6 +496,12 @@ def other_definition(shop: Shop) -> list[str]:
     return ["worker", "--study", "tiny"]
 
 
+def other_definition_elsewhere(shop: Shop) -> list[str]:
+    line = other_definition(shop)
+    (shop.root / "studies").rename(shop.root / "elsewhere")
+    return [line[0], "--study", "elsewhere/tiny.toml"]
+
+
 def nothing_complete(shop: Shop) -> list[str]:
     store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
     create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
@@ -485,7 +537,6 @@ BAD: dict[str, tuple[list[str] | Callable[[Shop], list[str]], int, list[str]]] =
     "misspelt key": (misspelt, 2, ["studies/tiny.toml: [fixed] has no setting 'tfr_sd'", "Did you mean 'tfr_sde'?"]),
     "missing labels": (without_labels, 2, ["bare", "train_label", "Expected"]),
     "missing data": (["worker", "--study", "tiny", "--data", "nowhere"], 2, ["nowhere", "Expected"]),
-    "no data given": (["score", "x.pt", "--data", ""], 2, []),
     "bad URL": (
         ["worker", "--study", "tiny", "--storage", f"postgres:/lab:{SECRET}@db/x"],
         2,
@@ -496,6 +547,7 @@ BAD: dict[str, tuple[list[str] | Callable[[Shop], list[str]], int, list[str]]] =
     "GPU that does not exist": (["worker", "--study", "tiny", "--gpu", "77"], 2, ["no GPU 77", "Use --gpu cpu"]),
     "GPU that is no number": (["worker", "--study", "tiny", "--gpu", "x"], 2, ["--gpu 'x'", "Expected: an index"]),
     "other definition": (other_definition, 2, ["created from another definition (stored ", "new name"]),
+    "other definition, by path": (other_definition_elsewhere, 2, ["(stored ", " Restore tiny.toml or create"]),
     "nothing to confirm": (
         lambda shop: ["confirm", *nothing_complete(shop)[1:]],
         2,
@@ -546,19 +598,43 @@ def test_a_folder_that_cannot_be_written_is_named(done: Shop) -> None:
 
 
 @pytest.mark.parametrize(
+    "line", ["worker --study tiny", "dashboard", "fetch --study tiny", "report --study tiny --out x"]
+)
+def test_a_file_in_place_of_the_artifact_folder_is_named_as_it_was_given(done: Shop, line: str) -> None:
+    (done.root / "taken").write_text("")
+    before = done.files()
+    for given, said in (
+        ("taken", "Error: taken is a file."),
+        ("taken/x", "Error: taken (in the path taken/x) is a file."),
+    ):
+        one_message(done.run(*line.split(), ARTIFACTS=given), 2, said, "Expected: the folder", "--artifacts")
+    assert done.files() == before
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "worker --study tiny",
-        "score x.pt",
-        "predict x.pt --out o",
-        "recalibrate x.pt",
+        "score {best}",
+        "predict {best} --out o",
+        "recalibrate {best}",
         "retrain {recipe}",
         "retrain {recipe} --dry-run",
     ],
 )
 def test_a_command_without_data_says_how_to_get_some(done: Shop, shop: Shop, line: str) -> None:
-    said = shop.run(*line.format(recipe=done.root / "studies/best/tiny.toml").split(), DATA="")
+    recipe, best = done.root / "studies/best/tiny.toml", done.root / "storage/retrain/tiny-2/best.pt"
+    said = shop.run(*line.format(recipe=recipe, best=best).split(), DATA="")
     one_message(said, 2, "No data folder was given.", "--data DIR, CVAEOPT_DATA", "cvaeopt demo-data")
+
+
+@pytest.mark.parametrize("line", ["score", "predict --out o", "recalibrate", "retrain {recipe} --from"])
+@pytest.mark.parametrize("data", ["", "nowhere"])
+def test_a_checkpoint_that_is_not_there_is_said_before_data_are_asked_for(
+    done: Shop, shop: Shop, line: str, data: str
+) -> None:
+    words = line.format(recipe=done.root / "studies/best/tiny.toml").split()
+    one_message(shop.run(*words, "nosuch.pt", DATA=data), 2, "nosuch.pt does not exist.", "Expected: a checkpoint")
 
 
 def test_a_run_of_other_settings_is_not_continued(done: Shop) -> None:
@@ -708,6 +784,28 @@ def test_a_first_signal_lets_retrain_finish_its_epoch_and_a_second_one_does_not(
         signal.signal(signal.SIGINT, before)
     said = done.run(*line)
     assert said.code == 0 and "Continuing stopped-" in said.err and "validation PSNR" in said.out
+
+
+def test_a_dashboard_needs_the_file_of_its_study_only_where_the_storage_lacks_it(
+    done: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna_dashboard
+
+    served: list[str] = []
+    monkeypatch.setattr(optuna_dashboard, "run_server", lambda store, **_: served.append(store.url))
+    monkeypatch.setattr(cli, "_check_port", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+    url = f"sqlite:///{done.root}/storage/cvaeopt.db"
+    (tmp_path / "empty").mkdir()
+    empty = Shop(tmp_path / "empty", done.data)
+    for study in ("tiny", "elsewhere/tiny.toml"):
+        said = empty.run("dashboard", "--study", study, STORAGE=url)
+        assert said.code == 0, said.err
+    assert served == [url, url]
+    one_message(empty.run("dashboard", "--study", "tinny", STORAGE=url), 2, "has no study 'tinny'", "'tiny'")
+    before = empty.files()
+    one_message(empty.run("dashboard", "--study", "tiny"), 2, "There is no database")
+    assert empty.files() == before
 
 
 def test_a_dashboard_that_is_told_to_end_has_not_failed(done: Shop) -> None:

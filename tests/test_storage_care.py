@@ -226,8 +226,10 @@ def test_a_study_moved_to_postgresql_is_equal_and_goes_on_there(
     half: Site, databases: Callable[[], str], script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = Site(databases(), half.artifacts)
-    script("move").main(["--from", half.url, "--to", there.url])
-    assert "main: 4 trials and 8 reports" in capsys.readouterr().out
+    script("move").main(["--from", half.url, "--to", there.url.replace("postgres@", "postgres:geheim@")])
+    said = capsys.readouterr().out
+    assert "main: 4 trials and 8 reports" in said and "geheim" not in said
+    assert "***" not in said.splitlines()[-1] and "the URL that you gave as --to" in said.splitlines()[-1]
     assert_same(half, there)
     assert_same(half, there, "other")
     assert_continues(there)
@@ -235,12 +237,17 @@ def test_a_study_moved_to_postgresql_is_equal_and_goes_on_there(
 
 @pytest.mark.postgres
 def test_a_study_can_come_back_from_postgresql(
-    half: Site, databases: Callable[[], str], script: Callable[[str], ModuleType], tmp_path: Path
+    half: Site,
+    databases: Callable[[], str],
+    script: Callable[[str], ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     there = Site(databases(), half.artifacts)
     script("move").main(["--from", half.url, "--to", there.url, "--study", "main"])
     back = Site(f"sqlite:///{tmp_path}/back.db", half.artifacts)
     script("move").main(["--from", there.url, "--to", back.url])
+    assert capsys.readouterr().out.endswith(f"CVAEOPT_STORAGE: {back.url}\n")
     assert_same(half, back)
     storage = back.open()
     with storage.reading() as connection:
@@ -344,6 +351,14 @@ def test_a_restore_keeps_what_is_there(half: Site, script: Callable[[str], Modul
     assert newer.read_text().endswith(" ")
     assert (half.artifacts / "main" / "00000" / newer.name).exists()
     assert_same(half, there)
+
+
+def test_a_backup_into_a_folder_that_is_not_there_is_refused(
+    half: Site, script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"There is no folder .*not mounted/deep.*mkdir -p '"):
+        script("backup").main([str(tmp_path / "not mounted" / "deep" / "backup.tar"), *half.options()])
+    assert not (tmp_path / "not mounted").exists()
 
 
 def test_checkpoints_can_be_left_out(half: Site, script: Callable[[str], ModuleType], tmp_path: Path) -> None:

@@ -120,12 +120,38 @@ def legend_below(drawing: Figure, axes: Axes) -> None:
 
 def set_rate_scale(axes: Axes, rates: Sequence[float]) -> None:
     """Logarithmic (four decades at most) where the rates span more than one, otherwise linear from 0."""
+    from matplotlib.ticker import NullFormatter
+
     if 0 < min(rates) < max(rates) / 10:
         axes.set_yscale("log")
-        axes.set_ylim(max(min(rates), max(rates) / 1e4) / 1.5, max(rates) * 1.5)
+        low = max(min(rates), max(rates) / 1e4)
+        axes.set_ylim(low / 1.5, max(rates) * 1.5)
+        # matplotlib writes on every second small mark where there are few powers of ten: one word over another.
+        ticks = log_ticks([low, max(rates)])
+        axes.set_yticks(ticks, [tick_text(tick) for tick in ticks])
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(0, max(rates) * 1.1)
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """At most four marks for an axis with a logarithmic scale: powers of ten, or both ends where there are few."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    decades = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    if len(decades) >= 2:
+        return decades[:: math.ceil(len(decades) / 4)]
+    return [low] if high < 1.25 * low else [low, math.sqrt(low * high), high]
+
+
+def tick_text(number: float) -> str:
+    """A positive number with two digits, as short as it can be: 0.01, 1.2e-4."""
+    if 1e-2 <= number < 1e4:
+        return f"{number:.2g}" if number < 100 else f"{number:.0f}"
+    digits, power = f"{number:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def halo() -> list[AbstractPathEffect]:
@@ -135,43 +161,45 @@ def halo() -> list[AbstractPathEffect]:
     return [withStroke(linewidth=2.6, foreground="white", alpha=0.9)]
 
 
-def draw_baselines(
-    axes: Axes, baselines: Mapping[str, float], taken: Sequence[float] = (), lines: Sequence[float] = ()
-) -> None:
-    """Dashed lines with their names written on them, kept apart where two baselines are close.
+def draw_baselines(axes: Axes, baselines: Mapping[str, float], best: tuple[float, str] | None = None) -> None:
+    """Dashed lines, named in the right margin, where no name covers a curve or a point.
 
-    taken   heights, in data units, above which other words stand at the right edge
-    lines   heights of lines at the right edge that no name should be struck out by
+    best    height, in data units, and name of one curve that is named there, too
     """
     low, high = axes.get_ylim()
     for value in baselines.values():
         low, high = min(low, value - 0.5), max(high, value + 0.5)
-    axes.set_ylim(low, high)
-    gap = (high - low) * 0.085
-    floor = -math.inf
-    for name, value in sorted(baselines.items(), key=lambda item: item[1]):
         axes.axhline(value, color=QUIET, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.5)
-        height = max(value, floor)
-        for other in sorted(taken):
-            if abs(height - other) < gap:
-                height = other + gap
-        for line in sorted(lines):
-            if 0 < line - height < gap:
-                height = line
-        floor = height + gap
+    axes.set_ylim(low, high)
+    names = [(value, f"{SHORT_NAMES.get(name, name)} {value:.1f}", False) for name, value in baselines.items()]
+    names += [] if best is None else [(*best, True)]
+    names.sort()
+    for (_, text, bold), height in zip(
+        names, _apart([value for value, _, _ in names], (high - low) * 0.085, high), strict=True
+    ):
         axes.annotate(
-            f"{BASELINE_NAMES.get(name, name)} {value:.1f}",
+            text,
             (1.0, height),
             xycoords=("axes fraction", "data"),
-            xytext=(-3, 2),
+            xytext=(4, 0),
             textcoords="offset points",
-            ha="right",
-            va="bottom",
+            va="center",
             fontsize=9.5,
-            color="#4A4A4A",
-            path_effects=halo(),
-            zorder=5,
+            fontweight="bold" if bold else "normal",
+            color=BLUE if bold else "#4A4A4A",
+            annotation_clip=False,
         )
+
+
+def _apart(heights: Sequence[float], gap: float, top: float) -> list[float]:
+    """Rising `heights`, moved by as little as leaves `gap` between any two and none above `top`."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], top)
+        top = placed[index] - gap
+    return placed
 
 
 def nothing(name: str, reason: str) -> bytes:
@@ -248,17 +276,17 @@ def psnr_per_frame(
         axes.annotate(
             f"worst {values[worst]:.1f}",
             (worst + 1, values[worst]),
-            xytext=(6 if worst < len(values) * 0.7 else -6, 5),
+            xytext=(0, -6),  # below the lowest point there is no curve
             textcoords="offset points",
-            ha="left" if worst < len(values) * 0.7 else "right",
-            va="bottom",
+            ha="left" if worst < len(values) * 0.2 else "right" if worst > len(values) * 0.8 else "center",
+            va="top",
             zorder=6,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
+            path_effects=halo(),
             color=ORANGE,
             fontsize=10,
         )
         low, high = axes.get_ylim()
-        axes.set_ylim(low - (high - low) * 0.08, high)
+        axes.set_ylim(low - (high - low) * 0.14, high)
         draw_baselines(axes, baselines or {})
         axes.set_xlabel("frame of the roll-out")
         axes.set_ylabel("PSNR, dB")

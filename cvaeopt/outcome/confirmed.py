@@ -117,8 +117,8 @@ class Confirmation:
     @property
     def best(self) -> Confirmed | None:
         """The first leader, once every run is over and it has a value."""
-        first = self.ranked[0]
-        return first if self.over and first.mean is not None else None
+        first = next(iter(self.ranked), None)  # none: none of the leaders has the settings of a run any more
+        return first if first is not None and self.over and first.mean is not None else None
 
     def plain(self) -> dict[str, Any]:
         """The confirmation as JSON values; `best` is what counts in place of the search's best, once there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,19 @@ class Located:
 
     def elsewhere(self) -> CheckpointError:
         """What to say when it is not here and no object store has it."""
+        if self.host == socket.gethostname() and self.path.parent.is_dir():
+            return CheckpointError(
+                f"Trial {self.number} was finished on this machine and left no checkpoint: there is no {self.path}.",
+                "Expected: a trial among the best (keep_best under [service]), with room on its disk when it ended.",
+                "Its settings are in the database: train the best ones again with cvaeopt export-best and cvaeopt "
+                "retrain; or name another artifact folder with --artifacts.",
+            )
+        if self.host == socket.gethostname():
+            return CheckpointError(
+                f"The checkpoint of trial {self.number} is not in {self.path.parent}.",
+                "Expected: the artifact folder of the workers; the trial was finished on this machine.",
+                "Name that folder with --artifacts, or an object store with --checkpoints.",
+            )
         return CheckpointError(
             f"The checkpoint of trial {self.number} is not in {self.path.parent} on this machine.",
             f"Expected: the artifact folder of the workers (the trial was finished on {self.host}), or an object "

@@ -12,7 +12,6 @@ import numpy as np
 from cvaeopt.config import Config
 from cvaeopt.outcome.charts import (
     AMBER,
-    BASELINE_NAMES,
     BLUE,
     FAINT,
     GREEN,
@@ -21,15 +20,17 @@ from cvaeopt.outcome.charts import (
     PURPLE,
     QUIET,
     SERIES,
+    SHORT_NAMES,
     SKY,
     column,
     draw_baselines,
     figure,
-    halo,
     legend_below,
+    log_ticks,
     look,
     nothing,
     png,
+    tick_text,
     title,
     whole_ticks,
 )
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_CURVES: Final = 160
-_FEW_CURVES: Final = 6  # so few that a name can stand clear of every one of them
 _DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 _MOST_LINES: Final = 300
 
@@ -90,14 +90,14 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
             if baselines:
                 name, bar = max(baselines.items(), key=lambda item: item[1])
                 side = "above" if best.value >= bar else "BELOW"
-                text += f", {abs(best.value - bar):.1f} dB {side} {BASELINE_NAMES.get(name, name)}"
+                text += f", {abs(best.value - bar):.1f} dB {side} {SHORT_NAMES.get(name, name)}"
             title(drawing, text)
         levels = [trial.level or 0.0 for trial in ended]
         if len(levels) > 20:  # a few lost trials must not flatten the rest
             bottom = float(np.quantile(levels, 0.03))
             top = max(levels)
             axes.set_ylim(bottom - 0.08 * (top - bottom) - 0.2, top + 0.08 * (top - bottom) + 0.2)
-        draw_baselines(axes, baselines, lines=() if best is None or best.value is None else (best.value,))
+        draw_baselines(axes, baselines)
         axes.set_xlabel("epochs spent by the study")
         axes.set_ylabel(f"{metric}, dB")
         whole_ticks(axes)
@@ -130,24 +130,11 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
         if best is not None:
             points = np.array(best.curve)
             axes.plot(points[:, 0], points[:, 1], color=BLUE, linewidth=2.4, zorder=4)
-            axes.annotate(
-                f"trial {best.number}",
-                (points[-1, 0], points[-1, 1]),
-                xytext=(-2, 5),
-                textcoords="offset points",
-                ha="right",
-                color=BLUE,
-                fontweight="bold",
-                path_effects=halo(),
-                zorder=6,
-            )
         levels = np.concatenate([np.array(trial.curve)[:, 1] for trial in drawn])
         low, high = (float(np.quantile(levels, 0.02)), float(levels.max()))
         axes.set_ylim(low - 0.3, high + (high - low) * 0.12 + 0.3)
         axes.set_xlim(0, max(trial.curve[-1][0] for trial in shown) * 1.03)
-        ends = [trial.curve[-1][1] for trial in drawn if trial.state == "complete" and trial is not best]
-        few = ends if len(ends) <= _FEW_CURVES else ()
-        draw_baselines(axes, baselines, () if best is None else best.curve[-1][1:], few)
+        draw_baselines(axes, baselines, None if best is None else (best.curve[-1][1], f"trial {best.number}"))
         text = f"{len(shown)} learning curve{'s' if len(shown) > 1 else ''}"
         if pruned:
             text += f", {len(pruned)} ended early by the pruner (crosses)"
@@ -231,6 +218,7 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
     low = float(np.quantile(levels, 0.05)) if len(levels) > 20 else min(levels)
     with look():
         drawing = figure(0.6 + 2.15 * lines)
+        drawing.set_layout_engine("constrained", wspace=0.08)  # the outermost marks of neighbours stay apart
         grid = drawing.subplots(lines, 2, sharey=True, squeeze=False)
         for place, axis in enumerate(axes_of):
             axes = grid[place // 2][place % 2]
@@ -257,7 +245,7 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
             if axis.kind == "log":
                 axes.set_xscale("log")
                 ticks = log_ticks([float(trial.params[axis.name]) for trial in shown if axis.name in trial.params])
-                axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=9)
+                axes.set_xticks(ticks, [tick_text(tick) for tick in ticks], fontsize=9)
                 axes.set_xticks([], minor=True)
             if axis.kind == "categorical":
                 axes.set_xticks(range(len(axis.choices)), [str(choice) for choice in axis.choices], fontsize=9)
@@ -444,17 +432,6 @@ def frames_compared(runs: Mapping[str, Sequence[float]], baselines: Mapping[str,
 
 def _epochs(number: int) -> str:
     return f"{number:,} epoch{'' if number == 1 else 's'}"
-
-
-def log_ticks(values: Sequence[float]) -> list[float]:
-    """At most four marks for an axis with a logarithmic scale: powers of ten, or both ends where there are few."""
-    if not values:
-        return []
-    low, high = min(values), max(values)
-    decades = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-    if len(decades) >= 2:
-        return decades[:: math.ceil(len(decades) / 4)]
-    return [low] if high < 1.05 * low else [low, math.sqrt(low * high), high]
 
 
 def _ends(axis: Axis, trials: Sequence[TrialFacts]) -> tuple[float, float]:

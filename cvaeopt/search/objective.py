@@ -29,7 +29,7 @@ from optuna.trial import Trial, TrialState
 from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
-from cvaeopt.files import RunFolder, write_json
+from cvaeopt.files import RunFolder, trouble, write_json
 from cvaeopt.outcome.pictures import trial_artifacts
 from cvaeopt.search.checkpoints import Checkpoints
 from cvaeopt.search.definition import Definition
@@ -124,7 +124,12 @@ class TrialRun:
             folder.root.mkdir(parents=True, exist_ok=True)
             write_json(folder.config, config.plain())
         except OSError as error:  # a full disk: the trial is trained all the same, without its files
-            log.warning("Trial %d: %s could not be written (%s).", self.number, folder.config, error.strerror)
+            log.warning(
+                "Trial %d: %s was not written: %s. It is trained all the same.",
+                self.number,
+                folder.config.name,
+                trouble(folder.root, error),
+            )
         self.trainer = Trainer(config, data, device)
         found = checkpoint.newest(sorted(folder.root.glob("last*.pt")), config, data.digest)
         if remote is not None:
@@ -207,6 +212,14 @@ class TrialRun:
         """
         try:
             self._finish(state, reason)
+        except OSError as error:
+            lost = state == "complete" and not self.folder.last.exists()
+            log.warning(
+                "Trial %d: %s: %s. Its value and settings are in the database. Make room there for the next trials.",
+                self.number,
+                "its checkpoint is lost" if lost else "not all of its files could be written",
+                trouble(self.folder.root, error),
+            )
         except Exception as error:  # pictures and notes are worth less than the trial
             log.warning("Trial %d: not all of its files could be written (%s).", self.number, error)
 

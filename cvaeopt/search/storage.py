@@ -515,8 +515,8 @@ def open_storage(
     start_limit_s   how long this call waits for the database, seconds (a wrong host should not take 15 minutes)
     busy_s          SQLite: how long one attempt waits for another process' lock, seconds
 
-    UserError for a URL that cannot work and for a SQLite file on a full disk, StorageUnreachable when nobody
-    answers, SchemaError for tables of another version.
+    UserError for a URL that cannot work, StorageUnreachable when nobody answers and, at once, for a SQLite file on a
+    full disk, SchemaError for tables of another version.
     """
     target = _parse(url)
     shown = mask(url)
@@ -568,6 +568,11 @@ def open_storage(
 
 def unreachable(url: str, outage_s: float, said: str) -> StorageUnreachable:
     """The error for a database that did not answer for `outage_s` seconds; `said` is its last word."""
+    if re.search(r"disk is full|No space left", said):
+        return StorageUnreachable(
+            f"The database {url} could not be written for {outage_s:.0f} s ({said}).",
+            todo="Make room on its disk; then run the same command again.",
+        )
     return StorageUnreachable(
         f"The database {url} did not answer for {outage_s:.0f} s ({said}).",
         todo="Bring it back, or check --storage; then run the same command again.",
@@ -691,7 +696,8 @@ def _sqlite_files(target: URL) -> list[Path]:
 
 
 def _check_room(error: BaseException, target: URL, absent: list[Path]) -> None:
-    """UserError if `error` says that the disk of a SQLite file is full; what was made of `absent` is then removed.
+    """StorageUnreachable if `error` says that the disk of a SQLite file is full; what was made of `absent` is then
+    removed. UserError if the folder is read-only.
 
     During a run room may be made while calls are repeated; at the start somebody should be told at once.
     """
@@ -716,7 +722,7 @@ def _check_room(error: BaseException, target: URL, absent: list[Path]) -> None:
         with contextlib.suppress(OSError):
             if path.stat().st_size == 0:
                 path.unlink()
-    raise UserError(
+    raise StorageUnreachable(
         f"The disk of {folder} is full: the database cannot be written.",
         todo="Make room there, or put the database on another disk with --storage; then run the same command again.",
     ) from None

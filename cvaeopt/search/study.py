@@ -80,7 +80,7 @@ def create_or_open(storage: Storage, definition: Definition) -> Study:
             f"Study '{definition.name}' was created from another definition "
             f"(stored {entry['digest']}, file {definition.digest()}): "
             f"{_differences(json.loads(entry['definition']), definition.plain())}.",
-            todo=f"Restore studies/{definition.name}.toml or create the study under a new name.",
+            todo=f"Restore {definition.name}.toml or create the study under a new name.",
         )
     return _load(storage, definition)
 

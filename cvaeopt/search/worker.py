@@ -13,12 +13,10 @@ decides, and prints nothing: it sends events to a listener.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -43,7 +41,7 @@ from cvaeopt.errors import (
     TryAgain,
     UserError,
 )
-from cvaeopt.files import RunFolder
+from cvaeopt.files import FULL, RunFolder, trouble
 from cvaeopt.search.courier import Courier, clock_with_sleep
 from cvaeopt.search.events import (
     EpochDone,
@@ -115,7 +113,6 @@ Factory = Callable[[Trial, Lease], TrialRun]
 
 _FIRST_PAUSE_S = 0.5  # between two looks for a trial; grows to `poll_s`
 _FULL_POLLS = 3  # the longest pause between two looks for room on a full disk, in `poll_s`
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or a used-up quota, says
 
 
 class _StopNow(BaseException):
@@ -285,7 +282,7 @@ class Worker:
         TryAgain when the disk stays full for the time that an outage may last.
         """
         self._full = None
-        full = f"the disk of {self.artifacts} is full ({_free_mb(self.artifacts)} MB free)"
+        full = trouble(self.artifacts, error)
         if self._full_s >= self._limit_s:
             raise TryAgain(
                 f"Trial {lease.number} cannot begin: {full}, and was for {self._full_s:.0f} s ({error}).",
@@ -345,7 +342,7 @@ class Worker:
             except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain):
                 raise
             except Exception as error:
-                if run is None and isinstance(error, OSError) and error.errno in _FULL:
+                if run is None and isinstance(error, OSError) and error.errno in FULL:
                     # Put off: no trial of the budget is spent on a full disk.
                     self._release(lease)
                     self._full = OSError(error.errno, error.strerror)
@@ -447,10 +444,12 @@ class Worker:
         try:
             run.save()
         except OSError as error:
+            last = run.epoch == run.epochs
             self._emit(
                 Warned(
-                    f"Trial {lease.number}: no checkpoint for epoch {run.epoch} ({error.strerror or error}); "
-                    "training goes on."
+                    f"Trial {lease.number}: no checkpoint for epoch {run.epoch}: {trouble(self.artifacts, error)}. "
+                    f"{'The trial counts' if last else 'Training goes on'} without it. Make room there: "
+                    f"{'it is tried once more when the trial ends' if last else 'the next checkpoint is tried again'}."
                 )
             )
         else:
@@ -656,14 +655,6 @@ def _not_here(lease: Lease, epoch: int, artifacts: Path) -> str:
         f"{lease.checkpoint_host}, is not in {artifacts} here. Workers continue each other's trials if they share "
         "that folder (--artifacts) or an object store (--checkpoints)."
     )
-
-
-def _free_mb(folder: Path) -> int:
-    """MB free on the disk of `folder`, which need not exist yet."""
-    for place in (folder, *folder.absolute().parents):
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(place).free // 1_000_000
-    return 0
 
 
 def _clean_device() -> None:

@@ -72,6 +72,12 @@ def test_leaders_are_ranked_by_their_fresh_runs_and_not_by_the_search() -> None:
     assert [one.tied for one in found.ranked] == [False, t_quantile(2) * spread >= 1.1]
 
 
+def test_runs_of_settings_that_lead_no_longer_make_nobody_first() -> None:
+    found = rank(["x.confirm"], [Confirmed(leader(0), ())])
+    assert found.ranked == () and found.best is None
+    assert found.plain()["best"] is None and table(found) == []
+
+
 def test_one_run_each_tells_nothing_apart() -> None:
     found = rank(["x.confirm"], [Confirmed(leader(0), (28.0,)), Confirmed(leader(1), (20.0,))])
     assert found.spread is None

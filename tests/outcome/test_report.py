@@ -3,17 +3,22 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from cvaeopt.files import RunFolder
-from cvaeopt.outcome import report, study_charts
+from cvaeopt.outcome import charts, report, study_charts
 from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.pictures import PSNR_VALUES
 from cvaeopt.outcome.trials import axes, best_of, facts
@@ -224,6 +229,86 @@ def test_a_setting_that_never_varied_has_its_place_among_the_slices_only():
     assert [axis.name for axis in axes(shown, constant=True)] == ["lr", "tfr", "kl_anneal_type"]
 
 
+# ---- no word over another, or over what was measured
+
+Drawn = Callable[[], Figure]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """The figure that was drawn last."""
+    kept: list[Figure] = []
+
+    def keep(drawing: Figure) -> bytes:
+        FigureCanvasAgg(drawing).draw()
+        kept.append(drawing)
+        return b""
+
+    for module in (charts, study_charts):
+        monkeypatch.setattr(module, "png", keep)
+    return lambda: kept[-1]
+
+
+def assert_apart(words: Sequence[Text]) -> None:
+    for one, other in itertools.combinations(words, 2):
+        assert not one.get_window_extent().overlaps(other.get_window_extent()), (one.get_text(), other.get_text())
+
+
+def marks(axis: Axis) -> list[Text]:
+    """What is written at the marks of an axis that are in view."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [tick.label1 for tick in ticks if tick.label1.get_text() and low <= tick.get_loc() <= high]
+
+
+@pytest.mark.parametrize("fall", [10.5, 12, 20, 99, 1e4, 1e7])
+@pytest.mark.parametrize("top", [1e-3, 2.5e-3, 3.3e-4])
+def test_the_marks_of_a_learning_rate_do_not_overlap(drawn: Drawn, fall: float, top: float):
+    rows = history({epoch: 25.0 + epoch for epoch in range(1, 11)})
+    charts.run_curves([{**row, "lr": top * fall ** (-index / 9)} for index, row in enumerate(rows)])
+    written = marks(drawn().axes[-1].yaxis)
+    assert len(written) >= 2
+    assert_apart(written)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 1.08e-4), (8e-4, 1.6e-3), (2e-4, 8e-4), (1.1e-5, 9e-4), (1e-7, 1.0)])
+def test_the_marks_of_a_searched_rate_do_not_overlap(drawn: Drawn, low: float, high: float):
+    shown = trials(12)
+    for place, trial in enumerate(shown):
+        trial.params["lr"] = low * (high / low) ** (place / 11)
+    study_charts.slices(facts(shown), axes(shown), "val_psnr")
+    first, second = drawn().axes[:2]
+    assert marks(first.xaxis)
+    assert_apart([*marks(first.xaxis), *marks(second.xaxis)])
+
+
+CLOSE = {"copy_first": 25.9, "train_mean": 26.0, "nearest_pose": 26.1}
+
+
+@pytest.mark.parametrize("baselines", [BASELINES, CLOSE, {"nearest_pose": 40.0, "train_mean": 39.9}])
+@pytest.mark.parametrize("level", [22.0, 30.0])
+@pytest.mark.parametrize("count", [1, 4, 30])
+def test_names_of_lines_stand_beside_what_was_measured(
+    drawn: Drawn, baselines: dict[str, float], level: float, count: int
+):
+    shown = facts(trials(count, level=level))
+    for draw, more in (
+        (lambda: study_charts.curves(shown, baselines, "val_psnr"), 1),
+        (lambda: study_charts.history(shown, baselines, "val_psnr"), 0),
+        (lambda: study_charts.frames_compared({"a": [level, level - 1.0]}, baselines), 0),
+        (lambda: charts.psnr_per_frame(np.linspace(level, level - 3, 20), baselines), 0),
+    ):
+        draw()
+        figure = drawn()
+        (panel,) = figure.axes
+        names = [one for one in panel.texts if not one.get_text().startswith("worst")]
+        assert len(names) == len(baselines) + more
+        assert_apart(names)
+        for one in names:
+            extent = one.get_window_extent()
+            assert extent.x0 >= panel.bbox.x1 and extent.x1 <= figure.bbox.x1 and extent.y1 <= figure.bbox.y1
+
+
 @pytest.mark.parametrize(
     ("values", "ticks"),
     [
@@ -235,7 +320,14 @@ def test_a_setting_that_never_varied_has_its_place_among_the_slices_only():
     ],
 )
 def test_a_logarithmic_axis_has_few_marks(values: list[float], ticks: list[float]):
-    assert study_charts.log_ticks(values) == pytest.approx(ticks)
+    assert charts.log_ticks(values) == pytest.approx(ticks)
+
+
+def test_a_mark_is_as_short_as_its_two_digits():
+    numbers = (1e-7, 1.23e-5, 1e-3, 2.5e-3, 0.01, 0.3, 1.0, 512.0)
+    assert [charts.tick_text(number) for number in numbers] == [
+        "1e-7", "1.2e-5", "1e-3", "2.5e-3", "0.01", "0.3", "1", "512",
+    ]  # fmt: skip
 
 
 def test_importance_finds_the_setting_that_matters_and_says_how_sure_it_is():

@@ -224,10 +224,10 @@ def test_a_full_disk_does_not_keep_a_trial_from_being_trained(tmp_path: Path, mo
 
 
 def test_a_finished_trial_keeps_the_checkpoint_of_its_last_epoch_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device", ".last.pt.ab12.part")
 
     objective = Objective(definition(), DATA, artifacts=tmp_path)
     run = objective.open(new_study().ask(), token=1)
@@ -239,6 +239,8 @@ def test_a_finished_trial_keeps_the_checkpoint_of_its_last_epoch_or_none(
         disk.setattr("cvaeopt.vae.checkpoint.write", full)
         run.finish("complete", "all epochs trained")
     assert not run.folder.last.exists()
+    lost = f"Trial 0: its checkpoint is lost: the disk of {run.folder.root} is full ("
+    assert lost in caplog.text and "Make room there" in caplog.text and ".part" not in caplog.text
     run.finish("complete", "all epochs trained")  # a take-over, when there is room again
     assert checkpoint.load_model(run.folder.last).epoch == 3
 
@@ -248,3 +250,4 @@ def test_a_finished_trial_keeps_the_checkpoint_of_its_last_epoch_or_none(
     monkeypatch.setattr("cvaeopt.files.write_text", full)
     second.finish("complete", "all epochs trained")
     assert checkpoint.load_model(second.folder.last).epoch == 3
+    assert "Trial 0: not all of its files could be written: the disk of " in caplog.text

@@ -142,21 +142,31 @@ def test_a_full_disk_at_the_start_is_said_at_once_and_leaves_no_empty_files(
         raise sqlalchemy.exc.OperationalError("", {}, error) if wrapped else error
 
     monkeypatch.setattr(module, "_make_tables", full)
-    with pytest.raises(UserError, match=r"^The disk of .*full is full.*Make room"):
+    with pytest.raises(StorageUnreachable, match=r"^The disk of .*full is full.*Make room"):
         open_storage(f"sqlite:///{folder}/x.db")
     assert [path.name for path in folder.iterdir()] == ["x.db-journal"]
 
 
-def test_a_database_that_outgrows_its_disk_at_the_start_is_the_users_error(tmp_path: Path) -> None:
+def test_a_database_that_outgrows_its_disk_at_the_start_is_no_fault_of_the_input(tmp_path: Path) -> None:
     def small(connection: sqlite3.Connection, _: object) -> None:
         connection.execute("PRAGMA max_page_count=3")
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", small)
     try:
-        with pytest.raises(UserError, match="is full"):
+        with pytest.raises(StorageUnreachable, match="is full"):
             open_storage(f"sqlite:///{tmp_path}/x.db")
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "connect", small)
+
+
+def test_a_disk_that_fills_up_later_is_an_outage_that_asks_for_room(tmp_path: Path, template_file: Path) -> None:
+    shutil.copy(template_file, tmp_path / "x.db")
+    with closing(open_storage(f"sqlite:///{tmp_path}/x.db")) as storage:
+        study = make_study(storage)
+        storage.engine.dispose()
+        sqlalchemy.event.listen(storage.engine, "connect", lambda one, _: one.execute("PRAGMA max_page_count=1"))
+        with storage.patience(0.0), pytest.raises(StorageUnreachable, match=r"could not be written .*Make room"):
+            study.set_user_attr("large", "x" * 2**20)
 
 
 def test_a_locked_file_on_a_disk_with_room_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_another_definition_under_the_same_name_is_refused_with_both_digests(sto
         create_or_open(storage, other)
     message = str(caught.value)
     assert f"(stored {define().digest()}, file {other.digest()})" in message
-    assert "Restore studies/main.toml or create the study under a new name." in message
+    assert "Restore main.toml or create the study under a new name." in message
     assert len(rows(storage)) == 1
 
 

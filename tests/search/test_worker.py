@@ -294,7 +294,27 @@ def test_a_full_disk_costs_checkpoints_and_not_the_trial(lite: Bench) -> None:
 
     lite.worker(study, factory).run()
     assert states(study) == ["COMPLETE"]
-    assert any("No space left" in event.message for event in lite.events.of(Warned))
+    said = [event.message for event in lite.events.of(Warned)]
+    full = rf"the disk of {re.escape(str(lite.folder))} is full \(\d+ MB free\)"
+    for epoch in (1, 2, 3):
+        assert re.fullmatch(
+            rf"Trial 0: no checkpoint for epoch {epoch}: {full}. Training goes on without it. "
+            r"Make room there: the next checkpoint is tried again\.",
+            said[epoch - 1],
+        )
+    assert re.search(rf"{full}. The trial counts .*tried once more when the trial ends\.", said[3])
+
+
+def test_a_checkpoint_that_cannot_be_written_says_why_and_never_names_a_scratch_file(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=1, epochs=1)
+
+    class Forbidden(FakeRun):
+        def save(self) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(lite.folder / "main/00000/.last.1.pt.x.part"))
+
+    lite.worker(study, lambda _, lease: Forbidden(lease.number, lease.epochs, lite.folder, lease.token)).run()
+    (event,) = lite.events.of(Warned)
+    assert f"{lite.folder} cannot be written (Permission denied)" in event.message and ".part" not in event.message
 
 
 def test_a_trial_that_cannot_begin_on_a_full_disk_waits_for_room(lite: Bench) -> None:
