@@ -84,7 +84,7 @@ def test_confirmation_is_paid_for_and_takes_a_fifth_of_the_budget_at_most() -> N
         assert leaders >= 1 and seeds >= 1
         assert leaders * seeds * EPOCHS <= max(EPOCHS, budget / 5)
     unconfirmed = search.one_run("null", "tpe", 1, 2, (1000,))["ends"]["1000"]
-    confirmed = search.one_run("null", "ours", 1, 2, (1000,))["ends"]["1000"]
+    confirmed = search.one_run("null", "ours, unpruned", 1, 2, (1000,))["ends"]["1000"]
     leaders, seeds = search.confirmation(1000)
     assert confirmed["complete"] == unconfirmed["complete"] - leaders * seeds
     assert confirmed["error"] > 0 and unconfirmed["error"] is None
