@@ -114,8 +114,9 @@ def scaled(shipped: Definition, size: Size, epochs: int, seed: int, train_frames
     train_frames   of the whole training video: with it the shipped study would have so many steps
 
     Beyond the proportional transfer: a KL cycle lasts two epochs at least (`seed001` makes shorter ones a weight of 0);
-    a value is the mean of two epochs at least; `ema` remembers the same share of a run's steps; random trials of the
-    sampler and the trials that the pruner waits for become the same share of all, but 5 and its default at least.
+    a value is the mean of two epochs at least; `ema` remembers the same share of a run's steps; the first trials of the
+    sampler become two thirds of all at most, and those that the pruner waits for the same share of all, but its default
+    at least.
     """
     stretch = epochs / shipped.epochs
     tables = shipped.plain()
@@ -138,14 +139,16 @@ def scaled(shipped: Definition, size: Size, epochs: int, seed: int, train_frames
         "train_vi_len": size.length,
     }
     tables["enqueue"] = [_point(point, context, tables["search"], shipped.epochs, epochs) for point in shipped.enqueue]
-    share = size.trials / (shipped.budget.trials or size.trials)
-    for table, model in ((tables["sampler"], shipped.sampler), (tables["pruner"], shipped.pruner)):
-        if "n_startup_trials" in table:
-            usual = type(model).model_fields["n_startup_trials"].default
-            least = min(usual, 5) if table is tables["sampler"] else usual
-            table["n_startup_trials"] = min(
-                table["n_startup_trials"], max(least, round(table["n_startup_trials"] * share))
-            )
+    if "n_startup_trials" in tables["sampler"]:
+        first = tables["sampler"]["n_startup_trials"]
+        tables["sampler"]["n_startup_trials"] = min(first, max(2, size.trials * 2 // 3))
+    if "n_startup_trials" in tables["pruner"]:
+        first, usual = (
+            tables["pruner"]["n_startup_trials"],
+            type(shipped.pruner).model_fields["n_startup_trials"].default,
+        )
+        share = size.trials / (shipped.budget.trials or size.trials)
+        tables["pruner"]["n_startup_trials"] = min(first, max(usual, round(first * share)))
     for name in ("warmup_epochs", "interval_epochs"):
         if name in tables["pruner"]:
             tables["pruner"][name] = max(1, round(tables["pruner"][name] * stretch))

@@ -57,6 +57,7 @@ BUDGETS = (1000, 3000)
 GRID = 100  # epochs between two readings of the recommendation
 SEED_NOISE_DB = 0.35
 WINDOW = 5
+STARTUP = 6  # trials before our sampler has a model
 SPACE = {f"x{index}": FloatDistribution(0.0, 1.0) for index in range(DIMENSIONS)}
 KEPT = "search.jsonl"
 
@@ -100,7 +101,9 @@ def tpe(seed: int) -> BaseSampler:
 
 def gaussian_process(seed: int) -> BaseSampler:
     """Our sampler without TPE's turns."""
-    return GaussianProcessSampler(SPACE, seed=seed, n_startup_trials=6, window=WINDOW, seed_noise_db=SEED_NOISE_DB)
+    return GaussianProcessSampler(
+        SPACE, seed=seed, n_startup_trials=STARTUP, window=WINDOW, seed_noise_db=SEED_NOISE_DB
+    )
 
 
 def own_tpe(seed: int, n_startup_trials: int = 5) -> BaseSampler:
@@ -110,7 +113,7 @@ def own_tpe(seed: int, n_startup_trials: int = 5) -> BaseSampler:
 
 def shipped(seed: int) -> BaseSampler:
     """Our sampler as `studies/main.toml` has it."""
-    return AlternatingSampler(gaussian_process(seed), own_tpe(seed, 0), every=2, first=6)
+    return AlternatingSampler(gaussian_process(seed), own_tpe(seed, 0), every=2, first=STARTUP)
 
 
 class Foresight(BasePruner):

@@ -1,7 +1,7 @@
 """The Gaussian-process sampler: few trials, noisy values, trainings that were cut short, several workers at once.
 
 A suggestion is the point of highest expected improvement over the best point known so far (the process's mean there,
-not the luckiest value). It learns from
+not the luckiest value), less what another noisy look at a well-known place is not worth. It learns from
 
 - complete trials, with the standard error of their value;
 - pruned trials, with the forecast of where they would have ended and that forecast's error;
@@ -27,7 +27,7 @@ from cvaeopt.search.estimate import curve_until, estimate
 from cvaeopt.search.forecast import Forecast, Forecaster
 from cvaeopt.search.quasirandom import primes, radical_inverse, value_at
 from cvaeopt.search.space import stream
-from cvaeopt.search.surrogate import Posterior, fit, log_expected_improvement
+from cvaeopt.search.surrogate import Posterior, fit, log_expected_improvement, log_news
 
 CANDIDATES = 1024
 ROUNDS = 6  # of refinement about the best candidates, each half as wide
@@ -95,6 +95,7 @@ class GaussianProcessSampler(BaseSampler):
         observed = _fewer(*observed)
         process = fit(*observed)
         best = float(process.at(observed[0])[0].max())
+        noise = math.sqrt(float(process.noise.min()))  # of a training that runs to its end
         silent = [self._encode(one) for one in trials if one.state == TrialState.RUNNING and one.number not in said]
         if silent:
             there = np.array(silent)
@@ -103,7 +104,8 @@ class GaussianProcessSampler(BaseSampler):
 
         def worth(points: np.ndarray) -> np.ndarray:
             mean, deviation = process.at(points)
-            found: np.ndarray = log_expected_improvement(mean, deviation, best) + _log_survival(points, process, lost)
+            gain = log_expected_improvement(mean, deviation, best) + log_news(deviation, noise)
+            found: np.ndarray = gain + _log_survival(points, process, lost)
             return found
 
         return self._cube.values(self._best(worth, observed[0][np.argsort(-observed[1])[:3]], draw))

@@ -113,6 +113,17 @@ def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: floa
     return np.log(deviation) + np.where(far, tail, np.log(safe))  # type: ignore[no-any-return]
 
 
+def log_news(deviation: np.ndarray, noise: float) -> np.ndarray:
+    """Logarithm of the share of a point's standard deviation that one noisy observation of it takes away.
+
+    1 - noise / sqrt(deviation^2 + noise^2), in (0, 1): next to nothing where only noise is left to be seen.
+    Source: Huang, Allen, Notz and Zeng (2006), Global optimization of stochastic black-box systems.
+    """
+    # 1 - n / h = d^2 / (h (h + n)), which does not cancel where d is small
+    whole = np.hypot(deviation, noise)
+    return 2 * np.log(deviation) - np.log(whole) - np.log(whole + noise)  # type: ignore[no-any-return]
+
+
 def _posterior(
     inputs: np.ndarray, values: np.ndarray, noise: np.ndarray, lengths: np.ndarray, signal: float, mean: float
 ) -> Posterior:

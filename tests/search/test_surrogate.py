@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvaeopt.search import surrogate
-from cvaeopt.search.surrogate import fit, log_expected_improvement, matern
+from cvaeopt.search.surrogate import fit, log_expected_improvement, log_news, matern
 
 
 def drawn(seed: int, count: int, dimensions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,3 +112,15 @@ def test_expected_improvement_is_the_integral_it_stands_for(z: float, deviation:
     top = exponent.max()
     integral = float(np.trapezoid((u + z) * np.exp(exponent - top), u))
     assert found == pytest.approx(math.log(deviation) + top + math.log(integral), abs=0.15 if z < -5 else 1e-4)
+
+
+@given(st.floats(1e-3, 50), st.floats(1e-3, 10))
+def test_news_is_what_an_observation_takes_away_of_a_deviation(deviation: float, noise: float) -> None:
+    after = 1 / math.sqrt(1 / deviation**2 + 1 / noise**2)  # precisions of independent observations add
+    found = math.exp(float(log_news(np.array([deviation]), noise)[0]))
+    assert found == pytest.approx(1 - after / deviation, abs=1e-9)
+
+
+def test_news_of_a_place_that_is_known_is_small_and_not_none() -> None:
+    # 1 - n / sqrt(d^2 + n^2) is d^2 / 2 n^2 for small d, where the plain formula gives 0.
+    assert log_news(np.array([1e-9]), 0.5)[0] == pytest.approx(math.log(0.5 * (1e-9 / 0.5) ** 2), rel=1e-9)
