@@ -23,7 +23,6 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cvaeopt.search.estimate import curve_until, estimate
 from cvaeopt.search.forecast import Forecast, Forecaster
 from cvaeopt.search.quasirandom import primes, radical_inverse, value_at
 from cvaeopt.search.space import stream
@@ -31,7 +30,6 @@ from cvaeopt.search.surrogate import Posterior, fit, log_expected_improvement, l
 
 CANDIDATES = 1024
 ROUNDS = 6  # of refinement about the best candidates, each half as wide
-UNKNOWN_ERROR_DB = 0.5  # of a value whose curve nobody kept
 FARTHEST = 1.0  # correlation length, in widths of the cube, from which a setting is taken not to matter for divergence
 MOST = 300  # observations; a suggestion's time grows with their third power, and these take some seconds
 MARGIN = 0.1  # correlation lengths
@@ -67,7 +65,6 @@ class GaussianProcessSampler(BaseSampler):
         self._space = dict(space)
         self._seed = seed
         self._n_startup_trials = n_startup_trials
-        self._window = window
         self._seed_noise_db = seed_noise_db
         self._active = active
         self._deciding = list(deciding)
@@ -121,9 +118,7 @@ class GaussianProcessSampler(BaseSampler):
         for trial in trials:
             found: Forecast | None = None
             if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
-                curve = curve_until(trial.intermediate_values, trial.last_step or 0)
-                error = estimate(curve, self._window, self._seed_noise_db).error if curve else None
-                found = Forecast(trial.value, UNKNOWN_ERROR_DB if error is None else error)
+                found = self._forecast.value(trial)
             elif (trial.state == TrialState.PRUNED and not _diverged(trial)) or (
                 trial.state == TrialState.RUNNING and (trial.last_step or 0) >= early
             ):

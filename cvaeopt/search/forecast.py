@@ -20,13 +20,14 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from cvaeopt.search.estimate import curve_until, epoch_noise, line
+from cvaeopt.search.estimate import curve_until, epoch_noise, estimate, line
 
 _MEAN = np.array([0.0, 0.0, 0.4])  # of the constant, and per dB of standing and of promised climb
 _PRECISION = np.diag([1 / 10.0**2, 1 / 0.4**2, 1 / 0.4**2])
 _SCATTER_DB = 0.4
 _SCATTER_TRIALS = 3.0
 _LEAST_DB = 0.25  # no forecast is surer than this
+_UNKNOWN_ERROR_DB = 0.5  # of a value whose curve nobody kept, or of too few epochs to tell
 _ROUNDS = 3  # of line and scatter in turn; they settle at once
 
 
@@ -113,6 +114,13 @@ class Forecaster:
             return None
         noise = math.hypot(float(np.median(noises)) / math.sqrt(self._window), self._seed_noise_db)
         return forecast(np.array(standings), np.array(ends), own, last - epoch, noise)
+
+    def value(self, trial: FrozenTrial) -> Forecast:
+        """What a complete trial came to: its value with its standard error."""
+        assert trial.value is not None
+        curve = curve_until(trial.intermediate_values, trial.last_step or 0)
+        error = estimate(curve, self._window, self._seed_noise_db).error if curve else None
+        return Forecast(trial.value, _UNKNOWN_ERROR_DB if error is None else error)
 
     def _noise(self, study: Study, trial: FrozenTrial) -> float:
         """Standard deviation between the epochs of a complete trial's later half, dB, computed once."""

@@ -349,7 +349,10 @@ class Objective:
         if SEED in trial.user_attrs:
             return int(trial.user_attrs[SEED])
         key = key_of(definition, trial.params)
-        earlier = [one for one in trial.study.get_trials(deepcopy=False) if one.number < trial.number and one.params]
+        # Other names: other settings, or a trial whose settings are only half suggested yet, which may fit no Config.
+        names = trial.params.keys()
+        trials = trial.study.get_trials(deepcopy=False)
+        earlier = [one for one in trials if one.number < trial.number and one.params.keys() == names]
         return trial_seed(definition.seed, sum(key_of(definition, one.params) == key for one in earlier))
 
     def __call__(self, trial: Trial) -> float:

@@ -19,7 +19,6 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.config import Config
-from cvaeopt.search.estimate import curve_until, estimate
 from cvaeopt.search.forecast import Forecast, Forecaster
 from cvaeopt.vae.schedules import beta_at, tfr_at
 
@@ -57,8 +56,6 @@ class ForecastPruner(BasePruner):
         if not 0 <= keep <= 1 or not odds > 0:
             raise ValueError(f"keep = {keep}, odds = {odds}: expected [0, 1] and above 0")
         self._forecast = Forecaster(window, n_startup_trials, seed_noise_db)
-        self._window = window
-        self._seed_noise_db = seed_noise_db
         self._warmup_epochs = max(warmup_epochs, 1)
         self._interval_epochs = interval_epochs
         self._keep = keep
@@ -81,7 +78,7 @@ class ForecastPruner(BasePruner):
             return False  # a wrong idea of how curves go on would never be found out
         complete.sort(key=lambda one: -sign * (one.value or 0.0))
         best = complete[max(math.ceil(self._keep * len(complete)), 1) - 1]
-        leader = self._value(best)
+        leader = self._forecast.value(best)
         fresh = self._recent(study, [one for one in ended if one.number != best.number])
         if not fresh:
             return False
@@ -95,17 +92,11 @@ class ForecastPruner(BasePruner):
             if len(known) == RECENT:
                 break
             if one.state == TrialState.COMPLETE and one.value is not None:
-                known.append(self._value(one))
+                known.append(self._forecast.value(one))
             else:
                 expected = self._forecast(study, one)
                 known += [] if expected is None else [expected]
         return known
-
-    def _value(self, trial: FrozenTrial) -> Forecast:
-        """A complete trial's value with its standard error."""
-        curve = curve_until(trial.intermediate_values, trial.last_step or 0)
-        error = estimate(curve, self._window, self._seed_noise_db).error if curve else None
-        return Forecast(trial.value or 0.0, self._seed_noise_db if error is None else error)
 
     def _is_rung(self, epoch: int) -> bool:
         return epoch >= self._warmup_epochs and (epoch - self._warmup_epochs) % self._interval_epochs == 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.files import RunFolder
 from cvaeopt.search.definition import Definition
@@ -71,7 +72,7 @@ def test_trials_have_their_own_seeds_that_depend_on_study_and_number_alone(tmp_p
     assert seeds[0][0] != seeds[0][1]
 
 
-def test_trials_with_a_trial_seed_share_it_and_repeats_take_the_next(tmp_path: Path) -> None:
+def test_trials_with_a_common_seed_share_it_and_repeats_take_the_next(tmp_path: Path) -> None:
     common = definition(study={"seed": 3, "seeds": "common"})
     objective = Objective(common, DATA, artifacts=tmp_path)
     study = new_study()
@@ -85,6 +86,18 @@ def test_trials_with_a_trial_seed_share_it_and_repeats_take_the_next(tmp_path: P
     fewer.add_trial(study.trials[3])
     (taken,) = [optuna.trial.Trial(fewer, one._trial_id) for one in fewer.trials]
     assert objective.open(taken).trainer.config.seed == seeds[3]
+
+
+def test_a_trial_that_is_only_half_suggested_is_no_repeat(tmp_path: Path) -> None:
+    common = definition(
+        study={"seed": 3, "seeds": "common"}, search={"batch_size": {"type": "int", "low": 1, "high": 2}}
+    )
+    usual = Config.model_fields["batch_size"].default
+    study = new_study()
+    half = study.ask()
+    half.suggest_float("lr", 1e-4, 1e-2, log=True)  # batch_size is still to come
+    study.enqueue_trial({"lr": half.params["lr"], "batch_size": usual})
+    assert Objective(common, DATA, artifacts=tmp_path).open(study.ask()).trainer.config.seed == trial_seed(3, 0)
 
 
 def test_a_fixed_seed_comes_before_a_common_one(tmp_path: Path) -> None:
