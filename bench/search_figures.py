@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -264,15 +263,10 @@ def plot(rows: Rows, path: Path) -> None:
 
 
 def report(rows: Rows, folder: Path | None) -> str:
-    """Table and verdicts as text; with a folder also search.md, search-summary.json and search.png in it."""
+    """Table and verdicts as text; with a folder also search.md and search.png in it."""
     entries = summary(rows)
     text = table(entries) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(entries)) + "\n"
     if folder is not None:
-        from bench import machine
-
-        kept = json.loads(json.dumps(entries), parse_float=lambda digits: float(f"{float(digits):.4g}"))
-        facts = machine.facts()
-        machine.keep("search-summary", {"machine": facts, "runs": len(rows), "entries": kept})
         (folder / "search.md").write_text(
             f"# Search methods on simulated studies\n\n{len(rows):,} runs; made by `python -m bench.search --report`, "
             f"explained in [the benchmarks' README](../README.md). Intervals are 95 %, dB.\n\n{text}"

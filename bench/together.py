@@ -1,18 +1,13 @@
-"""K trials at once on one device, three ways: epochs a second of all together, and memory.
+"""K trials at once on one device, each in a process of its own: epochs a second of all together, and memory.
 
     python -m bench.together --data demo/data               # this machine's processor, demonstration widths
     python -m bench.together --data DIR --device cuda:0 --widths default
     python -m bench.together --data demo/data --quick       # under two minutes on two cores
 
-stack       one process, one network with the members as a dimension (bench/stacked.py)
-threads     one process, a thread for each trial; on CUDA each with a stream of its own
-processes   a process for each trial, which is what `cvaeopt worker --trials-per-gpu K` does
-
-Every measurement has fresh processes; ways are alternated within a repeat, figures are medians over the repeats. On a
-processor each way may use all cores: the stack as one network, the others cores // K threads for each trial (at least
-one). Half of the steps are forced (one coin a step, other coins for every trial). An epoch here is its training steps;
-validation is left out. Processor seconds an epoch are given too: unlike the rate they mean something on a machine that
-has other work. Memory is PSS: pages that processes share are counted once.
+Processes are what `cvaeopt worker --trials-per-gpu K` starts. On a CPU each trial gets cores // K threads, at least
+one. Half of the steps are forced: the coin is drawn once a step, and every trial draws its own coins. An epoch here is
+its training steps; validation is left out. Processor seconds an epoch are given too, because they mean something on a
+machine that has other work, which a rate does not. Memory is PSS: pages that processes share are counted once.
 """
 
 from __future__ import annotations
@@ -22,8 +17,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,32 +25,20 @@ from typing import Any
 from bench.engine import WIDTHS
 from bench.machine import facts, keep, spread
 
-WAYS = ("stack", "threads", "processes")
 _HOME = Path(__file__).parent.parent
 
 
-def measure(way: str, members: int, options: argparse.Namespace) -> dict[str, float]:
-    """One repeat of one way with K = `members`: seconds until all have trained an epoch, and memory."""
-    if way == "processes":
-        return _processes(members, options)
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
-        subprocess.run([*_command(way, members, options), result.name], check=True, cwd=_HOME)
-        return dict(json.load(result))
+def measure(members: int, options: argparse.Namespace) -> dict[str, float]:
+    """One repeat with K = `members`: seconds until all have trained an epoch, processor seconds, and memory in MB.
 
-
-def _processes(members: int, options: argparse.Namespace) -> dict[str, float]:
-    """All members are made ready first; they train, and are measured, at the same time."""
-    children = []
-    for index in range(members):
-        children.append(
-            subprocess.Popen(
-                [*_command("member", members, options), str(index)],
-                cwd=_HOME,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+    All members are made ready first; they train, and are measured, at the same time.
+    """
+    children = [
+        subprocess.Popen(
+            _command(index, members, options), cwd=_HOME, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        for index in range(members)
+    ]
     try:
         _answers(children)  # ready
         began = time.perf_counter()
@@ -87,86 +68,41 @@ def _tell(children: list[subprocess.Popen[str]]) -> None:
         child.stdin.flush()
 
 
-def _command(role: str, members: int, options: argparse.Namespace) -> list[str]:
+def _command(index: int, members: int, options: argparse.Namespace) -> list[str]:
     given = [sys.executable, "-m", "bench.together", "--data", str(options.data), "--device", options.device]
     for name in ("widths", "steps", "frames"):
         given += [f"--{name}", str(getattr(options, name))]
-    return [*given, "--members", str(members), "--role", role]
+    return [*given, "--members", str(members), "--index", str(index)]
 
 
 # ---- inside a fresh process
 
 
-def _run(options: argparse.Namespace) -> None:
-    """What a process of the benchmark does: the whole stack, all threads, or one member."""
+def _member(options: argparse.Namespace) -> None:
+    """What the process of member `options.index` does: one epoch, when it is told to."""
     from cvaeopt.vae import device as devices
 
-    role, members = options.role, options.members
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     kind, _, number = options.device.partition(":")
-    device = devices.use(
-        "cpu" if kind == "cpu" else number or "0", cores if role == "stack" else max(1, cores // members)
-    )
+    device = devices.use("cpu" if kind == "cpu" else number or "0", max(1, cores // options.members))
     import torch
 
     from cvaeopt.vae import dataset
 
     data = dataset.load(options.data)
     cuda = device.startswith("cuda")
-
-    def timed(work: Callable[[], Any]) -> tuple[float, float]:
-        """Seconds, and processor seconds of all threads."""
-        began, used = time.perf_counter(), time.process_time()
-        work()
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - began, time.process_time() - used
-
-    if role == "member":
-        index = int(options.target)
-        _trainer(data, index, 1, options, device)()
-        train = _trainer(data, index, options.steps, options, device)
-        print("ready", flush=True)
-        sys.stdin.readline()
-        _, core_s = timed(train)
-        print("trained", flush=True)
-        sys.stdin.readline()  # until the memory of all is measured
-        print(core_s, torch.cuda.max_memory_reserved() / 2**20 if cuda else 0.0, flush=True)
-        return
-    if role == "stack":
-        from bench.stacked import Stack
-
-        for steps in (1, options.steps):  # the first one warms up
-            stack = Stack([_config(data, index, steps, options) for index in range(members)], data, device)
-            seconds, core_s = timed(stack.train_epoch)
-    else:
-        for steps in (1, options.steps):
-            trains = [_trainer(data, index, steps, options, device) for index in range(members)]
-            seconds, core_s = timed(lambda trains=trains: _in_threads(trains, cuda))
-    memory = torch.cuda.max_memory_reserved() / 2**20 if cuda else 0.0
-    figures = {"seconds": seconds, "core_s": core_s, "host_mb": _pss_mb(os.getpid()), "device_mb": memory}
-    Path(options.target).write_text(json.dumps(figures))
-
-
-def _in_threads(works: list[Callable[[], Any]], cuda: bool) -> None:
-    import torch
-
-    failures: list[BaseException] = []
-
-    def enter(work: Callable[[], Any]) -> None:
-        try:
-            with torch.cuda.stream(torch.cuda.Stream() if cuda else None):
-                work()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=enter, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    _trainer(data, options.index, 1, options, device)()  # the first epoch warms up
+    train = _trainer(data, options.index, options.steps, options, device)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    used = time.process_time()
+    train()
+    if cuda:
+        torch.cuda.synchronize()
+    used = time.process_time() - used
+    print("trained", flush=True)
+    sys.stdin.readline()  # until the memory of all is measured
+    print(used, torch.cuda.max_memory_reserved() / 2**20 if cuda else 0.0, flush=True)
 
 
 def _config(data: Any, index: int, steps: int, options: argparse.Namespace) -> Any:
@@ -225,18 +161,13 @@ def _free_mb() -> float:
 
 def table(result: dict[str, Any]) -> str:
     """The figures as the table of bench/README.md."""
-    heads = [f"{way}: epochs/s | core s an epoch | MB" for way in WAYS]
-    lines = [f"| K | {' | '.join(heads)} |", "|---" * 10 + "|"]
+    lines = ["| K | epochs/s | core s an epoch | MB |", "|---|---|---|---|"]
     for members, figures in result["figures"].items():
-        cells = []
-        for way in WAYS:
-            if "epochs_per_s" not in figures[way]:
-                cells += ["-"] * 3
-                continue
-            rate, core_s, memory = (figures[way][key] for key in ("epochs_per_s", "core_s_per_epoch", "host_mb"))
-            cells += [f"{rate['median']:.3f} ({rate['min']:.3f} to {rate['max']:.3f})"]
-            cells += [f"{core_s['median']:.2f}", f"{memory['median']:.0f}"]
-        lines.append(f"| {members} | " + " | ".join(cells) + " |")
+        rate, core_s, memory = (figures[key] for key in ("epochs_per_s", "core_s_per_epoch", "host_mb"))
+        lines.append(
+            f"| {members} | {rate['median']:.3f} ({rate['min']:.3f} to {rate['max']:.3f}) | {core_s['median']:.2f} "
+            f"| {memory['median']:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -252,60 +183,51 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="K = 1, 2, 4, one repeat of two steps, 4 frames a clip")
     parser.add_argument("--name", help="of the result in bench/results")
-    parser.add_argument("--role", choices=["stack", "threads", "member"], help=argparse.SUPPRESS)
-    parser.add_argument("--members", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("target", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("--members", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.role:
-        _run(options)
+    if options.index is not None:
+        _member(options)
         return
     if options.quick:
         options.trials, options.steps, options.frames, options.repeats = [1, 2, 4], 2, 4, 1
-    runs: dict[int, dict[str, list[dict[str, float]]]] = {k: {way: [] for way in WAYS} for k in options.trials}
+    runs: dict[int, list[dict[str, float]]] = {}
     left_out: list[str] = []
     kind = options.device.split(":")[0]
     name = options.name or f"together-{kind}-{options.widths}{'-quick' if options.quick else ''}"
     for repeat in range(options.repeats):
         for members in options.trials:
-            for way in WAYS:
-                found = runs[members][way]
-                smaller = [one[way][0]["host_mb"] / k for k, one in runs.items() if k < members and one[way]]
-                if smaller and smaller[-1] * members > 0.8 * _free_mb():
-                    left_out.append(f"{way} with K = {members}: not enough free memory")
-                    continue
-                found.append(measure(way, members, options))
-                rate = members / found[-1]["seconds"]
-                print(
-                    f"repeat {repeat + 1}/{options.repeats} K {members} {way}: {rate:.3f} epochs a second, "
-                    f"{found[-1]['core_s'] / members:.2f} core s an epoch, {found[-1]['host_mb']:.0f} MB",
-                    flush=True,
-                )
-                path = keep(name, _result(runs, sorted(set(left_out)), options))  # what there is of a run cut short
+            smaller = [found[0]["host_mb"] / k for k, found in runs.items() if k < members]
+            if smaller and smaller[-1] * members > 0.8 * _free_mb():
+                left_out.append(f"K = {members}: not enough free memory")
+                continue
+            figures = measure(members, options)
+            runs.setdefault(members, []).append(figures)
+            print(
+                f"repeat {repeat + 1}/{options.repeats} K {members}: {members / figures['seconds']:.3f} epochs/s, "
+                f"{figures['core_s'] / members:.2f} core s an epoch, {figures['host_mb']:.0f} MB",
+                flush=True,
+            )
+            path = keep(name, _result(runs, sorted(set(left_out)), options))  # what there is of a run cut short
     print(table(json.loads(path.read_text())))
     print(path)
 
 
 def _result(
-    runs: dict[int, dict[str, list[dict[str, float]]]], left_out: list[str], options: argparse.Namespace
+    runs: dict[int, list[dict[str, float]]], left_out: list[str], options: argparse.Namespace
 ) -> dict[str, Any]:
-    figures = {
-        str(members): {
-            way: {
+    return {
+        "machine": {**facts(options.device), "load": list(os.getloadavg())},
+        "options": {key: getattr(options, key) for key in ("device", "widths", "trials", "steps", "frames", "repeats")},
+        "figures": {
+            str(members): {
                 "epochs_per_s": spread([members / one["seconds"] for one in found]),
                 "core_s_per_epoch": spread([one["core_s"] / members for one in found]),
                 "host_mb": spread([one["host_mb"] for one in found]),
                 "device_mb": spread([one["device_mb"] for one in found]),
             }
-            if found
-            else {}
-            for way, found in ways.items()
-        }
-        for members, ways in runs.items()
-    }
-    return {
-        "machine": {**facts(options.device), "load": list(os.getloadavg())},
-        "options": {key: getattr(options, key) for key in ("device", "widths", "trials", "steps", "frames", "repeats")},
-        "figures": figures,
+            for members, found in runs.items()
+        },
         "left_out": left_out,
     }
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import faults, storage, transfer
-from tests.vae import tiny
+from bench import faults, storage
 
 pytestmark = pytest.mark.slow
 
@@ -57,31 +56,3 @@ def test_a_load_run_loses_and_doubles_nothing() -> None:
     assert row["errors"] == []
     assert result["large"]["start"]["total_s"] > 0
     assert "| sqlite | 2 | 1.0 | - | 2 |" in storage.table([result])
-
-
-def test_transfers_are_compared_in_pairs_of_equal_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "SETTINGS", {**tiny.WIDTHS, "lr_scheduler": "constant", "tfr": 0.0})
-    families = {
-        "nothing that moves": [{"kl_anneal_type": "none"}],
-        "steps": [{"lr_scheduler": "MultiStepLR", "milestones": [1], "gamma": gamma} for gamma in (1e-6, 0.9)],
-    }
-    monkeypatch.setattr(transfer, "FAMILIES", families)
-    found = transfer.compare(2, 4, 2, tiny.dataset(), list(families))
-    still, steps = (found["families"][name] for name in families)
-    # Where no schedule depends on the length of the run, both transfers are the same run.
-    assert [pair["proportional"] for pair in still["pairs"]] == [pair["absolute"] for pair in still["pairs"]]
-    assert still["difference"]["mean"] == still["difference"]["standard_error"] == 0.0
-    assert steps["winner"] in families["steps"] and len(steps["tried"]) == 2
-    assert steps["schedules"]["proportional"] != steps["schedules"]["absolute"]
-    assert [pair["seed"] for pair in steps["pairs"]] == [100, 101]
-    assert found["over_families"]["mean"] == pytest.approx(steps["difference"]["mean"] / 2)
-    assert "| the families' means |" in transfer.table(found)
-
-
-@pytest.mark.parametrize(
-    ("low", "mean", "high", "said"),
-    [(0.1, 0.4, 0.7, "proportional"), (-0.7, -0.4, -0.1, "absolute"), (-0.1, 0.4, 0.9, "undecided")],
-)
-def test_an_interval_around_zero_decides_nothing(low: float, mean: float, high: float, said: str) -> None:
-    assert transfer.verdict({"mean": mean, "low": low, "high": high}) == said
-    assert transfer.verdict({"mean": mean, "low": None, "high": None}) == "undecided"

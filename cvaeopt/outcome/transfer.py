@@ -19,7 +19,7 @@ from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
 
 Transfer = Literal["proportional", "absolute"]
 
-# Undecided by experiment (bench/transfer.py, evidence in studies/README.md): forcing that falls did better absolute,
+# Undecided by an experiment (its figures are in studies/README.md): forcing that falls did better absolute,
 # cyclical KL better proportional. Proportional keeps the shape that was searched, and absolute freezes
 # MultiStepLR's lr after the first hundredth of a long run. One constant, so that more evidence can change it.
 DEFAULT_TRANSFER: Transfer = "proportional"
