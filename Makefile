@@ -36,7 +36,7 @@ test: check  ## everything that is checked: lint, types, tests
 GPU_PYTHON ?= $(BIN)/python
 GPU_DATA   ?= $(DEMO)/data
 gpu:  ## every GPU test and benchmark, in under 8 minutes, on a machine with a CUDA device
-	@test -d $(GPU_DATA)/train || PYTHONPATH=. $(GPU_PYTHON) -c "import pathlib; from cvaeopt.vae import demonstration; demonstration.write(pathlib.Path('$(GPU_DATA)'))"
+	@test -d $(GPU_DATA)/train || PYTHONPATH=. $(GPU_PYTHON) -c "import pathlib; from cvaeopt.demo_data import writer; writer.write(pathlib.Path('$(GPU_DATA)'))"
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest --noconftest -m cuda tests/vae/test_cuda.py
 	PYTHONPATH=. $(GPU_PYTHON) -m bench.engine --data $(GPU_DATA) --device cuda:0 --widths default --parts speed trials --repeats 2 --warm-up
 	PYTHONPATH=. $(GPU_PYTHON) -m bench.engine --data $(GPU_DATA) --device cuda:0 --widths default --parts speed trials --repeats 2 --warm-up --precision bf16 --name engine-cuda-default-bf16

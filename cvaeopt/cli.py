@@ -125,11 +125,11 @@ def demo_data(
     quiet: Quiet = False,
 ) -> None:
     """Draw a small data set in the lab's layout: a moving figure and its skeleton."""
-    from cvaeopt.vae import demonstration
+    from cvaeopt.demo_data import writer
 
     console = _console(verbose, quiet)
     with console.progress() as progress:
-        demonstration.write(folder, seed=seed, progress=progress)
+        writer.write(folder, seed=seed, progress=progress)
     console.say(f"{folder} is ready. Look at it with: cvaeopt check-data {folder}")
 
 

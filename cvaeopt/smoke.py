@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+from cvaeopt.demo_data import writer
 from cvaeopt.errors import CvaeoptError
-from cvaeopt.vae import demonstration
 
 STUDY = "smoke.toml"
 RETRAIN_EPOCHS = 3
@@ -84,7 +84,7 @@ def _output(process: subprocess.Popen[str], arguments: tuple[str, ...]) -> str:
 def _steps(shell: _Shell) -> Iterator[str]:
     root = shell.root
     # Less than `demo-data` draws, so that it takes seconds.
-    demonstration.write(root / "data", clips=8, val_frames=24, sequences=2, sequence_frames=16)
+    writer.write(root / "data", clips=8, val_frames=24, sequences=2, sequence_frames=16)
     shell.run("check-data", "data")
     yield "demonstration data drawn"
     arguments = ("worker", "--study", STUDY)

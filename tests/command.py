@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 from cvaeopt import cli
-from cvaeopt.vae import demonstration
+from cvaeopt.demo_data import writer
 
 STUDY = """
 [study]
@@ -65,7 +65,7 @@ class Shop:
         (root / "studies" / "tiny.toml").write_text(STUDY)
         if data is None:
             data = root / "data"
-            demonstration.write(data, clips=2, val_frames=6, sequences=1, sequence_frames=4)
+            writer.write(data, clips=2, val_frames=6, sequences=1, sequence_frames=4)
         return cls(root, data)
 
     def run(self, *arguments: str | Path, **environment: str) -> Said:

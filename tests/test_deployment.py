@@ -26,8 +26,8 @@ import pytest
 import yaml
 
 from cvaeopt import errors
+from cvaeopt.demo_data import writer
 from cvaeopt.search.storage import open_storage
-from cvaeopt.vae import demonstration
 from tests.search.fakes import leases
 from tests.search.postgres import Postgres
 
@@ -285,7 +285,7 @@ class Composed:
 @pytest.fixture
 def composed(postgres: Postgres, tmp_path: Path) -> Iterator[Composed]:
     """The services of docker-compose.yml for the study `tiny`, with a server that asks for a password like its `db`."""
-    demonstration.write(tmp_path / "data", clips=1, val_frames=4, sequences=0, sequence_frames=2)
+    writer.write(tmp_path / "data", clips=1, val_frames=4, sequences=0, sequence_frames=2)
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "tiny.toml").write_text(
         "[budget]\ntrials = 2\nepochs = 1\n"

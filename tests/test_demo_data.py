@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvaeopt.demo_data import choreography, drawing, skeleton, writer
 from cvaeopt.errors import DataError
 from cvaeopt.vae import dataset
-from cvaeopt.vae import demonstration as demo
 from cvaeopt.vae.metrics import baselines
 
 SMALL = {"clips": 2, "val_frames": 6, "sequences": 2, "sequence_frames": 5}
@@ -25,7 +25,7 @@ class Video:
 
 
 def video(seed: int, number: int, frames: int) -> Video:
-    drawn = list(demo.draw(np.random.default_rng([seed, number]), frames))
+    drawn = list(writer.draw(np.random.default_rng([seed, number]), frames))
     pictures, labels = (np.stack(arrays).transpose(0, 3, 1, 2) for arrays in zip(*drawn, strict=True))
     return Video(pictures, labels)
 
@@ -50,7 +50,7 @@ def contents(root: Path) -> dict[str, str]:
 def test_a_set_has_the_labs_layout_and_loads(tmp_path: Path) -> None:
     root = tmp_path / "demo"
     seen: list[tuple[str, int, int]] = []
-    demo.write(root, **SMALL, progress=lambda *what: seen.append(what))
+    writer.write(root, **SMALL, progress=lambda *what: seen.append(what))
     assert seen[0] == ("drawing frames", 1, 48) and seen[-1] == ("drawing frames", 48, 48)
     data = dataset.load(root)
     assert data.train.frames.shape == data.train.labels.shape == (32, 3, 32, 64)
@@ -69,7 +69,7 @@ def test_a_set_has_the_labs_layout_and_loads(tmp_path: Path) -> None:
 
 def test_one_seed_gives_one_set_and_another_seed_another(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        demo.write(tmp_path / name, seed=seed, **SMALL)
+        writer.write(tmp_path / name, seed=seed, **SMALL)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
@@ -81,43 +81,43 @@ def test_the_videos_of_a_set_differ_from_each_other() -> None:
 
 def test_an_existing_set_of_the_same_parameters_is_left_as_it_is(tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    demo.write(root, **SMALL)
+    writer.write(root, **SMALL)
     (root / "notes.txt").write_text("mine")
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    demo.write(root, **SMALL, progress=lambda *_: pytest.fail("drawn again"))
+    writer.write(root, **SMALL, progress=lambda *_: pytest.fail("drawn again"))
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
 def test_a_set_of_other_parameters_is_not_overwritten(tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    demo.write(root, **SMALL)
+    writer.write(root, **SMALL)
     before = contents(root)
     with pytest.raises(DataError, match=r"demo holds a demonstration set with other parameters.*\"seed\": 1"):
-        demo.write(root, seed=1, **SMALL)
+        writer.write(root, seed=1, **SMALL)
     assert contents(root) == before
 
 
-@pytest.mark.parametrize("name", ["holiday.jpg", demo.MARKER, ".hidden"])
+@pytest.mark.parametrize("name", ["holiday.jpg", writer.MARKER, ".hidden"])
 def test_a_folder_with_anything_else_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(DataError, match="is not empty, and not a demonstration set"):
-        demo.write(tmp_path, **SMALL)
+        writer.write(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="is a file"):
-        demo.write(tmp_path / "file", **SMALL)
+        writer.write(tmp_path / "file", **SMALL)
 
 
 def test_an_empty_folder_is_filled_also_after_a_killed_attempt(tmp_path: Path) -> None:
     root = tmp_path / "mounted"
     (root / ".mounted-0123abcd.part" / "train").mkdir(parents=True)
     inode = root.stat().st_ino
-    demo.write(root, **SMALL)
+    writer.write(root, **SMALL)
     assert root.stat().st_ino == inode  # a mount point could not have been replaced
-    assert json.loads((root / demo.MARKER).read_text())["clips"] == 2
+    assert json.loads((root / writer.MARKER).read_text())["clips"] == 2
     assert len(dataset.load(root).train) == 32
 
 
@@ -131,7 +131,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, exists: bool) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        demo.write(root, **SMALL, progress=interrupt)
+        writer.write(root, **SMALL, progress=interrupt)
     assert root.exists() == exists and not list((root if exists else root.parent).iterdir())
 
 
@@ -140,9 +140,9 @@ def test_a_set_that_another_process_wrote_meanwhile_is_kept(tmp_path: Path) -> N
 
     def other(what: str, done: int, total: int) -> None:
         if done == total:
-            demo.write(root, **SMALL)
+            writer.write(root, **SMALL)
 
-    demo.write(root, **SMALL, progress=other)
+    writer.write(root, **SMALL, progress=other)
     assert [path.name for path in tmp_path.iterdir()] == ["demo"] and len(dataset.load(root).val) == 6
 
 
@@ -151,7 +151,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # a write beyond it fails, as on a full disk
     try:
         with pytest.raises(DataError, match=r"could not be written to .*demo: .*20 MB of room"):
-            demo.write(tmp_path / "demo", **SMALL)
+            writer.write(tmp_path / "demo", **SMALL)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
@@ -160,12 +160,12 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["clips", "val_frames", "sequence_frames", "seed"])
 def test_a_number_of_no_use_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=rf"{name} = -1\. Expected at least"):
-        demo.write(tmp_path / "demo", **{**SMALL, name: -1})
+        writer.write(tmp_path / "demo", **{**SMALL, name: -1})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_set_without_test_sequences_is_sound(tmp_path: Path) -> None:
-    demo.write(tmp_path / "demo", **{**SMALL, "sequences": 0})
+    writer.write(tmp_path / "demo", **{**SMALL, "sequences": 0})
     assert dataset.check(tmp_path / "demo").ok and dataset.count_test_sequences(tmp_path / "demo") == 0
 
 
@@ -174,19 +174,19 @@ def test_a_set_without_test_sequences_is_sound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_motion_is_smooth(seed: int) -> None:
-    points, _ = demo.project(demo.joints(demo.choreography(np.random.default_rng([seed, 0]), 768)))
+    points, _ = skeleton.project(skeleton.joints(choreography.choreography(np.random.default_rng([seed, 0]), 768)))
     step = np.linalg.norm(np.diff(points, axis=0), axis=-1)  # (767, J) pixels a frame
     assert step.max() < 5.5  # a foot that swings past; the figure is 25 pixels tall
-    trunk = [demo._JOINTS.index(name) for name in ("pelvis", "neck", "head")]
+    trunk = [skeleton.JOINTS.index(name) for name in ("pelvis", "neck", "head")]
     assert step[:, trunk].max() < 3
     assert 0.3 < step.mean() < 1.5
 
 
 def test_limbs_keep_their_lengths_in_space_and_are_foreshortened_in_the_picture() -> None:
-    space = demo.joints(demo.choreography(np.random.default_rng(5), 400))
-    points, scale = demo.project(space)
-    for a, b, *_ in demo._LIMBS:
-        i, j = demo._JOINTS.index(a), demo._JOINTS.index(b)
+    space = skeleton.joints(choreography.choreography(np.random.default_rng(5), 400))
+    points, scale = skeleton.project(space)
+    for a, b, *_ in drawing._LIMBS:
+        i, j = skeleton.JOINTS.index(a), skeleton.JOINTS.index(b)
         length = np.linalg.norm(space[:, i] - space[:, j], axis=-1)
         assert np.ptp(length) < 1e-9
         seen = np.linalg.norm(points[:, i] - points[:, j], axis=-1) / (length * scale[:, i])
@@ -195,9 +195,9 @@ def test_limbs_keep_their_lengths_in_space_and_are_foreshortened_in_the_picture(
 
 
 def test_the_lowest_joint_stands_on_the_floor_unless_the_figure_jumps() -> None:
-    motion = demo.choreography(np.random.default_rng(6), 600)
-    lift = motion.angles[:, demo._ANGLES.index("lift")]
-    lowest = demo.joints(motion)[..., 1].min(axis=1)
+    motion = choreography.choreography(np.random.default_rng(6), 600)
+    lift = motion.angles[:, choreography.ANGLES.index("lift")]
+    lowest = skeleton.joints(motion)[..., 1].min(axis=1)
     assert (np.abs(lowest - lift - 0.03) < 0.02).all()
     assert lift.max() > 0.05
 
@@ -205,18 +205,18 @@ def test_the_lowest_joint_stands_on_the_floor_unless_the_figure_jumps() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_every_motion_occurs_and_the_figure_moves_across_the_stage_and_turns(seed: int) -> None:
     rng = np.random.default_rng([seed, 0])
-    names = {segment.motion for segment in demo._programme(rng, 768)}
-    assert names == {demo._walk} | {motion for motion, _ in demo._ACTS.values()}
-    motion = demo.choreography(np.random.default_rng([seed, 0]), 768)
+    names = {segment.motion for segment in choreography._programme(rng, 768)}
+    assert names == {choreography._walk} | {motion for motion, _ in choreography._ACTS.values()}
+    motion = choreography.choreography(np.random.default_rng([seed, 0]), 768)
     assert motion.x.min() < -0.6 and motion.x.max() > 0.6
     assert np.ptp(motion.yaw) > 2 * np.pi
 
 
 def test_a_mirrored_pose_mirrors_back() -> None:
-    pose = demo._wave(np.arange(5.0))
-    mirrored = pose[:, demo._MIRRORED] * demo._MIRROR_SIGN
+    pose = choreography._wave(np.arange(5.0))
+    mirrored = pose[:, choreography._MIRRORED] * choreography._MIRROR_SIGN
     assert not np.allclose(mirrored, pose)
-    assert np.allclose(mirrored[:, demo._MIRRORED] * demo._MIRROR_SIGN, pose)
+    assert np.allclose(mirrored[:, choreography._MIRRORED] * choreography._MIRROR_SIGN, pose)
 
 
 # Pictures
@@ -259,8 +259,8 @@ def test_labels_are_thin_coloured_lines_on_white(videos: tuple[Video, Video]) ->
     assert (labels[:, :, 0] == 255).mean() > 0.95
     colors = labels[::5].transpose(0, 2, 3, 1).reshape(-1, 3)
     pure = {tuple(color) for color in np.unique(colors, axis=0)}
-    drawn = [color for _, _, color in demo._BONES if any(np.abs(np.subtract(color, c)).max() < 12 for c in pure)]
-    assert len(drawn) == len(demo._BONES)
+    drawn = [color for _, _, color in drawing._BONES if any(np.abs(np.subtract(color, c)).max() < 12 for c in pure)]
+    assert len(drawn) == len(drawing._BONES)
 
 
 def test_the_skeleton_lies_on_the_figure(videos: tuple[Video, Video]) -> None:
