@@ -18,7 +18,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from cvaeopt.files import RunFolder
-from cvaeopt.outcome import charts, report, study_charts
+from cvaeopt.outcome import charts, report, settings_charts, study_charts
 from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.pictures import PSNR_VALUES
 from cvaeopt.outcome.trials import axes, best_of, facts
@@ -244,7 +244,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         kept.append(drawing)
         return b""
 
-    for module in (charts, study_charts):
+    for module in (charts, study_charts, settings_charts):
         monkeypatch.setattr(module, "png", keep)
     return lambda: kept[-1]
 
@@ -276,7 +276,7 @@ def test_the_marks_of_a_searched_rate_do_not_overlap(drawn: Drawn, low: float, h
     shown = trials(12)
     for place, trial in enumerate(shown):
         trial.params["lr"] = low * (high / low) ** (place / 11)
-    study_charts.slices(facts(shown), axes(shown), "val_psnr")
+    settings_charts.slices(facts(shown), axes(shown), "val_psnr")
     first, second = drawn().axes[:2]
     assert marks(first.xaxis)
     assert_apart([*marks(first.xaxis), *marks(second.xaxis)])

@@ -1,0 +1,410 @@
+"""What a report says about a study, as typed facts: no picture is drawn here and no HTML is written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from optuna.trial import FrozenTrial
+
+from cvaeopt import __version__
+from cvaeopt.config import Config
+from cvaeopt.errors import SettingsError
+from cvaeopt.files import RunFolder
+from cvaeopt.outcome.charts import BASELINE_NAMES
+from cvaeopt.outcome.confirmed import Confirmation, table
+from cvaeopt.outcome.export import beaten_baselines, estimator
+from cvaeopt.outcome.pictures import PSNR_VALUES
+from cvaeopt.outcome.report_text import duration, fresh_text, marks, setting_text, short_name, spread, tally, verdict
+from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.space import params_to_config
+
+MAX_ROWS: Final = 200
+MAX_FAILURES: Final = 50
+_MAX_VARIANTS: Final = 8
+_MAX_NUMBERS: Final = 12
+_COMPARED: Final = ("kl_anneal_type", "tfr")
+STATES: Final = ("complete", "pruned", "failed", "running", "waiting")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What the run folder of a trial has on this machine: the history's rows and the PSNR of each validation frame.
+
+    Both are empty where the file is missing, or is not what a run writes.
+    """
+
+    folder: RunFolder
+    history: tuple[dict[str, Any], ...]
+    psnr: tuple[float, ...]
+
+    @classmethod
+    def read(cls, artifacts: Path, study: str, number: int) -> RunFiles:
+        """The files of trial `number` under the artifact folder."""
+        folder = RunFolder.of_trial(artifacts, study, number)
+        return cls(folder, tuple(_read_history(folder)), tuple(_read_psnr(folder)))
+
+
+@dataclass(frozen=True)
+class Against:
+    """The best value beside one baseline. `gain` in dB is None while no trial is complete."""
+
+    name: str
+    value: float
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The leaders that were trained again: the rows of their table, and what the table means in words."""
+
+    rows: list[dict[str, str]]
+    text: str
+
+
+@dataclass(frozen=True)
+class GoodTrials:
+    """Where the settings of the best `count` of `total` complete trials lie.
+
+    rows   (setting, its values among the good trials, its values among all trials)
+    """
+
+    count: int
+    total: int
+    rows: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class BestRun:
+    """The best trial's settings, and where its schedules turn. `files` is None while no trial is complete."""
+
+    files: RunFiles | None
+    host: str
+    settings: list[tuple[str, Any]]
+    marks: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One arm of an ablation: PSNR in dB, losses of the last epoch. What the run folder lacks is None.
+
+    swing   mean absolute difference of the training loss between neighbouring epochs
+    """
+
+    label: str
+    number: int
+    value: float | None
+    best: float | None
+    late: float | None
+    loss: float | None
+    mse: float | None
+    swing: float | None
+    files: RunFiles
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The arms of an ablation study, a grid over the KL weight's shape or the forcing ratio; empty for other studies.
+
+    varied   the settings that differ between the arms
+    """
+
+    varied: tuple[str, ...]
+    variants: list[Variant]
+
+
+@dataclass(frozen=True)
+class FailureKind:
+    """Trials that failed for the same reason; `numbers` lists the first of them."""
+
+    reason: str
+    count: int
+    epochs: int
+    numbers: str
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the page of a report says.
+
+    metric         what the values are, such as val_psnr
+    estimated      how the best value was estimated, in words
+    verdict        one sentence: what the study has found
+    lost           True if the best trial does not beat every baseline
+    best           the trial to recommend: by fresh runs if they are over, else by the search
+    searched_best  the trial with the highest value of the search
+    spent          epochs trained, by how their trials ended
+    epochs_saved   epochs that pruning spared
+    seconds        training time of all trials that recorded it; None if none did
+    known          all trials, by number
+    rows           the trials of the table, best first, at most MAX_ROWS
+    axes           the searched settings that vary
+    all_axes       all searched settings
+    configs        resolved settings of the trials whose settings fit this definition, by number
+    """
+
+    name: str
+    description: str
+    metric: str
+    estimated: str
+    date: str
+    version: str
+    storage: str
+    stopped: str | None
+    digest: str
+    data_digest: str | None
+    verdict: str
+    fresh: Fresh | None
+    lost: bool
+    best: TrialFacts | None
+    searched_best: TrialFacts | None
+    levels: dict[str, float]
+    baselines: list[Against]
+    counts: dict[str, int]
+    budget: dict[str, Any]
+    spent: dict[str, int]
+    epochs_saved: int
+    seconds: float | None
+    known: list[TrialFacts]
+    rows: list[TrialFacts]
+    axes: list[Axis]
+    all_axes: list[Axis]
+    good: GoodTrials | None
+    good_numbers: list[int]
+    configs: dict[int, Config]
+    run: BestRun
+    compared: Comparison
+    failures: list[FailureKind]
+    failure_kinds: int
+
+    @property
+    def epochs_spent(self) -> int:
+        """Epochs trained by all trials."""
+        return sum(self.spent.values())
+
+    @property
+    def device_time(self) -> str | None:
+        """The training time in words."""
+        return duration(self.seconds)
+
+    @property
+    def time_saved(self) -> str | None:
+        """The time that pruning spared, if an epoch takes as long as those that were trained."""
+        if not self.seconds or not self.epochs_saved:
+            return None
+        return duration(self.seconds * self.epochs_saved / self.epochs_spent)
+
+    @property
+    def columns(self) -> list[str]:
+        """The settings that have a column in the table of trials."""
+        return [axis.name for axis in self.axes]
+
+
+def report_data(
+    definition: Definition,
+    trials: Sequence[FrozenTrial],
+    overview: Mapping[str, Any],
+    *,
+    artifacts: Path,
+    now: datetime,
+) -> ReportData:
+    """The facts of a report.
+
+    overview    what `status` says; under "left" the numbers of the trials that wait for a worker, under
+                "confirmation" what fresh runs say of the leaders, if there are any
+    artifacts   folder of the trials' run folders
+    now         the date of the report
+    """
+    known = facts(trials, overview.get("left", ()))
+    levels: dict[str, float] = {k: v for k, v in overview["baselines"].items() if v is not None}
+    fresh: Confirmation | None = overview.get("confirmation")
+    searched_best = best_of(known)
+    best, estimated = _recommended(definition, known, searched_best, fresh)
+    seconds = [trial.seconds for trial in known if trial.seconds is not None]
+    searched = _ordered(axes(trials), definition)
+    failures = _failures(known)
+    good = _good(known)
+    return ReportData(
+        name=definition.name,
+        description=definition.description,
+        metric=definition.metric,
+        estimated=estimated,
+        date=now.isoformat(sep=" ", timespec="minutes"),
+        version=__version__,
+        storage=overview["storage"],
+        stopped=overview.get("stopped"),
+        digest=definition.digest(),
+        data_digest=best.attributes.get("data_digest") if best else None,
+        verdict=verdict(best, levels),
+        fresh=None if fresh is None else Fresh(table(fresh), fresh_text(fresh)),
+        lost=bool(best and best.value is not None and beaten_baselines(best.value, levels)),
+        best=best,
+        searched_best=searched_best,
+        levels=levels,
+        baselines=_against(best, levels),
+        counts={state: sum(t.state == state for t in known) for state in STATES},
+        budget=definition.budget.model_dump(exclude_none=True),
+        spent={state: sum(t.epochs for t in known if t.state == state) for state in STATES},
+        epochs_saved=sum(max(0, definition.budget.epochs - t.epochs) for t in known if t.state == "pruned"),
+        seconds=sum(seconds) if seconds else None,
+        known=known,
+        rows=sorted(known, key=_rank)[:MAX_ROWS],
+        axes=searched,
+        all_axes=_ordered(axes(trials, constant=True), definition),
+        good=_good_trials(good, known, searched),
+        good_numbers=[trial.number for trial in good],
+        configs=_configs(definition, known),
+        run=_best_run(definition, best, artifacts),
+        compared=_comparison(definition, known, artifacts),
+        failures=failures[:MAX_FAILURES],
+        failure_kinds=len(failures),
+    )
+
+
+def _recommended(
+    definition: Definition, known: Sequence[TrialFacts], searched: TrialFacts | None, fresh: Confirmation | None
+) -> tuple[TrialFacts | None, str]:
+    """The trial to recommend and how its value was estimated; as `export-best` decides.
+
+    What the search ranks first is partly luck, so once all fresh runs are over only they count.
+    """
+    if fresh is None or not fresh.over or fresh.best is None:
+        return searched, estimator(definition)
+    chosen = next(trial for trial in known if trial.number == fresh.best.leader.trials[0])
+    runs = len(fresh.best.values)
+    return replace(chosen, value=fresh.best.mean), f"mean of {runs} fresh run{'' if runs == 1 else 's'}"
+
+
+def _configs(definition: Definition, known: Sequence[TrialFacts]) -> dict[int, Config]:
+    found = {}
+    for trial in known:
+        if trial.params:
+            try:
+                found[trial.number] = params_to_config(
+                    definition, trial.params, trial.number, trial.attributes.get("seed")
+                )
+            except SettingsError:  # a trial that another version of the definition made
+                continue
+    return found
+
+
+def _best_run(definition: Definition, best: TrialFacts | None, artifacts: Path) -> BestRun:
+    if best is None:
+        return BestRun(None, "", [], [])
+    files = RunFiles.read(artifacts, definition.name, best.number)
+    host = str(best.attributes.get("host") or "")
+    try:
+        config = params_to_config(definition, best.params, best.number, best.attributes.get("seed"))
+    except SettingsError:  # a trial that another version of the definition made
+        return BestRun(files, host, list(best.params.items()), [])
+    return BestRun(files, host, list(config.plain().items()), marks(config))
+
+
+def _comparison(definition: Definition, known: Sequence[TrialFacts], artifacts: Path) -> Comparison:
+    varied = tuple(name for name in _COMPARED if name in definition.search)
+    if definition.sampler.kind != "grid" or not varied:
+        return Comparison((), [])
+    complete = [trial for trial in known if trial.state == "complete"][:_MAX_VARIANTS]
+    return Comparison(varied, [_variant(definition.name, trial, artifacts) for trial in complete])
+
+
+def _variant(study: str, trial: TrialFacts, artifacts: Path) -> Variant:
+    files = RunFiles.read(artifacts, study, trial.number)
+    rows = files.history
+    last = rows[-1] if rows else {}
+    swing = [abs(float(b["train_loss"]) - float(a["train_loss"])) for a, b in itertools.pairwise(rows)]
+    return Variant(
+        label=", ".join(f"{short_name(name)} {setting_text(value)}" for name, value in trial.params.items()),
+        number=trial.number,
+        value=trial.value,
+        best=max((float(row["val_psnr"]) for row in rows), default=None),
+        late=last.get("val_psnr_late"),
+        loss=last.get("train_loss"),
+        mse=last.get("train_mse"),
+        swing=statistics.fmean(swing) if swing else None,
+        files=files,
+    )
+
+
+def _failures(known: Sequence[TrialFacts]) -> list[FailureKind]:
+    """Failed trials by reason, the most frequent first."""
+    by_reason: dict[str, list[TrialFacts]] = {}
+    for trial in known:
+        if trial.state == "failed":
+            by_reason.setdefault(trial.reason, []).append(trial)
+    return [
+        FailureKind(
+            reason=reason,
+            count=len(trials),
+            epochs=sum(trial.epochs for trial in trials),
+            numbers=", ".join(str(trial.number) for trial in trials[:_MAX_NUMBERS])
+            + (" ..." if len(trials) > _MAX_NUMBERS else ""),
+        )
+        for reason, trials in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[1][0].number))
+    ]
+
+
+def _good(known: Sequence[TrialFacts]) -> list[TrialFacts]:
+    """The best fifth of the complete trials, best first; empty below five complete trials."""
+    complete = sorted((t for t in known if t.value is not None), key=lambda t: (-(t.value or 0.0), t.number))
+    return complete[: max(3, math.ceil(len(complete) / 5))] if len(complete) >= 5 else []
+
+
+def _good_trials(
+    good: Sequence[TrialFacts], known: Sequence[TrialFacts], searched: Sequence[Axis]
+) -> GoodTrials | None:
+    if not good:
+        return None
+    rows = []
+    for axis in searched:
+        here = [trial.params[axis.name] for trial in good if axis.name in trial.params]
+        every = [trial.params[axis.name] for trial in known if axis.name in trial.params]
+        if axis.kind == "categorical":
+            rows.append((axis.name, tally(here, axis), tally(every, axis)))
+        else:
+            rows.append((axis.name, spread(here), spread(every)))
+    return GoodTrials(len(good), sum(trial.value is not None for trial in known), rows)
+
+
+def _against(best: TrialFacts | None, baselines: Mapping[str, float]) -> list[Against]:
+    reached = None if best is None else best.value
+    return [
+        Against(BASELINE_NAMES.get(name, name), level, None if reached is None else reached - level)
+        for name, level in baselines.items()
+    ]
+
+
+def _rank(trial: TrialFacts) -> tuple[int, float, int]:
+    """Complete trials by value, then the others by state and last report."""
+    level = trial.level
+    return (STATES.index(trial.state), -level if level is not None else math.inf, trial.number)
+
+
+def _ordered(found: Sequence[Axis], definition: Definition) -> list[Axis]:
+    """The settings in the order in which the definition lists them."""
+    place = {name: index for index, name in enumerate(definition.search)}
+    return sorted(found, key=lambda axis: place.get(axis.name, len(place)))
+
+
+def _read_history(folder: RunFolder) -> list[dict[str, Any]]:
+    try:
+        rows = folder.read_history()
+    except (OSError, ValueError):
+        return []
+    return rows if all(isinstance(row, dict) and "val_psnr" in row for row in rows) else []
+
+
+def _read_psnr(folder: RunFolder) -> list[float]:
+    try:
+        values = json.loads((folder.root / PSNR_VALUES).read_text())["psnr_db"]
+        return [float(value) for value in values]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,233 @@
+"""The pictures of a report, drawn from its facts and from the run folder of the best trial."""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from cvaeopt.outcome import charts, pictures, settings_charts, study_charts
+from cvaeopt.outcome.importance import Importance
+from cvaeopt.outcome.report_data import Comparison, ReportData, RunFiles
+from cvaeopt.outcome.report_text import short_name
+
+_SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}
+_RUN_PICTURES: Final = (
+    (
+        pictures.WORST,
+        "The frames with the lowest PSNR: truth, pose and prediction above each other.",
+        "The worst predicted frames, each from another stretch of the video.",
+    ),
+    (
+        pictures.GIF,
+        "Animation: true frames, prediction and pose beside each other.",
+        "The free-running prediction between the truth and the pose it was given.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the page. `text` describes it to those who cannot see it."""
+
+    name: str
+    data: bytes = field(repr=False)
+    text: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI, so that the page needs no other file."""
+        kind = "gif" if self.name.endswith(".gif") else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, so that the page does not jump while it loads."""
+        with Image.open(io.BytesIO(self.data)) as image:
+            return image.size
+
+
+@dataclass(frozen=True)
+class ReportPictures:
+    """The pictures of each section of the page.
+
+    missing   the files of the best trial's run folder that are not on this machine
+    """
+
+    overall: list[Picture]
+    settings: list[Picture]
+    schedules: list[Picture]
+    cost: Picture
+    run: list[Picture]
+    missing: list[str]
+    compared: list[Picture]
+
+    @property
+    def all(self) -> list[Picture]:
+        """Every picture, in the order of the page."""
+        return [*self.overall, *self.settings, *self.schedules, *self.run, self.cost, *self.compared]
+
+
+def report_pictures(data: ReportData, shares: list[Importance]) -> ReportPictures:
+    """Draw all pictures of a report.
+
+    shares   how much each setting mattered
+    """
+    run, missing = _best_run(data)
+    cost = study_charts.cost(data.spent, data.epochs_saved, data.device_time)
+    return ReportPictures(
+        overall=_overall(data),
+        settings=_settings(data, shares),
+        schedules=_good_schedules(data),
+        cost=Picture("cost.png", cost, "Epochs by how their trials ended."),
+        run=run,
+        missing=missing,
+        compared=_compared(data.compared, data.levels),
+    )
+
+
+def _overall(data: ReportData) -> list[Picture]:
+    ended = sum(trial.state in ("complete", "pruned") for trial in data.known)
+    best = data.searched_best
+    found = "none is complete" if best is None or best.value is None else f"the best is {best.value:.2f} dB"
+    return [
+        Picture(
+            "history.png",
+            study_charts.history(data.known, data.levels, data.metric),
+            f"Values of {ended} finished trials over the epochs spent; {found}.",
+        ),
+        Picture(
+            "curves.png",
+            study_charts.curves(data.known, data.levels, data.metric),
+            f"Learning curves of {sum(bool(t.curve) for t in data.known)} trials: {data.metric} in dB over epochs.",
+        ),
+    ]
+
+
+def _settings(data: ReportData, shares: list[Importance]) -> list[Picture]:
+    complete = sum(trial.value is not None for trial in data.known)
+    said = ", ".join(f"{item.name} {item.share:.0%}" for item in shares) or "too few trials to tell"
+    return [
+        Picture("importance.png", settings_charts.importance(shares, complete), f"Importance of the settings: {said}"),
+        Picture(
+            "parallel.png",
+            settings_charts.parallel(data.known, data.axes),
+            "Complete trials as lines over all searched settings, coloured by value.",
+        ),
+        Picture(
+            "slices.png",
+            settings_charts.slices(data.known, data.all_axes, data.metric),
+            f"{data.metric} of every finished trial against each searched setting.",
+        ),
+    ]
+
+
+def _good_schedules(data: ReportData) -> list[Picture]:
+    """Forcing ratio and KL weight of the good trials as curves, where the study searches what shapes them."""
+    searched = any(axis.name.startswith(("tfr", "kl_anneal")) for axis in data.all_axes)
+    chosen = {number: data.configs[number] for number in data.good_numbers if number in data.configs}
+    if not searched or not chosen:
+        return []
+    others = [config for number, config in data.configs.items() if number not in data.good_numbers]
+    return [
+        Picture(
+            "good_schedules.png",
+            settings_charts.good_schedules(chosen, others, next(iter(chosen))),
+            f"Forcing ratio and KL weight over the epochs of the {len(chosen)} best trials, above those of the "
+            f"{len(others)} others.",
+        )
+    ]
+
+
+def _best_run(data: ReportData) -> tuple[list[Picture], list[str]]:
+    """The pictures of the best trial, and the names of the files that its run folder lacks here."""
+    files = data.run.files
+    if files is None or data.best is None:
+        return [], []
+    title = f"Trial {data.best.number}"
+    shown, missing = _curves_of_run(files, title, data.levels)
+    for name, text, caption in _RUN_PICTURES:
+        content = _content(files.folder.root / name)
+        if content is None:
+            missing.append(name)
+        else:
+            shown.append(Picture(f"best_{name}", content, text, caption))
+    return shown, missing
+
+
+def _curves_of_run(files: RunFiles, title: str, levels: dict[str, float]) -> tuple[list[Picture], list[str]]:
+    shown, missing = [], []
+    if files.history:
+        shown.append(
+            Picture(
+                "best_curves.png",
+                charts.run_curves(files.history, name=title),
+                f"{title}: validation PSNR, losses, forcing ratio, KL weight and learning rate over "
+                f"{len(files.history)} epochs.",
+            )
+        )
+    else:
+        missing.append(files.folder.history.name)
+    if files.psnr:
+        shown.append(
+            Picture(
+                "best_psnr_per_frame.png",
+                charts.psnr_per_frame(np.array(files.psnr), levels, name=title),
+                f"{title}: PSNR of each of {len(files.psnr)} predicted validation frames, mean "
+                f"{statistics.fmean(files.psnr):.2f} dB.",
+            )
+        )
+    else:
+        missing.append(pictures.PSNR_VALUES)
+    return shown, missing
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _compared(compared: Comparison, levels: dict[str, float]) -> list[Picture]:
+    """The charts of an ablation: losses, PSNR over epochs and PSNR per frame, one line an arm."""
+    if not compared.varied:
+        return []
+    runs = {one.label: one.files.history for one in compared.variants}
+    frames = {one.label: one.files.psnr for one in compared.variants if one.files.psnr}
+    what = " and ".join(short_name(name) for name in compared.varied)
+    beside = [_SCHEDULE_OF[name] for name in compared.varied]
+    below = " and ".join(name for _, name in beside)
+    return [
+        Picture(
+            "compare_loss.png",
+            study_charts.ablation(
+                runs, "train_loss", what="Training loss", unit="", lower_is_better=True, beside=beside
+            ),
+            f"Training loss over epochs by {what}; below, {below} over the same epochs.",
+        ),
+        Picture(
+            "compare_mse.png",
+            study_charts.ablation(
+                runs, "train_mse", what="Squared error", unit="", lower_is_better=True, beside=beside
+            ),
+            f"Squared error in training, without the KL term, over epochs by {what}; below, {below}.",
+        ),
+        Picture(
+            "compare_psnr.png",
+            study_charts.ablation(runs, "val_psnr", what="Validation PSNR", unit="dB", lower_is_better=False),
+            f"Validation PSNR over epochs by {what}.",
+        ),
+        Picture(
+            "compare_frames.png",
+            study_charts.frames_compared(frames, levels),
+            f"PSNR of every validation frame by {what}.",
+        ),
+    ]

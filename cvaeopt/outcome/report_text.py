@@ -1,0 +1,105 @@
+"""What a report says in words: the verdict, the schedules' turning points, and settings as people write them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cvaeopt.config import Config
+from cvaeopt.outcome.charts import BASELINE_NAMES
+from cvaeopt.outcome.confirmed import Confirmation
+from cvaeopt.outcome.export import beaten_baselines
+from cvaeopt.outcome.transfer import landmarks
+from cvaeopt.outcome.trials import Axis, TrialFacts
+
+
+def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
+    """One sentence: what the study has found, against its baselines in dB."""
+    if best is None or best.value is None:
+        return "No trial is complete yet, so there is nothing to recommend."
+    if not baselines:
+        return f"Trial {best.number} reached {best.value:.2f} dB; the study knows no baselines to compare it with."
+    lost = beaten_baselines(best.value, baselines)
+    if lost:
+        names = " and ".join(BASELINE_NAMES.get(name, name) for name in lost)
+        # The nearest pose is not trivial: it looks the frame up in the training video.
+        doing = "copying the nearest training frame is worth" if lost == ["nearest_pose"] else "doing nothing is worth"
+        return (
+            f"The best trial, number {best.number} with {best.value:.2f} dB, does NOT beat {names}: "
+            f"these settings have learnt less than {doing}."
+        )
+    name, level = max(baselines.items(), key=lambda item: item[1])
+    return (
+        f"Trial {best.number} reached {best.value:.2f} dB, {best.value - level:.2f} dB above the hardest baseline "
+        f"({BASELINE_NAMES.get(name, name)})."
+    )
+
+
+def fresh_text(fresh: Confirmation) -> str:
+    """What the table of fresh runs means."""
+    text = (
+        f"{fresh.ended} of {fresh.runs} fresh runs of the leaders are over. They rank by these runs alone, because the "
+        "search's own values were selected for being high."
+    )
+    if fresh.spread is None:
+        return text
+    text += f" One run scatters by {fresh.spread:.2f} dB (standard deviation, {fresh.freedom} degrees of freedom)."
+    if not fresh.paired:
+        return text
+    return text + " Leaders are compared seed by seed: what a seed does to all of them alike is no difference."
+
+
+def marks(config: Config) -> list[tuple[str, str]]:
+    """Where the schedules of the best trial turn, in words."""
+    turns = landmarks(config)
+    when = {
+        "teacher forcing starts to fall": turns.decay_starts,
+        "teacher forcing reaches 0": turns.decay_ends,
+        "KL weight first reaches 1": turns.beta_full,
+        "KL weight first falls back": turns.cycle,
+    }
+    return [(what, _when(epoch)) for what, epoch in when.items()]
+
+
+def _when(epoch: int | None) -> str:
+    if epoch is None:
+        return "never"
+    return f"after {epoch} epoch{'' if epoch == 1 else 's'}" if epoch else "from the start"
+
+
+def tally(values: Sequence[Any], axis: Axis) -> str:
+    """How often each choice of a setting occurs."""
+    found = [(choice, values.count(choice)) for choice in axis.choices]
+    return ", ".join(f"{setting_text(choice)} {count}x" for choice, count in found if count) or "-"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Smallest, largest and median of a setting's numbers."""
+    if not values:
+        return "-"
+    low, middle, high = (setting_text(at(values)) for at in (min, statistics.median, max))
+    return f"{low} to {high}, median {middle}"
+
+
+def duration(seconds: float | None) -> str | None:
+    """A time with its unit, in hours from one hour on; None for None."""
+    if seconds is None:
+        return None
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def short_name(name: str) -> str:
+    """A setting's name as the labels of an ablation have it."""
+    return {"kl_anneal_type": "KL", "tfr": "forcing"}.get(name, name)
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(setting_text(inner) for inner in value)
+    return str(value)
