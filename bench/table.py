@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import gzip
 import json
@@ -35,7 +36,6 @@ import torch
 from torch.quasirandom import SobolEngine
 
 from bench import machine
-from bench.real import Size, baselines, small
 from bench.search import rows_of
 from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
@@ -45,6 +45,7 @@ from cvaeopt.search.estimate import estimate
 from cvaeopt.search.quasirandom import value_at
 from cvaeopt.search.space import Values, distribution, has_effect, key_of, order, params_to_config, settled
 from cvaeopt.vae import dataset, device
+from cvaeopt.vae.metrics import baselines
 from cvaeopt.vae.trainer import EpochResult, Trainer
 
 SPACE = Path(__file__).parent / "table.toml"
@@ -52,7 +53,8 @@ KEPT = "table.jsonl"
 SOBOL_SEED = 16
 SEEDS = (1, 2)  # training seeds of every setting
 CURVES = ("val_psnr", "val_psnr_late", "train_loss")
-SIZE = Size(clips=20, length=5, val=(16, 33))  # which frames of the data are used
+CLIPS, VAL = 20, (16, 33)  # clips of the training video, and the frames of the validation video that are used
+DATA = "f3d2a2cc00b5"  # the digest of those frames of the dance data
 
 Row = dict[str, Any]
 Train = Callable[[Config], Iterable[EpochResult]]
@@ -89,7 +91,7 @@ def settings(definition: Definition, count: int) -> list[Setting]:
     return list(made.values())
 
 
-def meaning(definition: Definition, data_digest: str) -> str:
+def meaning(definition: Definition, data_digest: str = DATA) -> str:
     """The digest that two rows of one table share: what is trained, on which frames, and what may vary."""
     tables = definition.plain()
     asked = {name: tables[name] for name in ("search", "fixed")}
@@ -202,11 +204,7 @@ class Table:
 
     def _lines(self) -> list[Row]:
         """Complete lines, the compressed file's first."""
-        beside = self.path.with_name(self.path.name + ".gz")
-        lines = rows_of(self.path)
-        if self.packed != beside:
-            lines = [*rows_of(self.packed.with_suffix("")), *lines]
-        return lines
+        return [row for path in dict.fromkeys([self.packed.with_suffix(""), self.path]) for row in rows_of(path)]
 
 
 # ---- filling it
@@ -258,12 +256,31 @@ def trained(data: dataset.Dataset, config: Config) -> Iterator[EpochResult]:
     return Trainer(config, data, "cpu").run()
 
 
+def part_of(data: dataset.Dataset, length: int) -> dataset.Dataset:
+    """The frames that are used: clips of `length` frames, evenly spread, and a piece of the validation video."""
+    blocks = np.linspace(0, len(data.train) // length - 1, CLIPS).round().astype(int)
+    rows = (blocks[:, None] * length + np.arange(length)).ravel()
+    frames = slice(*VAL)
+    return dataclasses.replace(
+        data,
+        train=dataset.Split(np.array(data.train.frames[rows]), np.array(data.train.labels[rows])),
+        val=dataset.Split(np.array(data.val.frames[frames]), np.array(data.val.labels[frames])),
+        digest=digest({"of": data.digest, "rows": rows.tolist(), "val": list(VAL)}),
+    )
+
+
 def header_of(data: dataset.Dataset, definition: Definition) -> Row:
     """What the rows of this process are measured on; its name leaves out the date."""
     facts = machine.facts()
-    about = {"machine": {**facts, "date": None}, "baselines": baselines(data), "data": data.digest}
-    about |= {"definition": definition.plain(), "size": {"clips": SIZE.clips, "frames": SIZE.length, "val": SIZE.val}}
+    known = {name: round(value, 2) for name, value in baselines(data.train, data.val).plain().items()}
+    about = {"machine": {**facts, "date": None}, "baselines": known, "data": data.digest}
+    about |= {"definition": definition.plain(), "clips": CLIPS, "val": list(VAL)}
     return {"header": digest(about), **about, "machine": facts}
+
+
+def kept(out: Path = machine.RESULTS / KEPT) -> Table:
+    """The table of the space in bench/table.toml, with what is committed."""
+    return Table(out, machine.RESULTS / f"{KEPT}.gz", meaning(load_definition(str(SPACE))))
 
 
 def main() -> None:
@@ -278,15 +295,17 @@ def main() -> None:
     parser.add_argument("--pack", action="store_true", help="train nothing: write the compressed table")
     parser.add_argument("--out", type=Path, default=machine.RESULTS / KEPT)
     options = parser.parse_args()
+    table = kept(options.out)
+    if options.pack:
+        print(f"{table.pack()} trainings in {table.packed}")
+        return
     if options.archive:
         unpacked(options.archive, options.data)
     device.use("cpu", 1)
     definition = load_definition(str(SPACE))
-    data = small(dataset.load(options.data, *definition.frame_size), SIZE)
-    table = Table(options.out, machine.RESULTS / f"{KEPT}.gz", meaning(definition, data.digest))
-    if options.pack:
-        print(f"{table.pack()} trainings in {table.packed}")
-        return
+    data = part_of(dataset.load(options.data, *definition.frame_size), definition.fixed["train_vi_len"])
+    if data.digest != DATA:
+        parser.error(f"{options.data}: frames with digest {data.digest}; the table is made of the dance data, {DATA}")
     points = settings(definition, options.settings)
     wanted = [(setting, seed) for setting in points for seed in SEEDS]
     if options.best:
