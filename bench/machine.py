@@ -46,6 +46,25 @@ def keep(name: str, result: dict[str, Any]) -> Path:
     return path
 
 
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON line by one write, and flush it; a line before it that was cut short is closed first.
+
+    Others may append to the same file at the same time.
+    """
+    line = json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        closed = not size or os.pread(handle, 1, size - 1) == b"\n"
+        data = (line if closed else "\n" + line).encode()
+        if os.write(handle, data) != len(data):
+            raise OSError(f"{path}: a line was written in part. Expected: room for it. It counts as missing.")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

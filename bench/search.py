@@ -168,7 +168,14 @@ class Reading:
 
 
 class Study:
-    """One simulated study: time, workers, epochs spent."""
+    """One simulated study: time, workers, epochs spent.
+
+    epochs   of a trial
+    grid     epochs between two readings
+    """
+
+    epochs = EPOCHS
+    grid = GRID
 
     def __init__(self, problem: Problem, method: Method, workers: int, seed: int) -> None:
         self.problem = problem
@@ -187,22 +194,25 @@ class Study:
         )
 
     def go(self, budget: int, read: Callable[[int, Reading], None]) -> None:
-        """Search until the budget is spent; `read(epochs, reading)` is called at every multiple of GRID."""
+        """Search until the budget is spent; `read(epochs, reading)` is called at every multiple of `grid`.
+
+        It ends early where no trial is left to begin (`_new` returns None).
+        """
         queue: list[tuple[float, int, Run]] = []
         for worker in range(self.workers):
             self._start(queue, worker * 1e-6)
-        mark = GRID
-        while self.spent < budget:
+        mark = self.grid
+        while self.spent < budget and queue:
             now, _, run = heapq.heappop(queue)
             self.finished += self._ahead(run)
             self.spent = self.finished + sum(self._ahead(other) - (end - now) / other.pace for end, _, other in queue)
             while mark <= budget and mark < self.spent:  # passed within the block: what ends with it came too late
                 read(mark, self.reading())
-                mark += GRID
+                mark += self.grid
             over = self._advance(run)
             while mark <= min(self.spent, budget):
                 read(mark, self.reading())
-                mark += GRID
+                mark += self.grid
             if over:
                 self._start(queue, now)
             else:
@@ -215,18 +225,19 @@ class Study:
 
     def _start(self, queue: list[tuple[float, int, Run]], now: float) -> None:
         run = self._promoted() or self._new()
-        self._push(queue, now, run)
+        if run is not None:
+            self._push(queue, now, run)
 
     def _push(self, queue: list[tuple[float, int, Run]], now: float, run: Run) -> None:
         heapq.heappush(queue, (now + self._ahead(run) * run.pace, run.number, run))
 
     def _ahead(self, run: Run) -> int:
         """Epochs of the block that the run is in; fewer where it ends or diverges in it."""
-        length = min(self.method.block, EPOCHS - run.epoch)
+        length = min(self.method.block, self.epochs - run.epoch)
         bad = np.flatnonzero(~np.isfinite(run.curve[run.epoch : run.epoch + length]))
         return int(bad[0]) + 1 if len(bad) else length
 
-    def _new(self) -> Run:
+    def _new(self) -> Run | None:
         trial = self.study.ask(SPACE)
         point = [trial.params[name] for name in SPACE]
         # The same point trained again would be another draw; the draw depends on the trial alone.
@@ -253,7 +264,7 @@ class Study:
             for epoch in range(run.epoch + 1, until + 1):
                 trial.report(float(run.curve[epoch - 1]), epoch)
         run.epoch = until
-        if run.epoch == EPOCHS:
+        if run.epoch == self.epochs:
             if method.learns:
                 trial.set_constraint("diverged", 0.0)
             run.value = estimate(run.curve, method.window).value
@@ -414,7 +425,7 @@ def _finite(value: float) -> float | None:
 # ---- scikit-optimize, as seed report 001 used it
 
 
-def _moving_average(curve: np.ndarray) -> float:
+def moving_average(curve: np.ndarray) -> float:
     """Seed 001's score: 0.99 of the last score and 0.01 of the epoch, from 0; a NaN ends it with what there is."""
     score = 0.0
     for value in curve:
@@ -432,7 +443,7 @@ def _skopt_readings(problem: Problem, seed: int, budget: int) -> dict[int, Readi
 
     def objective(x: Point) -> float:
         run = Run(len(runs), list(x), problem.run(x, np.random.default_rng([seed, len(runs)])), 1.0)
-        run.value = _moving_average(run.curve)
+        run.value = moving_average(run.curve)
         runs.append(run)
         return -run.value
 
@@ -503,15 +514,12 @@ def campaign(
 ) -> int:
     """Do the wanted runs that the file lacks, one line each; how many were done before the time was up."""
     began, done, count = time.monotonic(), done_already(path), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
     for key in wanted:
         if key in done:
             continue
         if time.monotonic() - began > until_s:
             break
-        row = one_run(*key, budgets)
-        with path.open("a") as file:
-            file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
+        machine.append(path, one_run(*key, budgets))
         count += 1
     return count
 

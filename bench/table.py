@@ -162,19 +162,8 @@ class Table:
         return [row for row in self._lines() if "header" in row and row["meaning"] == self.meaning]
 
     def append(self, row: Row) -> None:
-        """Add one line by one write, and flush it; a line before it that was cut short is closed first."""
-        line = json.dumps({"meaning": self.meaning, **row}, separators=(",", ":"), allow_nan=False) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            size = os.fstat(handle).st_size
-            closed = not size or os.pread(handle, 1, size - 1) == b"\n"
-            data = (line if closed else "\n" + line).encode()
-            if os.write(handle, data) != len(data):
-                raise OSError(f"{self.path}: a line was written in part; the training will be done again.")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        """Add one line, whole or not at all."""
+        machine.append(self.path, {"meaning": self.meaning, **row})
 
     @contextlib.contextmanager
     def claimed(self, key: Key) -> Iterator[bool]:
