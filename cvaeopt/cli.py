@@ -962,7 +962,9 @@ def _definition(study: str) -> Definition:
 
 def _definition_path(study: str) -> Path:
     """The file of a study; a confirmation, which has none, is served where the study it belongs to is."""
-    path = Path(study) if study.endswith(".toml") else Path("studies") / f"{study}.toml"
+    from cvaeopt.search.definition import definition_path
+
+    path = definition_path(study)
     parent = path.with_name(re.sub(r"\.confirm(-\d+)?\.toml$", ".toml", path.name))
     return path if path.exists() else parent
 
@@ -1043,7 +1045,7 @@ def _existing(console: Console, study: str, storage: str | None) -> tuple[str, S
     from cvaeopt.search.definition import check_name
 
     path = _definition_path(study)
-    name = Path(study).stem if study.endswith(".toml") else study
+    name = Path(study).stem if study.lower().endswith(".toml") else study
     check_name(name, "--study")
     definition = _definition(str(path)) if storage is None and path.exists() else None
     url = _storage_url(storage, definition)
@@ -1060,7 +1062,7 @@ def _advise_as_typed(console: Console, study: str, name: str, storage: str | Non
 
     path = Path(study)
     parent = re.sub(r"\.confirm(-\d+)?$", "", name)
-    typed = study.endswith(".toml") and path.with_name(f"{parent}.toml").exists()
+    typed = study.lower().endswith(".toml") and path.with_name(f"{parent}.toml").exists()
     flag = storage is not None and storage != os.environ.get("CVAEOPT_STORAGE")
     # A masked password must not be copied with the command.
     url = shlex.quote(storage) if storage and mask(storage) == storage else "URL"

@@ -6,26 +6,46 @@ the one exception is `val_statistics`, whose template value makes the validation
 
 from __future__ import annotations
 
-import difflib
+import re
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from cvaeopt import spelling
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import digest
 
 KlFormula = Literal["fu", "seed000", "seed001", "seed003", "seed004"]
 TfrFormula = Literal["linear", "seed000", "seed001", "seed003"]
 
+# Options of the lab's trainer that are no settings here, and what is there instead.
+_LAB_OPTIONS = {
+    "val_vi_len": "Validation always predicts the whole validation video: remove it",
+    "test_vi_len": "Every test sequence is predicted as a whole: remove it",
+    "fast_train": "Set partial to the fraction of the training video that is used",
+    "fast_partial": "Set partial to the fraction of the training video that is used",
+    "fast_train_epoch": "partial counts for all epochs: remove it",
+    "per_save": "Every epoch's checkpoint is saved: remove it",
+    "store_visualization": "Pictures of every trial are stored: remove it",
+    "num_workers": "The frames are decoded once and need no loader processes: remove it",
+    "ckpt_path": "Name the checkpoint on the command line: cvaeopt retrain RECIPE --from CHECKPOINT",
+    "save_root": "Name the folder with --artifacts",
+    "DR": "Name the data folder with --data",
+    "device": "Name the GPU with --gpu",
+    "gpu": "Name the GPU with --gpu",
+    "test": "Use cvaeopt predict CHECKPOINT",
+    "learning_rate": "The learning rate is lr",
+    "epochs": "The epochs of a run are num_epoch",
+    "optimizer": "The optimiser is optim",
+}
 
-class Config(BaseModel):
+
+class Config(spelling.Table):
     """The settings of one training run.
 
     Every field is a TOML key of a study's `[fixed]` and `[search]` tables, the name of an Optuna parameter
     and a key of a recipe's `[settings]`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # The network (lab names; 1,585,620 parameters at these widths)
     F_dim: int = Field(128, ge=8, multiple_of=8, description="channels of the frame features")
@@ -143,16 +163,25 @@ def check_names(given: dict[str, Any], known: list[str], where: str, kind: str =
     """SettingsError with a suggestion if `given` has a key that is not in `known`."""
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}."
+            near = spelling.nearest(name, known)
+            hint = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}."
+            if kind == "setting" and name in _LAB_OPTIONS:
+                hint = f"{_LAB_OPTIONS[name]}."
             raise SettingsError(f"{where} has no {kind} '{name}'.", todo=hint)
 
 
-def settings_error(error: ValidationError, where: str) -> SettingsError:
-    """The first complaint of `error` as found, expected, what to do."""
+def settings_error(error: ValidationError, where: str, inside: int = 0) -> SettingsError:
+    """The first complaint of `error` as found, expected, what to do; its place without the first `inside` steps."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(str(part) for part in first["loc"][inside:])
     message = first["msg"].removeprefix("Value error, ")
     if not name:
         return SettingsError(f"{where}: {message}.", todo="Change the value.")
-    return SettingsError(f"{where}: {name} = {first['input']!r}.", f"Expected: {message[:1].lower()}{message[1:]}.")
+    near = None
+    if first["type"] == "literal_error":
+        near = spelling.nearest(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    return SettingsError(
+        f"{where}: {name} = {first['input']!r}.",
+        f"Expected: {message[:1].lower()}{message[1:]}.",
+        f"Did you mean '{near}'?" if near else "",
+    )

@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
 
+from cvaeopt import tomlfile
 from cvaeopt.config import Config, check_names
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import write_text
@@ -68,15 +68,13 @@ def write(path: Path, recipe: Recipe, *, long_run_epochs: int = 500) -> None:
 def read(path: Path) -> Recipe:
     """The recipe in `path`; SettingsError says what is wrong with it and what to do."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomlfile.read(path)
     except FileNotFoundError:
         near = sorted(p.stem for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         todo = f"There: {', '.join(near)}." if near else "Write one with: cvaeopt export-best --study NAME."
         raise SettingsError(f"There is no recipe {path}.", todo=todo) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error}.", "Expected: a recipe (TOML).") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is not TOML: {error}.", todo="Correct that line.") from None
     return parse(tables, str(path))
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import re
-import tomllib
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from cvaeopt import tomlfile
 from cvaeopt.config import Config, check_names, settings_error
 from cvaeopt.errors import SettingsError, StudyError
 from cvaeopt.files import digest
@@ -25,17 +26,15 @@ from cvaeopt.search.space import (
     Values,
     same,
 )
+from cvaeopt.spelling import Table, meant, nearest, words_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TABLES = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "warm_start", "service")
 MOST_GRID_POINTS = 10_000
+_OTHER_SUFFIXES = (".yaml", ".yml", ".json", ".ini", ".cfg", ".conf", ".txt", ".py", ".xml", ".csv", ".md", ".db")
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class StudyTable(_Table):
+class StudyTable(Table):
     """The table [study]: what is measured."""
 
     description: str = Field("", description="what the study asks; shown in reports, free to change")
@@ -57,7 +56,7 @@ class StudyTable(_Table):
     )
 
 
-class Budget(_Table):
+class Budget(Table):
     """The table [budget]: the study ends at whichever limit is met first."""
 
     trials: int | None = Field(None, ge=1, lt=2**31, description="trials of the study, enqueued ones included")
@@ -78,7 +77,7 @@ class Budget(_Table):
         return self
 
 
-class TpeSampler(_Table):
+class TpeSampler(Table):
     """Tree-structured Parzen estimator, multivariate, as in Optuna 5."""
 
     kind: Literal["tpe"] = "tpe"
@@ -89,25 +88,25 @@ class TpeSampler(_Table):
     )
 
 
-class RandomSampler(_Table):
+class RandomSampler(Table):
     """Every trial independent of all others."""
 
     kind: Literal["random"] = "random"
 
 
-class GridSampler(_Table):
+class GridSampler(Table):
     """Every point of the grid once, in the order of [search], the last setting fastest."""
 
     kind: Literal["grid"] = "grid"
 
 
-class QmcSampler(_Table):
+class QmcSampler(Table):
     """Scrambled Halton points: random search that leaves no holes."""
 
     kind: Literal["qmc"] = "qmc"
 
 
-class GpSampler(_Table):
+class GpSampler(Table):
     """Gaussian process with an error for every value; learns from pruned, running and diverged trials too."""
 
     kind: Literal["gp"] = "gp"
@@ -115,13 +114,13 @@ class GpSampler(_Table):
     tpe_every: int = Field(2, ge=0, description="every so many trials TPE suggests instead; 0: never")
 
 
-class NoPruner(_Table):
+class NoPruner(Table):
     """Every trial runs all of its epochs."""
 
     kind: Literal["none"] = "none"
 
 
-class MedianPruner(_Table):
+class MedianPruner(Table):
     """Stops a trial whose best epoch so far is below the median of the finished trials at the same epoch."""
 
     kind: Literal["median"]
@@ -131,7 +130,7 @@ class MedianPruner(_Table):
     n_min_trials: int = Field(1, ge=1, description="finished trials that must have reached the epoch")
 
 
-class PercentilePruner(_Table):
+class PercentilePruner(Table):
     """The same with a percentile instead of the median."""
 
     kind: Literal["percentile"]
@@ -142,7 +141,7 @@ class PercentilePruner(_Table):
     n_min_trials: int = Field(1, ge=1, description="finished trials that must have reached the epoch")
 
 
-class HalvingPruner(_Table):
+class HalvingPruner(Table):
     """Asynchronous successive halving: at each rung the best 1 of `reduction_factor` goes on."""
 
     kind: Literal["halving"]
@@ -150,7 +149,7 @@ class HalvingPruner(_Table):
     reduction_factor: int = Field(ge=2, description="epochs grow, and trials shrink, by this factor a rung")
 
 
-class HyperbandPruner(_Table):
+class HyperbandPruner(Table):
     """Several successive halvings whose first rungs differ."""
 
     kind: Literal["hyperband"]
@@ -158,7 +157,7 @@ class HyperbandPruner(_Table):
     reduction_factor: int = Field(ge=2, description="epochs grow, and trials shrink, by this factor a rung")
 
 
-class ForecastPruner(_Table):
+class ForecastPruner(Table):
     """Stops a trial whose forecast end would not reach the leaders'; learned from the complete trials."""
 
     kind: Literal["forecast"]
@@ -169,14 +168,14 @@ class ForecastPruner(_Table):
     odds: float = Field(1.0, gt=0, description="stops what is less than so many times as likely as a fresh trial")
 
 
-class WarmStart(_Table):
+class WarmStart(Table):
     """The table [warm_start]: points of an earlier study that are run anew, after the enqueued ones."""
 
     study: str = Field(description="an earlier study in the same storage")
     top: int = Field(5, ge=1, description="its best trials whose points are taken")
 
 
-class ServiceTable(_Table):
+class ServiceTable(Table):
     """The table [service]: where the study runs. Not part of the digest; flags and environment come first."""
 
     storage: str | None = Field(None, description="URL of the SQL storage")
@@ -234,8 +233,8 @@ class Definition(StudyTable):
             budget=budget,
             fixed=fixed,
             search=search,
-            sampler=_parse_kind(get_args(Sampler), "tpe", _table(tables, "sampler", where), f"{where}: [sampler]"),
-            pruner=_parse_kind(get_args(Pruner), "none", _table(tables, "pruner", where), f"{where}: [pruner]"),
+            sampler=_parse_kind(Sampler, "tpe", _table(tables, "sampler", where), f"{where}: [sampler]"),
+            pruner=_parse_kind(Pruner, "none", _table(tables, "pruner", where), f"{where}: [pruner]"),
             enqueue=_parse_enqueue(tables.get("enqueue", []), search, fixed, f"{where}: [[enqueue]]"),
             warm_start=_parse(WarmStart, _table(tables, "warm_start", where), f"{where}: [warm_start]")
             if "warm_start" in tables
@@ -293,28 +292,32 @@ def load_definition(study: str, folder: Path = Path("studies")) -> Definition:
 
     StudyError if there is no such file (it lists those that exist), SettingsError if its content is wrong.
     """
-    if study.endswith(".toml"):
-        path = Path(study)
-        check_name(path.stem, study)
-    else:
-        check_name(study, "--study")
-        path = folder / f"{study}.toml"
+    path = definition_path(study, folder)
     try:
-        text = path.read_bytes().decode()
+        tables = tomlfile.read(path)
     except FileNotFoundError:
         raise _missing(path) from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: byte {error.start} is not UTF-8 text.", todo="Save the file as UTF-8.") from None
     except OSError as error:
         raise StudyError(f"{path}: {error.strerror}.", "Expected: a TOML file that can be read.") from None
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(
-            f"{path}: not TOML: {error}.",
-            todo="Correct the line; every key is explained in studies/README.md.",
-        ) from None
     return Definition.parse(tables, path.stem, str(path))
+
+
+def definition_path(study: str, folder: Path = Path("studies")) -> Path:
+    """The file of a study that is given by its name or by the path of a TOML file; StudyError if it is neither."""
+    if study.lower().endswith(".toml"):
+        path = Path(study)
+        check_name(path.stem, study)
+        return path
+    path = folder / f"{study}.toml"
+    if Path(study).suffix.lower() in _OTHER_SUFFIXES and not path.exists():
+        near = Path(study).with_suffix(".toml")
+        raise StudyError(
+            f"{study} is not a .toml file.",
+            "Expected: the name of a study, or the path of a TOML file.",
+            f"Did you mean {near}?" if near.exists() else "Write the study as TOML; studies/README.md shows how.",
+        )
+    check_name(study, "--study")
+    return path
 
 
 def check_name(name: str, where: str) -> None:
@@ -350,25 +353,34 @@ def _parse(model: type[_Model], table: dict[str, Any], where: str) -> _Model:
         raise _complaint(error, where) from None
 
 
-def _complaint(error: ValidationError, where: str) -> SettingsError:
+def _complaint(error: ValidationError, where: str, inside: int = 0) -> SettingsError:
+    """The first complaint; `inside` so many steps of its place, which are the union's and not the file's."""
     first = error.errors()[0]
     if first["type"] == "missing":
-        name = ".".join(str(part) for part in first["loc"])
+        name = ".".join(str(part) for part in first["loc"][inside:])
         return SettingsError(f"{where}: {name} is missing.", todo="Add it; studies/README.md explains every key.")
-    return settings_error(error, where)
+    return settings_error(error, where, inside)
 
 
-def _parse_kind(models: tuple[type[Any], ...], default: str, table: dict[str, Any], where: str) -> Any:
-    kinds = {get_args(model.model_fields["kind"].annotation)[0]: model for model in models}
-    kind = table.get("kind", default)
-    if kind not in kinds:
-        near = difflib.get_close_matches(str(kind), list(kinds), n=1)
-        raise SettingsError(
-            f"{where}: kind = {kind!r}.",
-            f"Expected one of: {', '.join(kinds)}.",
-            f"Did you mean '{near[0]}'?" if near else "",
+def _parse_kind(union: Any, default: str, table: dict[str, Any], where: str) -> Any:
+    """The one of the models of `union` that the table's `kind` names."""
+    models = {words_of(model, "kind")[0]: model for model in get_args(union)}
+    given = table.get("kind", default)
+    try:
+        return TypeAdapter[Any](Annotated[union, Field(discriminator="kind")]).validate_python(
+            {**table, "kind": meant(given, models)}
         )
-    return _parse(kinds[kind], {"kind": kind, **table}, where)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "union_tag_invalid":
+            near = nearest(given, models)
+            raise SettingsError(
+                f"{where}: kind = {given!r}.",
+                f"Expected one of: {', '.join(models)}.",
+                f"Did you mean '{near}'?" if near else "",
+            ) from None
+        check_names(table, list(models[str(first["loc"][0])].model_fields), where, kind="key")
+        raise _complaint(error, where, inside=1) from None
 
 
 def _table(tables: dict[str, Any], name: str, where: str) -> dict[str, Any]:
@@ -394,7 +406,7 @@ def _parse_search(table: dict[str, Any], where: str, *, seeds: bool) -> dict[str
                 todo=f"Remove {name} from [search].",
             )
         allowed = _types_of(name)
-        kind = given.get("type") if isinstance(given, dict) else None
+        kind = meant(given.get("type"), allowed) if isinstance(given, dict) else None
         if not isinstance(given, dict) or kind not in allowed:
             raise SettingsError(
                 f"{where}: {name} has {'no type' if kind is None else f'type = {kind!r}'}.",
@@ -425,9 +437,12 @@ def _coerced(name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_setting(name: str, value: Any) -> Any:
+    """The value in the kind and the spelling that the setting has, where that can be told."""
     field = Config.model_fields.get(name)
-    real = field is not None and field.annotation is float
-    return float(value) if real and isinstance(value, int) and not isinstance(value, bool) else value
+    if field is not None and field.annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # left as it is, it is refused by name
+            return float(value)
+    return meant(value, words_of(Config, name))
 
 
 def _parse_fixed(table: dict[str, Any], search: dict[str, Dimension], budget: Budget, where: str) -> dict[str, Any]:
@@ -440,6 +455,7 @@ def _parse_fixed(table: dict[str, Any], search: dict[str, Dimension], budget: Bu
             raise SettingsError(
                 f"{where}: '{name}' is searched and fixed.", todo="Remove it from [search] or from [fixed]."
             )
+    table = {name: _as_setting(name, value) for name, value in table.items()}
     space.order(search, f"{where}: [search]")  # before the walk below, which would not end in a circle
     config = None
     for point in space.corners(search, table):

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import digest
+from cvaeopt.spelling import Table
 
 Scalar = bool | int | float | str
 Values = dict[str, Any]
@@ -49,9 +50,7 @@ NEEDS = {
 MOST_CORNERS = 4096
 
 
-class _Dimension(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
+class _Dimension(Table):
     when: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="searched only where each of these settings has one of the listed values",
@@ -78,7 +77,13 @@ class FloatDimension(_Dimension):
             if self.log:
                 raise ValueError("log and step exclude each other: leave one out")
             # As typed: 0.3 is three steps of 0.1, which it is not in binary.
-            if (_decimal(self.high) - _decimal(self.low)) % _decimal(self.step):
+            try:
+                rest = (_decimal(self.high) - _decimal(self.low)) % _decimal(self.step)
+            except ArithmeticError:
+                raise ValueError(
+                    f"step = {self.step:g} is too small for low = {self.low:g}, high = {self.high:g}"
+                ) from None
+            if rest:
                 raise ValueError(f"high - low = {self.high - self.low:g} is no multiple of step = {self.step:g}")
         return self
 

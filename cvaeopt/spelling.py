@@ -1,0 +1,92 @@
+"""The words of settings: how users write them, which of ours they mean, and the table that reads them so."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+# Other names for our words, as `_key` writes them: those of the lab, of torch and of Optuna.
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "MultiStepLR": ("multistep",),
+    "ExponentialLR": ("exponential",),
+    "cosine": ("cosinelr", "cosineannealing", "cosineannealinglr"),
+    "constant": ("none", "null", "off"),
+    "cyclical": ("cyclic",),
+    "monotonic": ("monotone",),
+    "none": ("null", "off", "without", "nop", "noppruner"),
+    "linear": ("identity",),
+    "fp32": ("float32",),
+    "tf32": ("tensorfloat32",),
+    "bf16": ("bfloat16",),
+    "tpe": ("tpesampler",),
+    "random": ("randomsampler",),
+    "grid": ("gridsampler",),
+    "qmc": ("qmcsampler",),
+    "gp": ("gpsampler",),
+    "median": ("medianpruner",),
+    "percentile": ("percentilepruner",),
+    "halving": ("successivehalving", "successivehalvingpruner"),
+    "hyperband": ("hyperbandpruner",),
+}
+
+
+class Table(BaseModel):
+    """A frozen table of settings; the words of its `Literal` fields may be spelled in any way that is unambiguous.
+
+    What is kept is our spelling, so that digests and Optuna's parameters do not depend on how a word was written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: meant(value, words_of(cls, name)) for name, value in given.items()}
+
+
+def meant(value: Any, words: Iterable[str]) -> Any:
+    """The one of `words` that `value` is another spelling of; `value` itself where there is none, or more than one.
+
+    Capitals, '_', '-', spaces and a module's name in front ("torch.optim.Adam") do not count.
+    """
+    if not isinstance(value, str):
+        return value
+    words = tuple(words)
+    if value in words:
+        return value
+    key = _key(value)
+    fitting = [word for word in words if key == _key(word)] or [word for word in words if key in _ALIASES.get(word, ())]
+    return fitting[0] if len(fitting) == 1 else value
+
+
+def nearest(given: object, words: Iterable[str]) -> str | None:
+    """The one of `words` that `given` is most likely a mistake for, if any is like it."""
+    by_key = {_key(word): word for word in words}
+    near = difflib.get_close_matches(_key(str(given)), list(by_key), n=1)
+    return by_key[near[0]] if near else None
+
+
+@functools.cache
+def words_of(model: type[BaseModel], field: str) -> tuple[str, ...]:
+    """The words that a field of `model` takes; none for a field of another kind, or one that does not exist."""
+    known = model.model_fields.get(field)
+    return () if known is None else tuple(_words(known.annotation))
+
+
+def _words(annotation: Any) -> Iterable[str]:
+    if get_origin(annotation) is Literal:
+        yield from (word for word in get_args(annotation) if isinstance(word, str))
+    else:
+        for part in get_args(annotation):
+            yield from _words(part)
+
+
+def _key(word: str) -> str:
+    return re.sub(r"[\W_]", "", word.rpartition(".")[2].casefold())
