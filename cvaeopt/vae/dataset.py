@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 CACHE_FOLDER = ".cvaeopt-cache"
 CLIP_FRAMES = 16  # the lab's clip, which `check` counts
 
-_FORMAT = 1  # of the cache; another number is another generation
+_FORMAT = 2  # of the cache; another number is another generation
 _FOLDERS = ("train/train_img", "train/train_label", "val/val_img", "val/val_label")
 _TEST_FRAMES, _TEST_LABELS, _TEST_TRUTH = "test/test_img", "test/test_label", "test/test_truth"
 _SHOWN = 20  # problems that a check lists; the others are counted

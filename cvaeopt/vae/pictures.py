@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from cvaeopt.errors import DataError
 
@@ -29,6 +30,21 @@ Report = Callable[[DataError], None]
 _NAME = re.compile(r"[^0-9]*([0-9]+)\.png", re.IGNORECASE)
 _BLOCK = 512  # pictures that are decoded together: 3 MB at 32 x 64
 _THREADS = 8  # PIL decodes without the interpreter lock, and files on a network are waited for
+# What PIL reads without starting another program (it gives PostScript to Ghostscript), each known by its first bytes.
+_FORMATS = ("PNG", "JPEG", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
+_KINDS = {  # of files that are no such picture, by their first bytes after white space
+    b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched (git lfs pull)",
+    b"<!doctype html": "a page of HTML",
+    b"<html": "a page of HTML",
+    b"<?xml": "XML, as SVG drawings are",
+    b"<svg": "an SVG drawing",
+    b"%!ps": "PostScript",
+    b"%pdf": "a PDF document",
+    b"pk\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"\x93numpy": "a NumPy array",
+    b"8bps": "a Photoshop file",
+}
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -175,25 +191,45 @@ def blocks(
 
 def _decode(path: Path, height: int, width: int) -> tuple[np.ndarray, str] | DataError:
     """The picture as uint8 (3, height, width) and its native size as "WxH"; or why there is none."""
+    data = b""
     try:
         data = path.read_bytes()
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            image.verify()  # all checksums: a file cut short within its last bytes would still decode
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
             size = f"{image.width}x{image.height}"
-            if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
-                rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            elif "transparency" in image.info:  # PIL warns of a direct conversion
+            if (
+                image.mode == "P" and "transparency" in image.info
+            ):  # PIL warns of a direct conversion, with equal pixels
                 rgb = image.convert("RGBA").convert("RGB")
             else:
                 rgb = image.convert("RGB")
     except _UNREADABLE as error:
-        reason = "not a PNG file" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = _what_it_is(data) if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
         return DataError(
             f"{path} cannot be decoded: {reason}.",
-            "Expected a whole PNG file.",
-            "Copy it again from where it came.",
+            "Expected a PNG file, or another picture, that PIL reads as the lab's loader does.",
+            "Copy it again from where it came, or convert it.",
         )
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), size
+
+
+def _what_it_is(data: bytes) -> str:
+    """What a file is that PIL does not take for a picture, in words."""
+    if not data:
+        return "it is empty"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        try:
+            PngImageFile(BytesIO(data)).close()
+        except _UNREADABLE as error:
+            return str(error).rstrip(".") or "it is a broken PNG file"
+    start = data.lstrip()[:32].lower()
+    kind = next((kind for mark, kind in _KINDS.items() if start.startswith(mark)), None)
+    if kind is None and start[4:8] == b"ftyp":  # the family of containers that HEIC and MP4 belong to
+        brand = data[8:12].decode("ascii", "replace").strip()
+        kind = (
+            "a HEIC picture" if brand.lower() in ("heic", "heix", "mif1", "msf1") else f"a file of the kind '{brand}'"
+        )
+    if kind is None:
+        return "it is no picture" if data.strip(b"\0") else "it holds nothing but zeros"
+    return f"it is {kind}"
