@@ -374,6 +374,13 @@ def dashboard(
     artifacts: Artifacts = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", envvar="CVAEOPT_ALLOW_HOST", help="Another name or address it has; repeatable."),
+    ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", envvar="CVAEOPT_READ_ONLY", help="Refuse every change.")
+    ] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -383,7 +390,6 @@ def dashboard(
     definition = _definition(str(path)) if path is not None and path.exists() else None
     url = _storage_url(storage, definition)
     folder = _artifact_folder(artifacts, definition)
-    _check_port(host, port)
     if study and definition is None:  # its file is not needed where the storage has the study
         from cvaeopt.search.study import stored_definition
 
@@ -391,21 +397,24 @@ def dashboard(
         stored_definition(store, name)
         store.close()
     if host not in ("127.0.0.1", "localhost", "::1"):
+        can = "read every study" if read_only else "change and delete studies"
         console.warn(
-            f"The dashboard has no password, and on {host} others can reach it: whoever does can change and delete "
-            f"studies. Better: leave it on 127.0.0.1 and use `ssh -L {port}:127.0.0.1:{port}`."
+            f"The dashboard has no password, and on {host} others can reach it: whoever does can {can}. "
+            f"Better: leave it on 127.0.0.1 and use `ssh -L {port}:127.0.0.1:{port}`."
         )
-    from optuna_dashboard import run_server
-
+    from cvaeopt.search.dashboard import Server, application
     from cvaeopt.search.objective import artifact_store
 
-    store = _open(console, url, start_limit_s=_READ_LIMIT_S)
-    pictures = artifact_store(folder)
-    console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
-    # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
-        run_server(store, host=host, port=port, artifact_store=pictures)
+    with Server(host, port) as server:
+        store = _open(console, url, start_limit_s=_READ_LIMIT_S)
+        server.set_app(
+            application(store, artifact_store(folder), bound=host, names=allow_host or (), read_only=read_only)
+        )
+        console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
+        # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @app.command("export-best")
@@ -1206,23 +1215,6 @@ def _overrides(given: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             changes[name.strip()] = value.strip()
     return changes
-
-
-def _check_port(host: str, port: int) -> None:
-    """SettingsError if nothing can listen there."""
-    import socket
-
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address)
-    except OSError as error:
-        raise SettingsError(
-            f"The dashboard cannot listen on {host}:{port} ({error.strerror}).",
-            "Expected: an address of this machine and a port that is free.",
-            "Name another one with --port or --host.",
-        ) from None
 
 
 def _stream_json(read: Callable[[], dict[str, Any]], every_s: float = 2.0) -> None:

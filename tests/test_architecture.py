@@ -28,7 +28,7 @@ FLOORS = [
     ["search.bayes"],
     ["search.sampling", "search.courier"],
     ["search.study", "search.objective", "search.worker"],
-    ["search.gallery", "search.confirmation", "outcome.trials", "outcome.retrain"],
+    ["search.dashboard", "search.gallery", "search.confirmation", "outcome.trials", "outcome.retrain"],
     ["outcome.confirmed"],
     ["outcome.export", "outcome.locate", "outcome.study_charts", "outcome.settings_charts"],
     ["outcome.report_text"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import http.client
 import json
 import os
 import pty
@@ -789,11 +790,21 @@ def test_a_first_signal_lets_retrain_finish_its_epoch_and_a_second_one_does_not(
 def test_a_dashboard_needs_the_file_of_its_study_only_where_the_storage_lacks_it(
     done: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import optuna_dashboard
+    from cvaeopt.search import dashboard
 
     served: list[str] = []
-    monkeypatch.setattr(optuna_dashboard, "run_server", lambda store, **_: served.append(store.url))
-    monkeypatch.setattr(cli, "_check_port", lambda *_: None)
+
+    class Unheard(contextlib.AbstractContextManager[Any]):
+        def __init__(self, *_: object) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+        def set_app(self, app: object) -> None: ...
+        def serve_forever(self) -> None: ...
+
+    def served_from(store: Any, *_: object, **__: object) -> None:
+        served.append(store.url)
+
+    monkeypatch.setattr(dashboard, "Server", Unheard)
+    monkeypatch.setattr(dashboard, "application", served_from)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
     url = f"sqlite:///{done.root}/storage/cvaeopt.db"
     (tmp_path / "empty").mkdir()
@@ -808,20 +819,31 @@ def test_a_dashboard_needs_the_file_of_its_study_only_where_the_storage_lacks_it
     assert empty.files() == before
 
 
-def test_a_dashboard_that_is_told_to_end_has_not_failed(done: Shop) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_dashboard_that_is_told_to_end_has_not_failed(done: Shop, number: signal.Signals) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     line = [sys.executable, "-m", "cvaeopt.cli", "dashboard", "--study", "tiny", "--port", str(port), "-q"]
-    process = subprocess.Popen(line, cwd=done.root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while True:
-        assert time.monotonic() < deadline and process.poll() is None
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            break
-        time.sleep(0.1)
-    process.terminate()
-    assert process.wait(60) == 0
+    line += ["--read-only", "--allow-host", "lab.example"]
+    process = subprocess.Popen(line, cwd=done.root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+
+    def asked(method: str, host: str) -> int:
+        while True:
+            assert time.monotonic() < deadline and process.poll() is None
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            with contextlib.suppress(ConnectionRefusedError), contextlib.closing(connection):
+                connection.request(method, "/api/studies", headers={"Host": host})
+                return connection.getresponse().status
+            time.sleep(0.1)
+
+    said = [asked("GET", "lab.example"), asked("GET", "evil.example"), asked("POST", "lab.example")]
+    with socket.create_connection(("127.0.0.1", port)):  # an idle connection delays the end as little as requests
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    assert said == [200, 403, 403]
+    assert process.communicate() == ("", "")
 
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
