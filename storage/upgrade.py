@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL, make_url
 
 from cvaeopt import files
 from cvaeopt.errors import SchemaError, StudyError, UserError
+from cvaeopt.search import password
 from cvaeopt.search.storage import is_outage, mask, unreachable
 
 
@@ -65,6 +66,8 @@ def parse(url: str) -> URL:
         raise UserError(f"{mask(url)!r} is not a database URL.", todo="Change --storage.") from None
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "postgresql" and parsed.password is None:
+        parsed = parsed.set(password=password.from_file())
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         raise UserError(f"There is no database {mask(url)}.", todo="Change --storage.")
     return parsed

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "cvaeopt"
 
 FLOORS = [
     ["__init__", "errors", "spelling"],
-    ["files", "search.events", "vae.device", "vae.metrics", "vae.pictures", "tomlfile"],
+    ["files", "search.events", "vae.device", "vae.metrics", "vae.pictures", "tomlfile", "search.password"],
     ["config", "vae.dataset", "demo_data.choreography", "outcome.noise"],
     ["demo_data.skeleton", "vae.schedules", "vae.model", "outcome.importance", "search.estimate", "search.surrogate"],
     ["demo_data.drawing", "vae.rollout", "vae.checkpoint", "outcome.charts", "outcome.transfer", "search.forecast"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import fnmatch
+import importlib.util
 import json
 import os
 import re
@@ -96,7 +97,7 @@ COMPOSE_FILE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 def compose(**variables: str) -> dict[str, Any]:
     """docker-compose.yml with the variables of .env."""
-    given = {"POSTGRES_PASSWORD": PASSWORD, "CVAEOPT_DATA": "/frames", **variables}
+    given = {"POSTGRES_PASSWORD_FILE": "./secrets/postgres_password", "CVAEOPT_DATA": "/frames", **variables}
     made: dict[str, Any] = filled(COMPOSE_FILE, given)
     return made
 
@@ -116,7 +117,7 @@ def test_the_compose_file_is_valid_before_and_after_interpolation() -> None:
 
 
 def test_password_and_data_have_no_default_and_say_where_to_set_them() -> None:
-    for name in ("POSTGRES_PASSWORD", "CVAEOPT_DATA"):
+    for name in ("POSTGRES_PASSWORD_FILE", "CVAEOPT_DATA"):
         with pytest.raises(KeyError, match=rf"set {name} in the file \.env"):
             compose(**{name: ""})
 
@@ -139,13 +140,33 @@ def test_no_url_holds_the_password_and_only_the_dashboard_is_published_on_loopba
             or ":" not in (service["environment"]["CVAEOPT_STORAGE"].partition("://")[2])
         )
         assert service.get("ports", []) == (["127.0.0.1:8080:8080"] if name == "dashboard" else [])
-    assert services["db"]["environment"]["POSTGRES_PASSWORD"] == services["worker"]["environment"]["PGPASSWORD"]
+
+
+def test_secrets_are_files_and_only_those_who_need_one_have_it() -> None:
+    made = compose(AWS_CREDENTIALS_FILE="/home/lab/.aws/credentials")
+    assert made["secrets"] == {
+        "postgres_password": {"file": "./secrets/postgres_password"},
+        "aws_credentials": {"file": "/home/lab/.aws/credentials"},
+    }
+    for name, service in made["services"].items():
+        trusted = name in ("worker", "worker-cpu", "cvaeopt")
+        assert service["secrets"] == ["postgres_password", *(["aws_credentials"] if trusted else [])]
+        environment = service["environment"]
+        assert environment["POSTGRES_PASSWORD_FILE" if name == "db" else "PGPASSWORD_FILE"] == (
+            "/run/secrets/postgres_password"
+        )
+        # No secret stands in an environment, whatever it is called: each is the path of a file, or no secret.
+        for key in environment:
+            assert not re.search(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIALS", key) or key.endswith("_FILE"), key
+    without = ROOT / compose()["secrets"]["aws_credentials"]["file"]
+    assert all(line.startswith("#") for line in without.read_text().splitlines())
 
 
 def test_containers_are_pinned_unprivileged_and_cannot_write_the_data() -> None:
     made = compose()
     for name, service in made["services"].items():
-        assert re.search(r":\d+\.\d+", service["image"]), name
+        built = "build" in service
+        assert re.fullmatch(r"\w+:\d+\.\d+\S*?" + ("" if built else r"@sha256:[0-9a-f]{64}"), service["image"]), name
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service.get("user") == ("postgres" if name == "db" else None)  # the image's own user else, see below
@@ -173,7 +194,7 @@ def test_workers_get_gpus_time_to_finish_an_epoch_and_a_common_volume() -> None:
 
 def test_workers_and_tools_hear_of_the_object_store_and_the_dashboard_has_no_credentials(tmp_path: Path) -> None:
     services = compose(CVAEOPT_CHECKPOINTS="s3://bucket/lab", CVAEOPT_TRIALS_PER_GPU="3")["services"]
-    credentials = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+    credentials = {"AWS_SHARED_CREDENTIALS_FILE"}
     for name, service in services.items():
         trusted = name in ("worker", "worker-cpu", "cvaeopt")
         assert (credentials <= set(service["environment"])) == trusted, name
@@ -210,28 +231,43 @@ def test_services_wait_for_a_healthy_database_and_nothing_keeps_them_from_being_
             assert service["healthcheck"]["retries"] >= 5
         else:
             assert service["depends_on"] == {"db": {"condition": "service_healthy"}}, name
-    passwords = [service["environment"] for service in COMPOSE_FILE["services"].values()]
-    for environment in passwords:
-        stated = [value for key, value in environment.items() if key in ("POSTGRES_PASSWORD", "PGPASSWORD")]
-        assert len(stated) == 1
-        assert stated[0].startswith("${POSTGRES_PASSWORD:?"), "a default would be everybody's password"
+    stated = COMPOSE_FILE["secrets"]["postgres_password"]["file"]
+    assert stated.startswith("${POSTGRES_PASSWORD_FILE:?"), "a default would be everybody's password"
 
 
 def test_the_image_is_pinned_runs_as_a_numbered_user_and_copies_what_is_there() -> None:
     lines = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
     words = [line.split() for line in lines if line and not line.startswith("#")]
     (base,) = (rest[0] for kind, *rest in words if kind == "FROM")
-    assert re.fullmatch(r"python:3\.1[1-3]\.\d+-slim-\w+", base)
+    assert re.fullmatch(r"python:3\.1[1-3]\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
     assert [rest for kind, *rest in words if kind == "USER"] == [["$USER_ID"]]
     assert ["ARG", "USER_ID=1000"] in words
     installs = [line for line in lines if "pip install" in line]
-    assert all("--constraint constraints.txt" in line or "--no-deps" in line for line in installs)
+    hashed, pinned, ours = installs
+    assert "--require-hashes" in hashed and "--requirement requirements.txt" in hashed
+    assert "--constraint constraints.txt" in pinned and pinned.split()[-1] == "torch"
+    assert "--no-deps" in ours and "--no-build-isolation" in ours  # nothing is fetched for it, not even to build it
 
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for source in (source for kind, *rest in words if kind == "COPY" for source in rest[:-1]):
         assert list(ROOT.glob(source)), source
         assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
     assert os.access(SUPERVISED, os.X_OK)
+
+
+def test_the_image_installs_the_constraints_with_their_hashes() -> None:
+    specification = importlib.util.spec_from_file_location("lock", DEPLOY / "container" / "lock.py")
+    assert specification is not None and specification.loader is not None
+    lock = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(lock)
+    text = lock.TARGET.read_text().replace("\\\n", "")
+    lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert [name for name, *_ in lines] == lock.installed()
+    for name, *sums in lines:
+        assert sums and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in sums), name
+    names = {name.partition("==")[0] for name, *_ in lines}
+    assert {"optuna", "optuna-dashboard", "psycopg-binary", "boto3", "setuptools", "sympy"} <= names
+    assert not names & {"torch", "pytest", "hypothesis", "Werkzeug"}
 
 
 @dataclass
@@ -248,6 +284,7 @@ class Composed:
         """What a path or a port of the container is here."""
         for inside, here in (
             ("/srv/cvaeopt/storage", str(self.folder / "storage")),
+            ("/run/secrets", str(self.folder / "secrets")),
             ("0.0.0.0", "127.0.0.1"),
             ("8080", str(self.port)),
         ):
@@ -302,6 +339,9 @@ def composed(postgres: Postgres, tmp_path: Path) -> Iterator[Composed]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "postgres_password").write_text(f"{PASSWORD}\n", encoding="utf-8")
+    shutil.copy(ROOT / compose()["secrets"]["aws_credentials"]["file"], tmp_path / "secrets" / "aws_credentials")
     services = compose(CVAEOPT_STUDY="tiny", CVAEOPT_GPUS="cpu", CVAEOPT_THREADS="1")["services"]
     path = [str(bin_path), str(postgres.server.bin_path), os.environ["PATH"]]
     outside = {
@@ -326,7 +366,9 @@ def _database(made: Composed, postgres: Postgres) -> Iterator[subprocess.Popen[s
     """The service `db`: what the image's entry point does with its environment, then its command."""
     environment = made.services["db"]["environment"]
     home = Path(tempfile.mkdtemp(prefix="cvaeopt-pg-"))  # not under pytest's folder: another user may not enter that
-    (home / "password").write_text(environment["POSTGRES_PASSWORD"])
+    # As the image's entry point reads it: `$(< FILE)` drops line ends.
+    secret = Path(made.local(environment["POSTGRES_PASSWORD_FILE"])).read_text(encoding="utf-8").rstrip("\n")
+    (home / "password").write_text(secret)
     as_user = {"user": postgres.server.system_user} if os.geteuid() == 0 else {}
     if as_user:
         for path in (home, home / "password"):
@@ -392,7 +434,7 @@ def test_every_service_runs_with_its_exact_command(composed: Composed) -> None:
     assert run == set(composed.services)
 
     # The password counts: a wrong one is wrong input.
-    composed.services["cvaeopt"]["environment"]["PGPASSWORD"] = "another"
+    (composed.folder / "secrets" / "postgres_password").write_text("another")
     refused = start("cvaeopt")
     output, _ = refused.communicate(timeout=60)
     assert (refused.returncode, "password authentication failed" in output) == (WRONG_INPUT, True), output
@@ -791,5 +833,7 @@ def test_the_workflow_is_valid_limited_and_runs_the_commands_of_the_readme() -> 
     assert "docker compose config --quiet" in commands("compose")
     for job in jobs:
         subprocess.run(["bash", "-n"], input=commands(job), text=True, check=True)
+    used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used)
     for step in (step for job in jobs.values() for step in job["steps"] if "setup-python" in step.get("uses", "")):
         assert step["with"]["cache"] == "pip"

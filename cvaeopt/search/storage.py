@@ -43,6 +43,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
 
 from cvaeopt.errors import CvaeoptError, SchemaError, StorageUnreachable, StudyError, UserError
+from cvaeopt.search import password as password_file
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -670,6 +671,8 @@ def _engine_options(target: URL, busy_s: float) -> dict[str, Any]:
             "tcp_user_timeout": 30000,
             "application_name": "cvaeopt",
         }
+        if target.password is None and (secret := password_file.from_file()) is not None:
+            arguments["password"] = secret
         arguments = {key: value for key, value in arguments.items() if key not in target.query}
         options["connect_args"] = {**arguments, "options": " ".join(word for word in words if word)}
     return options
