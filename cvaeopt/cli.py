@@ -912,8 +912,6 @@ def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEn
         try:
             with store.patience(2.0):
                 tidy(opened, folder, service.keep_best, seat.remote)
-        except OSError as error:
-            seat.console.warn(f"an old checkpoint could not be deleted ({error})")
         except StorageUnreachable:  # the worker meets the same trouble, and says so
             return
         gallery.keep_up(store, opened, folder, service.keep_pictures)

@@ -272,7 +272,7 @@ class TrialRun:
         for path in self.folder.root.glob("last.*.pt"):
             token = path.name.split(".")[1]
             if token.isdecimal() and int(token) < self.token:
-                path.unlink(missing_ok=True)
+                delete(path)
 
     def _note(self, state: str, reason: str) -> None:
         from optuna_dashboard import save_note
@@ -381,10 +381,31 @@ class Objective:
         run.finish(state, reason)
 
 
+_kept: set[Path] = set()
+"""Files that could not be deleted; each is named once by this process."""
+
+
+def delete(path: Path) -> bool:
+    """Whether `path` is gone; never raises.
+
+    A file that may not be deleted, such as another user's, costs room and nothing else: no trial may fail of it.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if path not in _kept:
+            log.warning(
+                "%s is not needed any more and could not be deleted (%s). Delete it by hand.", path, error.strerror
+            )
+        _kept.add(path)
+        return False
+    return True
+
+
 def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoints | None = None) -> list[Path]:
     """Delete the checkpoints of finished trials that are not among the best `keep_best`; the paths deleted.
 
-    Their copies in `remote` go soon afterwards.
+    One that may not be deleted stays, see `delete`. Their copies in `remote` go soon afterwards.
 
     Pictures, settings and histories stay. A trial that is still running is never touched.
     """
@@ -395,8 +416,8 @@ def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoin
     for trial in finished:
         if trial.number not in kept:
             for path in RunFolder.of_trial(artifacts, study.study_name, trial.number).root.glob("last*.pt"):
-                path.unlink(missing_ok=True)
-                deleted.append(path)
+                if delete(path):
+                    deleted.append(path)
     if remote is not None:
         remote.forget(study.study_name, {trial.number for trial in finished} - kept)
     return deleted

@@ -357,7 +357,9 @@ class Trainer:
             if self.averaged is not None:
                 self._average(self.averaged, epoch * steps + step + 1)
             sums += torch.stack([loss.mse, loss.kl]).detach()
-        mse, kl = (sums / max(1, steps - skipped)).tolist()  # the only wait for the device in an epoch
+        if skipped == steps:  # fewer steps than `skip_steps` allows: nothing was trained, and there is no loss
+            raise Diverged(f"The gradient of all {steps} steps", float(norm), epoch)
+        mse, kl = (sums / (steps - skipped)).tolist()  # the only wait for the device in an epoch
         return sum(coins) / steps, mse, kl
 
     def _backward(self, frames: Tensor, labels: Tensor, eps: Tensor, beta: float, forced: bool) -> ClipLoss:

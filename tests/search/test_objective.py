@@ -158,6 +158,38 @@ def test_an_old_owner_cannot_spoil_the_new_owners_checkpoint(tmp_path: Path) -> 
     assert objective.open(trial, token=3).epoch == 3
 
 
+def test_checkpoints_that_may_not_be_deleted_fail_no_trial_and_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = RunFolder.of_trial(tmp_path, "tiny", 0).root
+    foreign, older = first / "last.7.pt", RunFolder.of_trial(tmp_path, "tiny", 1).root / "last.1.pt"
+    real = Path.unlink
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        if self in (foreign, older):
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(self))
+        real(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    study, objective = new_study(), Objective(definition(), DATA, artifacts=tmp_path)
+    study.optimize(objective, n_trials=1)
+    (first / "last.pt").rename(foreign)
+    assert tidy(study, tmp_path, keep_best=0) == []
+    trial = study.ask()
+    old = objective.open(trial, token=1)
+    next(old.run())
+    old.save()
+    new = objective.open(trial, token=2)
+    for _ in new.run():
+        new.save()
+    new.finish("complete", "all epochs trained")
+    study.tell(trial, new.final_value())
+    assert tidy(study, tmp_path, keep_best=0) == [older.with_name("last.pt")]
+    assert foreign.exists() and older.exists()
+    said = [record.getMessage() for record in caplog.records]
+    assert [sum(str(path) in line for line in said) for path in (foreign, older)] == [1, 1]
+
+
 def test_the_files_of_a_deleted_study_of_the_same_name_are_not_taken_for_a_resume(tmp_path: Path) -> None:
     first = Objective(definition(), DATA, artifacts=tmp_path).open(new_study().ask())
     next(first.run())

@@ -133,7 +133,10 @@ def test_a_diverged_run_says_so_with_its_epoch() -> None:
     assert caught.value.epoch == trainer.epoch == len(trainer.history)
 
 
-@pytest.mark.parametrize(("allowed", "poisoned", "ends"), [(0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True)])
+@pytest.mark.parametrize(
+    ("allowed", "poisoned", "ends"),
+    [(0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True), (3, 3, False), (9, 9, False)],  # 3 steps make an epoch
+)
 def test_steps_without_a_finite_gradient_are_left_out_as_often_as_allowed(
     allowed: int, poisoned: int, ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,8 +155,9 @@ def test_steps_without_a_finite_gradient_are_left_out_as_often_as_allowed(
     monkeypatch.setattr(Lanes, "backward", poison)
     trainer = Trainer(tiny.config(skip_steps=allowed), DATA)
     if not ends:
-        with pytest.raises(Diverged):
+        with pytest.raises(Diverged) as caught:
             list(trainer.run(1))
+        assert math.isnan(caught.value.value) and caught.value.epoch == 0
         return
     (result,) = trainer.run(1)
     assert math.isfinite(result.train_loss)
