@@ -12,19 +12,17 @@ import json
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from cvaeopt import __version__
+from cvaeopt import __version__, signals
 from cvaeopt.console import Console, count
 from cvaeopt.errors import (
     CheckpointError,
@@ -36,6 +34,8 @@ from cvaeopt.errors import (
     TryAgain,
     UserError,
 )
+from cvaeopt.signals import Stop, StopNow
+from cvaeopt.streams import Output
 
 if TYPE_CHECKING:
     import optuna
@@ -130,7 +130,7 @@ def demo_data(
     console = _console(verbose, quiet)
     with console.progress() as progress:
         writer.write(folder, seed=seed, progress=progress)
-    console.say(f"{folder} is ready. Look at it with: cvaeopt check-data {folder}")
+    console.say(f"{folder} is ready. Look at it with: cvaeopt check-data {shlex.quote(str(folder))}")
 
 
 @app.command("check-data")
@@ -175,21 +175,24 @@ def worker(
     from cvaeopt import crew
     from cvaeopt.search.definition import load_definition
 
-    console = _console(verbose, quiet)
+    console = _console(verbose, quiet, results=False)
     definition = load_definition(study)
     if gpu is None and definition.service.gpu is not None:
         gpu = str(definition.service.gpu)
     url = _storage_url(storage, definition)
     folder = _artifact_folder(artifacts, definition)
     shared = checkpoints or definition.service.checkpoints
-    _advise_as_typed(console, study, definition.name, storage)
+    advised = _advise_as_typed(console, study, definition.name, storage)
     if dry_run:
+        console.results = True
         _show_worker(console, definition, url, data, folder, shared, gpu, trials_per_gpu)
         return
     root = _data_folder(data, definition)
     if trials_per_gpu > 1:
         places = {"STORAGE": url, "DATA": str(root), "ARTIFACTS": str(folder), "CHECKPOINTS": shared, "GPU": gpu}
         variables = {name: value for name, value in places.items() if value}
+        if advised is not None:
+            variables[_ADVISED] = advised
         flags = [*(["--verbose"] if verbose else []), *(["--quiet"] if quiet else [])]
         arguments = ["worker", "--study", study, *flags]
         raise typer.Exit(crew.supervise(console, arguments, trials_per_gpu, variables, threads, on_cpu=gpu == "cpu"))
@@ -204,10 +207,10 @@ def worker(
     loaded = _load_data(console, root, definition.frame_size)
     store = _open(console, url, start_limit_s=_START_LIMIT_S)
     seat = _Seat(console, store, loaded, device, folder, remote, tether)
-    ended = _work(seat, create_or_open(store, definition), definition)
-    if ended.kind == "finished":
-        _confirm(seat, definition)
-    seat.leave()
+    opened = create_or_open(store, definition)
+    with seat.taken():
+        if _work(seat, opened, definition).kind == "finished":
+            _confirm(seat, definition)
 
 
 @app.command()
@@ -239,7 +242,7 @@ def confirm(
     from cvaeopt.search import confirmation as confirmations
     from cvaeopt.search.study import create_or_open, record_facts, stored_definition
 
-    console = _console(verbose, quiet)
+    console = _console(verbose, quiet, results=as_json or dry_run or gpu is None)
     name, store = _existing(console, study, storage)
     planned = confirmations.plan(store, name, top, seeds)
     facts = planned.plain()
@@ -277,8 +280,8 @@ def confirm(
         runs = count(planned.new_runs, "run")
         console.say(f"Registered {runs} of {count(planned.epochs, 'epoch')} as {planned.definition.name}.")
     if seat is not None:
-        _confirm(seat, definition)
-        seat.leave()
+        with seat.taken():
+            _confirm(seat, definition)
     found = confirmation(store, name)
     assert found is not None  # at least the one that was registered above
     if as_json:
@@ -316,10 +319,12 @@ def status(
         said = None if found is None else {**found.plain(), "table": _ranking(found)}
         return {**read_status(store, name), "confirmation": said}
 
-    if watch and as_json:
-        _stream_json(read)
-    elif watch:
-        console.watch(read)
+    if watch:
+        with signals.heard(signals.interrupt):
+            if as_json:
+                _stream_json(console, read)
+            else:
+                console.watch(read)
     elif as_json:
         _print_json(read())
     else:
@@ -412,8 +417,7 @@ def dashboard(
         )
         console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
         # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), signals.heard(signals.interrupt):
             server.serve_forever()
 
 
@@ -515,7 +519,7 @@ def retrain(
     from cvaeopt.outcome.transfer import DEFAULT_TRANSFER
     from cvaeopt.vae import device as devices
 
-    console = _console(verbose, quiet)
+    console = _console(verbose, quiet, results=as_json or dry_run)
     chosen = recipes.read(recipe)
     if start is not None:
         _require_checkpoint(start)
@@ -556,14 +560,14 @@ def retrain(
     try:
         with (
             _writing(folder.root, folder=True),
-            _first_signal(console) as stopped,
+            _announced_stop(console) as stop,
             console.training(str(folder.root), config.num_epoch, run.trainer.history, metric) as show,
         ):
             for result in run.run():
                 show(result.row())
-                if stopped():
+                if stop:
                     break
-    except KeyboardInterrupt:
+    except StopNow:
         raise Interrupted(
             f"Stopped in epoch {run.epoch + 1} of {config.num_epoch}.",
             todo=f"The same command continues {folder.root} after its last saved epoch.",
@@ -785,16 +789,43 @@ def _main(
 
 def main() -> NoReturn:
     """The entry point of the command `cvaeopt`."""
+    sys.stdout = Output(sys.stdout)
+    sys.stderr = Output(sys.stderr, patience_s=5.0, on_loss=_say_on_stdout)
+    code = _run()
+    lost = _LATEST.lost
+    if lost is not None and lost.errno != errno.EPIPE:  # who closes a pipe has read enough
+        what = f"What was written to stdout is lost ({lost.strerror})"
+        if _LATEST.results and code == 0:
+            problem = UserError(f"{what}.", "Expected: room for the results.", "Run it again with stdout elsewhere.")
+            _LATEST.error(problem)
+            code = problem.exit_code
+        else:
+            _LATEST.warn(f"{what}; the work itself is done.")
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command line, with its error shown."""
     try:
         app(prog_name="cvaeopt")
+    except SystemExit as ended:
+        return int(ended.code or 0)
     except CvaeoptError as error:
-        _LATEST.error(error)
-        sys.exit(error.exit_code)
+        shown = error
+    except StopNow:
+        shown = Interrupted("Stopped at once by a second signal.", todo="The same command goes on.")
     except Exception as error:
         shown = _explained(error)
-        _LATEST.error(shown)
-        sys.exit(shown.exit_code)
-    sys.exit(0)
+    _LATEST.error(shown)
+    return shown.exit_code
+
+
+def _say_on_stdout(error: OSError) -> None:
+    """Say that stderr is lost, to a person, or where nobody expects results."""
+    if _LATEST.out.is_terminal or not _LATEST.results:
+        _LATEST.result(
+            f"Warning: stderr cannot be written ({error.strerror}). What is said there is dropped; the work goes on."
+        )
 
 
 def _explained(error: Exception) -> CvaeoptError:
@@ -864,9 +895,9 @@ _START_LIMIT_S = 60.0
 """How long a worker waits for the database before it begins, seconds (afterwards an outage may be longer)."""
 
 
-def _console(verbose: bool, quiet: bool) -> Console:
+def _console(verbose: bool, quiet: bool, *, results: bool = True) -> Console:
     global _LATEST
-    _LATEST = Console(quiet=quiet, verbose=verbose)
+    _LATEST = Console(quiet=quiet, verbose=verbose, results=results)
     _LATEST.hear("cvaeopt")
     return _LATEST
 
@@ -886,9 +917,22 @@ class _Seat:
     folder: Path
     remote: Checkpoints | None = None
     tether: Tether | None = None
+    stop: Stop = field(default_factory=Stop)
 
-    def leave(self) -> None:
-        """Bring what is on its way to the object store there."""
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Inside the block this process trains; however it ends, what is on its way to the object store arrives there.
+
+        Signals count from here to the end of the uploads: one that comes while no worker runs is obeyed by the next.
+        """
+        with signals.heard(self.stop.ask):
+            try:
+                yield
+            finally:
+                if self.stop.count < 2:  # a second signal waits for nothing
+                    self._leave()
+
+    def _leave(self) -> None:
         if self.remote is not None and not self.remote.close():
             self.console.warn(
                 f"not all checkpoints reached {self.remote.url}; they are in {self.folder} on this machine"
@@ -926,7 +970,14 @@ def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEn
     tidy_up()  # what a worker left that could not tidy up itself
     with WorkerView(seat.console, known["baselines"], whole_study) as view:
         one = Worker(
-            opened, store, open_trial, device=seat.device, artifacts=folder, listener=view.heard, after_trial=tidy_up
+            opened,
+            store,
+            open_trial,
+            device=seat.device,
+            artifacts=folder,
+            listener=view.heard,
+            stop=seat.stop,
+            after_trial=tidy_up,
         )
         if seat.tether is not None:
             seat.tether.attach(one.stop)
@@ -941,7 +992,7 @@ def _confirm(seat: _Seat, parent: Definition) -> None:
     from cvaeopt.search.study import open_existing
 
     worked: set[str] = set()
-    while left := [one.name for one in unfinished(seat.store, parent) if one.name not in worked]:
+    while not seat.stop and (left := [one.name for one in unfinished(seat.store, parent) if one.name not in worked]):
         worked.add(left[0])
         opened, definition = open_existing(seat.store, left[0])
         definition = definition.model_copy(update={"service": parent.service})
@@ -1034,6 +1085,7 @@ def _open(console: Console, url: str, *, create: bool = True, limit_s: float = 9
     from cvaeopt.search.storage import mask, open_storage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console.hear("optuna")  # what it says of trials holds texts from the database
     shown = mask(url)
     # Whatever an error says of the URL, also of one that cannot be parsed: from the first colon to the last @.
     password = re.match(r"\w*(?:\+\w+)?:/*[^:]*(:.*@)", url)
@@ -1060,26 +1112,32 @@ def _existing(console: Console, study: str, storage: str | None) -> tuple[str, S
     return name, _open(console, url, create=False, limit_s=_READ_LIMIT_S, start_limit_s=_READ_LIMIT_S)
 
 
-def _advise_as_typed(console: Console, study: str, name: str, storage: str | None) -> None:
+_ADVISED = "ADVISED_STORAGE"
+"""Of a child of a crew: what advice says for --storage, as CVAEOPT_STORAGE holds the URL that its parent was given."""
+
+
+def _advise_as_typed(console: Console, study: str, name: str, storage: str | None) -> str | None:
     """Let every command that is advised be one that works here: with the study's path, and --storage, as given.
 
-    What came from the environment stays there for the next command, too.
+    What came from the environment stays there for the next command, too. Returns what is advised for --storage.
     """
     from cvaeopt.search.storage import mask
 
     path = Path(study)
     parent = re.sub(r"\.confirm(-\d+)?$", "", name)
     typed = study.lower().endswith(".toml") and path.with_name(f"{parent}.toml").exists()
-    flag = storage is not None and storage != os.environ.get("CVAEOPT_STORAGE")
-    # A masked password must not be copied with the command.
-    url = shlex.quote(storage) if storage and mask(storage) == storage else "URL"
+    url = os.environ.get(f"CVAEOPT_{_ADVISED}")
+    if storage is not None and storage != os.environ.get("CVAEOPT_STORAGE"):
+        # A masked password must not be copied with the command.
+        url = storage if mask(storage) == storage else "URL"
 
     def said(match: re.Match[str]) -> str:
         shown = str(path.with_name(f"{match[1]}.toml")) if typed else match[1]
-        return f"--study {shlex.quote(shown)}" + (f" --storage {url}" if flag else "")
+        return f"--study {shlex.quote(shown)}" + (f" --storage {shlex.quote(url)}" if url is not None else "")
 
-    if typed or flag:
+    if typed or url is not None:
         console.rephrase(rf"--study ({re.escape(parent)}(?:\.confirm(?:-\d+)?)?)(?![\w-]|\.\w)", said)
+    return url
 
 
 def _load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:
@@ -1171,32 +1229,22 @@ def _writing(target: Path, *, folder: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _first_signal(console: Console) -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come, as a question; a second one is a KeyboardInterrupt.
-
-    Also where SIGINT was inherited as ignored, as of a command that a script starts with `&`.
-    """
-    asked, closed = threading.Event(), False
-
-    def received(number: int, _: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+def _announced_stop(console: Console) -> Iterator[Stop]:
+    """What signals ask of this process inside the block; the first one is answered with a line."""
+    stop, closed = Stop(), threading.Event()
 
     def announce() -> None:  # in a thread: the line that a signal interrupts may be writing to the same stream
-        asked.wait()
-        if not closed:
-            console.say("Stopping after this epoch; a second signal stops at once.", "yellow")
+        while not closed.wait(0.1):
+            if stop:
+                console.say("Stopping after this epoch; a second signal stops at once.", "yellow")
+                return
 
     threading.Thread(target=announce, name="stopping", daemon=True).start()
-    before = {number: signal.signal(number, received) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        with signals.heard(stop.ask):
+            yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        closed = True
-        asked.set()
+        closed.set()
 
 
 def _overrides(given: list[str]) -> dict[str, Any]:
@@ -1215,19 +1263,20 @@ def _overrides(given: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _stream_json(read: Callable[[], dict[str, Any]], every_s: float = 2.0) -> None:
+def _stream_json(console: Console, read: Callable[[], dict[str, Any]]) -> None:
     """One JSON object a line, again and again until Ctrl-C."""
-    try:
-        while True:
-            sys.stdout.write(json.dumps(read(), allow_nan=False) + "\n")
-            sys.stdout.flush()
-            time.sleep(every_s)
-    except KeyboardInterrupt:
-        return
+    with contextlib.suppress(KeyboardInterrupt):
+        for facts in console.states(read):
+            sys.stdout.write(_json(facts) + "\n")
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+    sys.stdout.write(_json(value, indent=2, default=str) + "\n")
+
+
+def _json(value: Any, **options: Any) -> str:
+    # JSON writes every other control character as \u....
+    return json.dumps(value, allow_nan=False, **options).replace("\x7f", "\\u007f")
 
 
 def _now() -> datetime:

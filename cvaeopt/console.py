@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console as Terminal
 from rich.console import Group, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
@@ -30,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cvaeopt.errors import CvaeoptError, StorageUnreachable
+from cvaeopt.streams import Output, Terminal
 
 SPARKS = "▁▂▃▄▅▆▇█"
 _PLAIN_EVERY_S = 5.0
@@ -70,11 +70,13 @@ class Console:
 
     quiet     no progress, results only
     verbose   tracebacks with errors
+    results   whether the command is run for what it writes to stdout; False where files or the database hold that, too
     """
 
-    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, quiet: bool = False, verbose: bool = False, results: bool = True) -> None:
         self.quiet = quiet
         self.verbose = verbose
+        self.results = results
         self.out = Terminal(highlight=False)
         self.err = Terminal(stderr=True, highlight=False)
         self._secrets: dict[str, str] = {}
@@ -85,6 +87,12 @@ class Console:
     def live(self) -> bool:
         """Whether lines can move: a terminal that can do it and is not quiet."""
         return self.err.is_interactive and not self.quiet
+
+    @property
+    def lost(self) -> OSError | None:
+        """Why something that was written to stdout did not arrive; None if all did."""
+        stream = self.out.file
+        return stream.lost if isinstance(stream, Output) else None
 
     def conceal(self, secret: str, shown: str) -> None:
         """From now on `shown` stands for `secret` in every error, also in tracebacks."""
@@ -109,7 +117,7 @@ class Console:
     def warn(self, text: str) -> None:
         """One line that should not be missed, on stderr, also when quiet."""
         with self._screen:
-            self.err.print(Text(f"Warning: {self._phrased(text)}", style="yellow"), soft_wrap=not self.err.is_terminal)
+            self.err.print(Text(f"Warning: {self._clean(text)}", style="yellow"), soft_wrap=not self.err.is_terminal)
 
     def pass_on(self, text: str, style: str = "") -> None:
         """One line that another process meant for stderr, also when quiet."""
@@ -291,38 +299,49 @@ class Console:
         On a terminal it has the screen for itself, and leaves the last state behind. A database that goes away is
         waited for; one that is not there at first is an error.
         """
-        facts = read()
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             if self.out.is_interactive:
-                self._watch_live(facts, read, every_s, sleep)
+                self._watch_live(read, every_s, sleep)
+                return
             said = ""
-            while True:
+            for facts in self.states(read, every_s, sleep):
                 line = _summary(facts)
                 if line != said:
                     self.result(line)
                     said = line
-                sleep(every_s)
-                facts = read()
-        except KeyboardInterrupt:
-            return
 
-    def _watch_live(
-        self,
-        facts: dict[str, Any],
-        read: Callable[[], dict[str, Any]],
-        every_s: float,
-        sleep: Callable[[float], None],
-    ) -> None:
-        live = Live(_page(facts, ""), console=self.out, screen=True, refresh_per_second=4)
+    def states(
+        self, read: Callable[[], dict[str, Any]], every_s: float = 2.0, sleep: Callable[[float], None] = time.sleep
+    ) -> Iterator[dict[str, Any]]:
+        """What `read` answers, again and again while somebody reads stdout; an outage is said once on stderr."""
+        before = ""
+        for facts, note in self._readings(read, every_s, sleep):
+            if not note:
+                yield facts
+            elif not before:
+                self.warn(f"{note} Waiting for it.")
+            before = note
+
+    def _readings(
+        self, read: Callable[[], dict[str, Any]], every_s: float, sleep: Callable[[float], None]
+    ) -> Iterator[tuple[dict[str, Any], str]]:
+        """The newest answer of `read`, and what is wrong if it is not of now. The first reading may raise."""
+        facts, note = read(), ""
+        while self.lost is None:
+            yield facts, note
+            sleep(every_s)
+            try:
+                facts, note = read(), ""
+            except StorageUnreachable as error:
+                note = error.found
+
+    def _watch_live(self, read: Callable[[], dict[str, Any]], every_s: float, sleep: Callable[[float], None]) -> None:
+        readings = self._readings(read, every_s, sleep)
+        facts, note = next(readings)
+        live = Live(_page(facts, note), console=self.out, screen=True, refresh_per_second=4)
         try:  # not `with`: Ctrl-C during the first drawing must give the screen back, too
             live.start()
-            while True:
-                sleep(every_s)
-                note = ""
-                try:
-                    facts = read()
-                except StorageUnreachable as error:
-                    note = error.found
+            for facts, note in readings:
                 live.update(_page(facts, note), refresh=True)
         finally:
             live.stop()

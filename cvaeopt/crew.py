@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -33,6 +33,7 @@ from typing import Self
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from cvaeopt import signals
 from cvaeopt.console import Console, count, folded, live_width
 from cvaeopt.errors import Interrupted, StorageUnreachable, TryAgain, UserError
 from cvaeopt.vae import device as devices
@@ -124,8 +125,6 @@ class Tether:
                 order = end.recv(1)
             except OSError:
                 order = b""
-            if not order:  # nobody reads our lines any more; writing them must not be an error
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             with self._lock:
                 stop = self._stop
                 self._ordered = True
@@ -184,19 +183,19 @@ class Crew:
         self._pause_s = pause_s
         self._lasting_s = lasting_s
         self._slots = [_Slot(index) for index in range(size)]
-        self._signals = 0
+        self._stop = signals.Stop(at_once=False)
 
     def run(self) -> int:
-        """The exit code of all together, see `merged`. The first SIGINT or SIGTERM lets every child finish its epoch
-        and save, a second one stops them at once, a third one kills them."""
-        with self._signal_handlers():
+        """The exit code of all together, see `merged`. The first signal lets every child finish its epoch and
+        save, a second one stops them at once, a third one kills them."""
+        with signals.heard(self._stop.ask):
             try:
                 self._slots[0].start_at = 0.0
                 self._supervise()
             finally:
                 for slot in self._slots:
                     self._untie(slot)
-        if self._signals > 1:
+        if self._stop.count > 1:
             return Interrupted.exit_code
         return merged([slot.code or 0 for slot in self._slots])
 
@@ -204,8 +203,8 @@ class Crew:
         passed_on, kill_at = 0, float("inf")
         while any(slot.code is None for slot in self._slots):
             now = time.monotonic()
-            if self._signals > passed_on:
-                passed_on = self._signals
+            if self._stop.count > passed_on:
+                passed_on = self._stop.count
                 self._order(_STOP if passed_on == 1 else _NOW)
                 if passed_on > 1:
                     kill_at = min(kill_at, now + (_KILL_AFTER_S if passed_on == 2 else 0.0))
@@ -251,7 +250,7 @@ class Crew:
         assert slot.end is not None
         with contextlib.suppress(OSError):  # nothing said yet, or the child is gone
             slot.ready = slot.end.recv(1) == _READY
-        if slot.ready and not self._signals:
+        if slot.ready and not self._stop:
             for other in self._slots:
                 if other.process is None and not other.deaths:
                     other.start_at = min(other.start_at, 0.0)
@@ -262,9 +261,9 @@ class Crew:
             slot.reader.join(timeout=2.0)
         self._untie(slot)
         slot.process = None
-        if self._signals:
+        if self._stop:
             # One that was asked to stop before it was ready has nothing to save.
-            slot.code = 0 if code == -signal.SIGTERM else _as_exit_code(code)
+            slot.code = 0 if -code in signals.ASKING else _as_exit_code(code)
             return
         if code >= 0 and code != TryAgain.exit_code:
             slot.code = code
@@ -298,18 +297,6 @@ class Crew:
         if slot.end is not None:
             slot.end.close()
             slot.end = None
-
-    @contextlib.contextmanager
-    def _signal_handlers(self) -> Iterator[None]:
-        def received(number: int, frame: object) -> None:
-            self._signals += 1
-
-        before = {number: signal.signal(number, received) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _as_exit_code(code: int) -> int:

@@ -36,6 +36,7 @@ from cvaeopt.search.definition import load_definition
 from cvaeopt.search.fleet import Fleet, Place
 from cvaeopt.search.storage import open_storage
 from cvaeopt.search.study import create_or_open
+from cvaeopt.signals import ASKING
 from cvaeopt.vae.trainer import Trainer
 from tests.command import STUDY, Said, Shop
 
@@ -758,7 +759,7 @@ def test_a_full_disk_names_the_path_and_leaves_no_empty_folder(
     assert not (done.root / "full").exists()
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ASKING)
 def test_a_first_signal_lets_retrain_finish_its_epoch_and_a_second_one_does_not(
     done: Shop, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
 ) -> None:

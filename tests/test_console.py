@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console as Terminal
 
 from cvaeopt.console import BASELINE_NAMES, SPARKS, Console, duration, short, sparkline
 from cvaeopt.errors import DataError, StorageUnreachable
 from cvaeopt.outcome import charts
+from cvaeopt.streams import Terminal
 
 
 def terminal(width: int = 80, **options: Any) -> Terminal:

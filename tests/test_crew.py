@@ -22,6 +22,7 @@ from rich.console import Console as Terminal
 
 from cvaeopt.console import Console
 from cvaeopt.crew import Crew, CrewView, memory_fraction, merged, threads_each
+from cvaeopt.signals import ASKING
 from tests.command import STUDY, Shop
 
 # ---- arithmetic
@@ -173,7 +174,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ASKING)
 def test_the_first_signal_is_passed_on_once_and_ends_well(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "polite"
     folder.mkdir()

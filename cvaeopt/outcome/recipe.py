@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +61,7 @@ def write(path: Path, recipe: Recipe, *, long_run_epochs: int = 500) -> None:
     tables = {"settings": recipe.settings.plain(), "provenance": provenance}
     head = (
         "# Settings of one training run of cvaeopt, and where they come from.\n"
-        f"# Train with them:  cvaeopt retrain {path} --epochs {long_run_epochs}\n\n"
+        f"# Train with them:  cvaeopt retrain {shlex.quote(str(path))} --epochs {long_run_epochs}\n\n"
     )
     write_text(path, head + tomli_w.dumps(tables) + "\n" + _curves(recipe.settings, long_run_epochs))
 

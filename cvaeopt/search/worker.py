@@ -61,6 +61,7 @@ from cvaeopt.search.events import (
 )
 from cvaeopt.search.fleet import CONSTRAINTS, Beat, Fleet, Idle, Lease, Outcome, Place
 from cvaeopt.search.storage import Storage
+from cvaeopt.signals import Stop, StopNow, heard
 
 
 class Epoch(Protocol):
@@ -115,10 +116,6 @@ _FIRST_PAUSE_S = 0.5  # between two looks for a trial; grows to `poll_s`
 _FULL_POLLS = 3  # the longest pause between two looks for room on a full disk, in `poll_s`
 
 
-class _StopNow(BaseException):
-    """The second signal; no `except Exception` on its way out may hold it up."""
-
-
 class Worker:
     """A worker for one study on one device.
 
@@ -134,6 +131,7 @@ class Worker:
     max_attempts  starts of a trial without a finished epoch between them, before it is given up
     max_consecutive_failures   trials that may fail in a row before the worker gives up (diverged ones: 3 times that)
     checkpoint_every           epochs between two checkpoints
+    stop           what the process was asked so far, where several workers of one process follow each other
     after_trial    called when a trial has ended here or was left: no lease is held, no lock is taken; must not raise
     """
 
@@ -156,6 +154,7 @@ class Worker:
         min_deadline_s: float = 900.0,
         deadline_factor: float = 10.0,
         signals: bool = True,
+        stop: Stop | None = None,
         after_trial: Callable[[], None] = lambda: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -184,7 +183,7 @@ class Worker:
         self._after_trial = after_trial
         self._sleep = sleep
         self._emit_lock = threading.RLock()
-        self._signal = ""  # the first signal's name
+        self._stop = Stop() if stop is None else stop
         self._announced = False
         self._failures: list[str] = []  # kinds of the failures since the last good trial
         self._lease: Lease | None = None
@@ -209,7 +208,7 @@ class Worker:
         StorageUnreachable when an outage passes its limit (the trial is checkpointed), Interrupted after a second
         signal, TryAgain after a device fault or when the disk stays full, UserError when trial after trial fails.
         """
-        with self._watched_storage(), self._signal_handlers():
+        with self._watched_storage(), heard(self._stop.ask) if self._signals else contextlib.nullcontext():
             try:
                 self.fleet.register(self.id, self.place, self.device)
                 self._emit(WorkerStarted(self.id, self.study.study_name, self.device))
@@ -217,10 +216,10 @@ class Worker:
                 ended = self._loop()
                 self._emit(ended)
                 return ended
-            except _StopNow:
+            except StopNow:
                 self._release_in_passing()
                 raise Interrupted(
-                    f"Stopped at once by a second {self._signal or 'signal'}.",
+                    "Stopped at once by a second signal.",
                     todo="The trial continues from its last checkpoint when a worker runs again.",
                 ) from None
             finally:
@@ -229,8 +228,7 @@ class Worker:
 
     def stop(self, now: bool = False) -> None:
         """Stop as after a signal, from any thread: after this epoch, or at once. Asking twice changes nothing."""
-        if not self._signal:
-            self._signal = "SIGTERM"
+        self._stop.ask_once(signal.SIGTERM)
         if now:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -559,32 +557,13 @@ class Worker:
 
     def _stop_reason(self) -> str:
         """Why to stop after this epoch, or an empty text; announced once."""
-        reason = self._signal and f"{self._signal} received"
+        reason = f"{self._stop.name} received" if self._stop else ""
         reason = reason or (self.courier.stop_asked and "an operator asked to stop") or ""
         if reason and not self._announced:
             self._announced = True
             self.courier.show("stopping", reason)
             self._emit(Stopping(reason))
         return reason
-
-    @contextlib.contextmanager
-    def _signal_handlers(self) -> Iterator[None]:
-        if not self._signals or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def received(number: int, _frame: object) -> None:
-            # Only a plain assignment: locks must not be taken inside a handler.
-            if self._signal:
-                raise _StopNow
-            self._signal = signal.Signals(number).name
-
-        before = {number: signal.signal(number, received) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _release_in_passing(self) -> None:
         with contextlib.suppress(Exception), self.storage.patience(1.0):
