@@ -34,7 +34,7 @@ from cvaeopt.errors import (
     TryAgain,
     UserError,
 )
-from cvaeopt.signals import Stop, StopNow
+from cvaeopt.signals import Stop
 from cvaeopt.streams import Output
 
 if TYPE_CHECKING:
@@ -567,7 +567,7 @@ def retrain(
                 show(result.row())
                 if stop:
                     break
-    except StopNow:
+    except KeyboardInterrupt:
         raise Interrupted(
             f"Stopped in epoch {run.epoch + 1} of {config.num_epoch}.",
             todo=f"The same command continues {folder.root} after its last saved epoch.",
@@ -812,8 +812,6 @@ def _run() -> int:
         return int(ended.code or 0)
     except CvaeoptError as error:
         shown = error
-    except StopNow:
-        shown = Interrupted("Stopped at once by a second signal.", todo="The same command goes on.")
     except Exception as error:
         shown = _explained(error)
     _LATEST.error(shown)

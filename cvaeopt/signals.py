@@ -22,7 +22,7 @@ from typing import NoReturn
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-class StopNow(BaseException):
+class StopNow(KeyboardInterrupt):
     """A second signal came. No `except Exception` on its way out may hold it up."""
 
 
