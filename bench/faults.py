@@ -226,21 +226,20 @@ def train_ours(task: Task) -> None:
     log = _prepare(task)
     definition = task.size.definition()
     try:
-        storage = open_storage(task.url, start_limit_s=60.0)
-        study = create_or_open(storage, definition)
-        objective = Objective(definition, _data(task.size), "cpu", task.artifacts)
-        worker = Worker(
-            study,
-            storage,
-            lambda trial, lease: Counted(objective.open(trial, lease.token), log, task.full),
-            artifacts=task.artifacts,
-            listener=log.hear,
-            ttl_s=task.size.ttl_s,
-        )
-        if task.stranger:
-            worker.place = dataclasses.replace(worker.place, kernel="")
-        worker.run()
-        storage.close()
+        with open_storage(task.url, start_limit_s=60.0) as storage:
+            study = create_or_open(storage, definition)
+            objective = Objective(definition, _data(task.size), "cpu", task.artifacts)
+            worker = Worker(
+                study,
+                storage,
+                lambda trial, lease: Counted(objective.open(trial, lease.token), log, task.full),
+                artifacts=task.artifacts,
+                listener=log.hear,
+                ttl_s=task.size.ttl_s,
+            )
+            if task.stranger:
+                worker.place = dataclasses.replace(worker.place, kernel="")
+            worker.run()
     except CvaeoptError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
@@ -619,11 +618,8 @@ def undisturbed(processes: Processes, size: Size, home: Path) -> Curves:
 
 
 def _curves(url: str) -> Curves:
-    storage = open_storage(url)
-    try:
+    with open_storage(url) as storage:
         trials = optuna.load_study(study_name=NAME, storage=storage).get_trials(deepcopy=False)
-    finally:
-        storage.close()
     return {
         trial.number: {
             "params": trial.params,
@@ -638,10 +634,8 @@ def _curves(url: str) -> Curves:
 def examine(url: str, log: Path, artifacts: Path, size: Size, reference: Curves) -> dict[str, Any]:
     """What is in the database of one of our rounds, against what should be."""
     found = _curves(url)
-    storage = open_storage(url)
-    with storage.reading() as connection:
+    with open_storage(url) as storage, storage.reading() as connection:
         leases = connection.execute(select(lease_table)).all()
-    storage.close()
     states = Counter(trial["state"] for trial in found.values())
     finished = sum(states[state] for state in ("COMPLETE", "PRUNED", "FAIL"))
     lines = tally(log)

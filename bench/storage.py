@@ -16,6 +16,7 @@ load alone is run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -93,20 +94,19 @@ def simulate(
     answers: Any,
 ) -> None:
     """`count` workers in threads of this process; what they measured goes to `answers`."""
-    storages = [open_storage(url, start_limit_s=120.0) for _ in range(count)]
     found: list[dict[str, Any]] = [{} for _ in range(count)]
-    gate.wait(timeout=300)
-    began = time.monotonic()
-    threads = [
-        threading.Thread(target=_work, args=(storage, epochs, began, seconds, epoch_s, ramp_s, found[index], index))
-        for index, storage in enumerate(storages)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for storage in storages:
-        storage.close()
+    with contextlib.ExitStack() as stack:
+        storages = [stack.enter_context(open_storage(url, start_limit_s=120.0)) for _ in found]
+        gate.wait(timeout=300)
+        began = time.monotonic()
+        threads = [
+            threading.Thread(target=_work, args=(storage, epochs, began, seconds, epoch_s, ramp_s, found[index], index))
+            for index, storage in enumerate(storages)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     answers.put(found)
 
 
@@ -175,7 +175,13 @@ def load(
     url: str, workers: int, seconds: float, epochs: int, epoch_s: float = 1.0, ramp_s: float = 0.0
 ) -> dict[str, Any]:
     """One row of the table: `workers` on a fresh database at `url`."""
-    storage = open_storage(url)
+    with open_storage(url) as storage:
+        return _load(storage, url, workers, seconds, epochs, epoch_s, ramp_s)
+
+
+def _load(
+    storage: Storage, url: str, workers: int, seconds: float, epochs: int, epoch_s: float, ramp_s: float
+) -> dict[str, Any]:
     study = create_or_open(storage, definition(100_000, epochs))
     processes = min(PROCESSES, workers)
     shares = [workers // processes + (index < workers % processes) for index in range(processes)]
@@ -202,7 +208,6 @@ def load(
     with storage.reading() as connection:
         rows = connection.execute(select(models.TrialIntermediateValueModel.trial_id)).all()
         numbers = connection.execute(select(lease_table.c.number)).scalars().all()
-    storage.close()
     acknowledged = [entry for one in found for entry in one["acknowledged"]]
     reports = sorted(late for one in found for late in one["reports"])
     claims = sorted(late for one in found for late in one["claims"])
@@ -389,41 +394,39 @@ def start_worker(url: str, trials: int, epochs: int, answers: Any) -> None:
         now = time.monotonic()
         times[what], at = now - at, now
 
-    storage = open_storage(url)
-    chosen = definition(trials + 1000, epochs)
-    study = create_or_open(storage, chosen)
-    lap("open_s")
-    fleet = Fleet(storage, NAME)
-    place = Place.here()
-    worker = place.new_id()
-    fleet.register(worker, place, "none")
-    lease = fleet.claim(worker, place)
-    assert isinstance(lease, Lease)
-    lap("claim_s")
-    study.get_trials(deepcopy=False)
-    lap("read_trials_s")
-    suggest(chosen, Trial(study, lease.trial_id))
-    lap("first_suggestion_s")
-    times["total_s"] = sum(times.values())
-    times["memory_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    storage.close()
+    with open_storage(url) as storage:
+        chosen = definition(trials + 1000, epochs)
+        study = create_or_open(storage, chosen)
+        lap("open_s")
+        fleet = Fleet(storage, NAME)
+        place = Place.here()
+        worker = place.new_id()
+        fleet.register(worker, place, "none")
+        lease = fleet.claim(worker, place)
+        assert isinstance(lease, Lease)
+        lap("claim_s")
+        study.get_trials(deepcopy=False)
+        lap("read_trials_s")
+        suggest(chosen, Trial(study, lease.trial_id))
+        lap("first_suggestion_s")
+        times["total_s"] = sum(times.values())
+        times["memory_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     answers.put(times)
 
 
 def large(url: str, trials: int, epochs: int, repeats: int) -> dict[str, Any]:
     """Cost of `status` and of a worker's start in a study of `trials` x `epochs`."""
-    storage = open_storage(url)
-    at = time.monotonic()
-    fill(storage, trials, epochs)
-    filled_s = time.monotonic() - at
-    times = []
-    for _ in range(repeats):
+    with open_storage(url) as storage:
         at = time.monotonic()
-        shown = status(storage, NAME)
-        times.append(time.monotonic() - at)
-        assert shown["trials"]["complete"] == trials
-        assert shown["epochs_spent"] == trials * epochs
-    storage.close()
+        fill(storage, trials, epochs)
+        filled_s = time.monotonic() - at
+        times = []
+        for _ in range(repeats):
+            at = time.monotonic()
+            shown = status(storage, NAME)
+            times.append(time.monotonic() - at)
+            assert shown["trials"]["complete"] == trials
+            assert shown["epochs_spent"] == trials * epochs
     starts = []
     for _ in range(repeats):
         answers = _context.Queue()

@@ -787,6 +787,10 @@ def _main(
         raise typer.Exit
 
 
+_OPENED = contextlib.ExitStack()
+"""What the command has opened; `main` closes it when the command ends."""
+
+
 def main() -> NoReturn:
     """The entry point of the command `cvaeopt`."""
     sys.stdout = Output(sys.stdout)
@@ -807,7 +811,8 @@ def main() -> NoReturn:
 def _run() -> int:
     """The exit code of the command line, with its error shown."""
     try:
-        app(prog_name="cvaeopt")
+        with _OPENED:
+            app(prog_name="cvaeopt")
     except SystemExit as ended:
         return int(ended.code or 0)
     except CvaeoptError as error:
@@ -1077,7 +1082,7 @@ def _require_checkpoint(path: Path) -> None:
 
 
 def _open(console: Console, url: str, *, create: bool = True, limit_s: float = 900.0, start_limit_s: float) -> Storage:
-    """The storage at `url`; says so when it has to be waited for."""
+    """The storage at `url`, closed when the command ends; says so when it has to be waited for."""
     import optuna
 
     from cvaeopt.search.storage import mask, open_storage
@@ -1090,7 +1095,8 @@ def _open(console: Console, url: str, *, create: bool = True, limit_s: float = 9
     console.conceal(url, shown)
     console.conceal(password[1] if password else "", ":***@")
     with console.announce(f"{shown} has not answered yet; waiting up to {start_limit_s:.0f} s ..."):
-        return open_storage(url, create=create, limit_s=limit_s, start_limit_s=start_limit_s)
+        store = open_storage(url, create=create, limit_s=limit_s, start_limit_s=start_limit_s)
+    return _OPENED.enter_context(store)
 
 
 def _existing(console: Console, study: str, storage: str | None) -> tuple[str, Storage]:

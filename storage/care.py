@@ -118,14 +118,9 @@ def sqlite_url(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
-@contextlib.contextmanager
-def opened(url: str, *, create: bool = False) -> Iterator[Storage]:
-    """The storage at `url`, closed when the block ends."""
-    storage = open_storage(url, create=create)
-    try:
-        yield storage
-    finally:
-        storage.close()
+def opened(url: str, *, create: bool = False) -> Storage:
+    """The storage at `url`, for a `with` block; there must be one already, unless it may be created."""
+    return open_storage(url, create=create)
 
 
 # ---- reading

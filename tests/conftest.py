@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from cvaeopt.search.storage import open_storage
+from tests.connections import counted
 from tests.search.postgres import Postgres
 
 # Everywhere else hypothesis looks for new examples; a landing should not depend on what it finds today.
@@ -32,6 +33,13 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_connection_is_left_open() -> Iterator[None]:
+    """A SQLite connection that is collected without having been closed fails the test, on every version of Python."""
+    with counted():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -372,9 +372,8 @@ def test_a_stop_reaches_the_workers_that_went_on_to_a_confirmation(done: Shop, t
     shop = Shop.new(tmp_path, done.data)
     shutil.copytree(done.root / "storage", shop.root / "storage")
     assert shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "1", GPU="").code == 0
-    store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
-    Fleet(store, "tiny.confirm").register("elsewhere-1", Place("elsewhere", 1, ""), "cpu")
-    store.close()
+    with open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db") as store:
+        Fleet(store, "tiny.confirm").register("elsewhere-1", Place("elsewhere", 1, ""), "cpu")
     assert json.loads(shop.run("stop", "--study", "tiny", "--json").out)["asked"] == ["elsewhere-1"]
     said = shop.run("stop", "--study", "tiny", "--worker", "elsewhere-1", "--json")
     assert json.loads(said.out)["asked"] == ["elsewhere-1"]
@@ -491,9 +490,8 @@ def misspelt(shop: Shop) -> list[str]:
 
 
 def other_definition(shop: Shop) -> list[str]:
-    store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
-    create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
-    store.close()
+    with open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db") as store:
+        create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
     (shop.root / "studies/tiny.toml").write_text(STUDY.replace("1e-4", "1e-5"))
     return ["worker", "--study", "tiny"]
 
@@ -505,9 +503,8 @@ def other_definition_elsewhere(shop: Shop) -> list[str]:
 
 
 def nothing_complete(shop: Shop) -> list[str]:
-    store = open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db")
-    create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
-    store.close()
+    with open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db") as store:
+        create_or_open(store, load_definition(str(shop.root / "studies/tiny.toml")))
     return ["export-best", "--study", "tiny"]
 
 

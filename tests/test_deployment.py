@@ -603,10 +603,9 @@ def test_near_the_time_limit_a_slurm_task_saves_releases_and_queues_again(tmp_pa
     code, output, problems = ended(first)
     assert (code, node.requeued) == (0, ["requeue 70_3"]), problems
     assert output == "stopped\n"
-    storage = open_storage(url)
-    (lease,) = [lease for lease in leases(storage) if lease.state == "open"]
+    with open_storage(url) as storage:
+        (lease,) = [lease for lease in leases(storage) if lease.state == "open"]
     assert (lease.owner, lease.epochs_done) == (None, lease.checkpoint_epoch)
-    storage.close()
 
     second = node.start(command, SLURM_RESTART_COUNT="1")
     code, output, problems = ended(second)

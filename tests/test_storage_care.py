@@ -283,10 +283,8 @@ def test_a_copy_that_fails_leaves_nothing(
     monkeypatch.setattr(care, "content", lambda *place: {**content(*place), "trial_values": []})
     with pytest.raises(CvaeoptError, match=r"differs in trial_values.*Nothing was kept"):
         script("move").main(["--from", half.url, "--to", f"sqlite:///{tmp_path}/new.db"])
-    storage = open_storage(f"sqlite:///{tmp_path}/new.db")
-    with storage.reading() as connection:
+    with open_storage(f"sqlite:///{tmp_path}/new.db") as storage, storage.reading() as connection:
         assert care.names(connection) == []
-    storage.close()
 
 
 # ---- backup and restore

@@ -29,7 +29,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import unquote
 
 import optuna
@@ -163,7 +163,7 @@ def _retried(method: F, *, reading: bool = False) -> F:
 
 
 class Storage(RDBStorage):
-    """Optuna's SQL storage, hardened; made by `open_storage`.
+    """Optuna's SQL storage, hardened; made by `open_storage`, and closed at the end of a `with` block.
 
     url           the URL with its password masked
     limit_s       how long a call is repeated before StorageUnreachable, seconds
@@ -228,8 +228,14 @@ class Storage(RDBStorage):
             reading = getattr(self._local, "reading", False)
             connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections; a later call opens new ones."""
         self.remove_session()
         self.engine.dispose()
 
@@ -789,9 +795,9 @@ def _make_tables(target: URL, shown: str, create: bool, busy_s: float) -> None:
                 with engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             full = target.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-            made = RDBStorage(full, engine_kwargs=_engine_options(target, busy_s))
-            made.remove_session()
-            made.engine.dispose()
+            # Without a pool no connection stays open, also where Optuna fails half-way.
+            options = {"poolclass": NullPool, "connect_args": _connect_args(target, busy_s)}
+            RDBStorage(full, engine_kwargs=options).remove_session()
             metadata.create_all(engine)
             with engine.begin() as connection:  # last: its presence says that everything is there
                 connection.execute(schema_table.insert().values(version=SCHEMA_VERSION))

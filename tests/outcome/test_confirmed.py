@@ -24,9 +24,8 @@ from tests.outcome.made_up import NOON, definition, trials
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = open_storage(f"sqlite:///{tmp_path}/studies.db")
-    yield opened
-    opened.close()
+    with open_storage(f"sqlite:///{tmp_path}/studies.db") as opened:
+        yield opened
 
 
 def leader(number: int, searched: float = 30.0) -> Leader:

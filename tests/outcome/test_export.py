@@ -16,9 +16,8 @@ from tests.outcome.made_up import NOON, definition, trials
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = open_storage(f"sqlite:///{tmp_path}/studies.db")
-    yield opened
-    opened.close()
+    with open_storage(f"sqlite:///{tmp_path}/studies.db") as opened:
+        yield opened
 
 
 def test_the_best_trial_becomes_a_recipe_with_its_provenance(storage: Storage, tmp_path: Path):

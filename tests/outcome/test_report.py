@@ -104,12 +104,12 @@ def test_names_and_reasons_are_text_and_never_markup(tmp_path: Path):
 
 @pytest.mark.parametrize("count", [0, 1, 5, 2000])
 def test_a_study_of_any_size_renders_and_says_what_status_says(tmp_path: Path, count: int):
-    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
-    opened = create_or_open(storage, definition(trials=2000))
-    fill(storage, opened, trials(count))
-    made = report.report(storage, "made-up", tmp_path / "out", artifacts=tmp_path / "none", now=NOON)
+    with open_storage(f"sqlite:///{tmp_path}/studies.db") as storage:
+        opened = create_or_open(storage, definition(trials=2000))
+        fill(storage, opened, trials(count))
+        made = report.report(storage, "made-up", tmp_path / "out", artifacts=tmp_path / "none", now=NOON)
+        facts_of_it = status(storage, "made-up")
     found = Page(made.page)
-    facts_of_it = status(storage, "made-up")
     text = " ".join(found.text.split())
     counted = ", ".join(f"{number} {state}" for state, number in facts_of_it["trials"].items() if number)
     assert f"trials of 2000{count} {counted or 'none yet'}" in text
@@ -119,7 +119,6 @@ def test_a_study_of_any_size_renders_and_says_what_status_says(tmp_path: Path, c
     assert len(found.all("img")) == len(made.pictures) >= 6
     assert found.source.count("<tr") < 300
     assert ("200 of 2000 trials" in text) == (count == 2000)
-    storage.close()
 
 
 def test_the_summary_compares_with_the_baselines(tmp_path: Path):
@@ -203,10 +202,9 @@ def test_every_kind_of_ablation_that_is_shipped_has_its_comparison(tmp_path: Pat
 
 
 def test_a_report_is_made_from_the_storage(tmp_path: Path):
-    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
-    create_or_open(storage, definition()).add_trials(trials(6))
-    made = report.report(storage, "made-up", tmp_path / "out", artifacts=tmp_path / "none", now=NOON)
-    storage.close()
+    with open_storage(f"sqlite:///{tmp_path}/studies.db") as storage:
+        create_or_open(storage, definition()).add_trials(trials(6))
+        made = report.report(storage, "made-up", tmp_path / "out", artifacts=tmp_path / "none", now=NOON)
     assert "made up" in Page(made.page).text
     assert (tmp_path / "out" / "history.png") in made.pictures
 

@@ -197,14 +197,11 @@ def process_main() -> None:
         with Path(log).open("a") as stream:
             stream.write(f"{run.number} {epoch}\n")
 
-    storage = open_storage(url)
-    try:
+    with open_storage(url) as storage:
         study = make_study(storage)
         factory = Fakes(Path(artifacts), before_epoch=slowly)
         ended = Worker(study, storage, factory, artifacts=Path(artifacts), ttl_s=float(ttl_s), poll_s=0.3).run()
         print(ended.kind, flush=True)
-    finally:
-        storage.close()
 
 
 if __name__ == "__main__":

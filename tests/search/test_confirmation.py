@@ -21,9 +21,8 @@ from cvaeopt.search.study import create_or_open, names, open_existing, stored_de
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = open_storage(f"sqlite:///{tmp_path}/studies.db")
-    yield opened
-    opened.close()
+    with open_storage(f"sqlite:///{tmp_path}/studies.db") as opened:
+        yield opened
 
 
 def parent(**tables: object) -> Definition:

@@ -11,7 +11,7 @@ from cvaeopt.search import events
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.fleet import ask_stop
 from cvaeopt.search.objective import Objective
-from cvaeopt.search.storage import open_storage
+from cvaeopt.search.storage import Storage, open_storage
 from cvaeopt.search.study import create_or_open
 from cvaeopt.search.worker import Worker
 from tests.vae import tiny
@@ -38,7 +38,11 @@ DEFINITION = Definition.parse(
 
 def trained(folder: Path, stop_every: int | None) -> list[dict[str, Any]]:
     """What the study came to; its worker is asked to stop after every `stop_every` epochs and started again."""
-    storage = open_storage(f"sqlite:///{folder}/study.db")
+    with open_storage(f"sqlite:///{folder}/study.db") as storage:
+        return _trained(storage, folder, stop_every)
+
+
+def _trained(storage: Storage, folder: Path, stop_every: int | None) -> list[dict[str, Any]]:
     study = create_or_open(storage, DEFINITION)
     objective = Objective(DEFINITION, DATA, artifacts=folder / "artifacts")
     epochs = 0

@@ -23,9 +23,8 @@ FILES = ("curves.png", "prediction.gif", "history.jsonl")
 
 @pytest.fixture
 def storage(ready_url: str) -> Iterator[Storage]:
-    opened = open_storage(ready_url)
-    yield opened
-    opened.close()
+    with open_storage(ready_url) as opened:
+        yield opened
 
 
 class Showroom:

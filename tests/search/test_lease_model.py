@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +36,10 @@ class Slot:
     open: bool = True
 
 
-@dataclass
-class Shared:
-    """One database for all runs of the model; every run has a study of its own."""
-
-    folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
-
-    def __post_init__(self) -> None:
-        self.storage: Storage = open_storage(f"sqlite:///{Path(self.folder.name)}/x.db")
-
-
 class Leases(RuleBasedStateMachine):
     """Three workers, who may forget what they hold, use what they lost, and do everything at any time."""
 
-    shared: Shared
+    shared: Storage  # one database for all runs of the model; every run has a study of its own
 
     @initialize(
         trials=st.sampled_from([None, 1, 3]),
@@ -61,7 +50,7 @@ class Leases(RuleBasedStateMachine):
     def create(self, trials: int | None, epochs: int, total: int | None, enqueued: int) -> None:
         self.trials, self.epochs = trials, epochs
         self.total = 12 if trials is None and total is None else total
-        self.storage = self.shared.storage
+        self.storage = self.shared
         self.name = f"study {next(_names)}"
         self.study = make_study(self.storage, self.name, trials=trials, epochs=epochs, total_epochs=self.total)
         for x in range(enqueued):
@@ -211,10 +200,9 @@ class Leases(RuleBasedStateMachine):
             assert (trial.state == TrialState.WAITING) == (trial.number not in leased)
 
 
-def test_random_orders_of_events_keep_every_promise() -> None:
+def test_random_orders_of_events_keep_every_promise(tmp_path: Path) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Leases.shared = Shared()
-    try:
+    with open_storage(f"sqlite:///{tmp_path}/x.db") as Leases.shared:
         Leases.TestCase.settings = settings(
             max_examples=30,
             stateful_step_count=30,
@@ -222,6 +210,3 @@ def test_random_orders_of_events_keep_every_promise() -> None:
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )
         Leases.TestCase("runTest").runTest()
-    finally:
-        Leases.shared.storage.close()
-        Leases.shared.folder.cleanup()

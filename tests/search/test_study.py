@@ -89,9 +89,8 @@ def grid(name="grid"):
 
 @pytest.fixture
 def storage(storage_url):
-    opened = open_storage(storage_url)
-    yield opened
-    opened.close()
+    with open_storage(storage_url) as opened:
+        yield opened
 
 
 def waiting(study):
@@ -221,17 +220,17 @@ def test_a_grid_s_points_all_wait_and_are_each_taken_once(storage):
 
 def _create(url, start, suicide):
     start.wait()
-    storage = open_storage(url)
-    if suicide:  # killed with the row and some of the points written, but not committed
-        made = Storage._get_prepared_new_trial
+    with open_storage(url) as storage:
+        if suicide:  # killed with the row and some of the points written, but not committed
+            made = Storage._get_prepared_new_trial
 
-        def killed(self, study_id, template, session):
-            if template.system_attrs[module.ENQUEUED] == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return made(self, study_id, template, session)
+            def killed(self, study_id, template, session):
+                if template.system_attrs[module.ENQUEUED] == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return made(self, study_id, template, session)
 
-        Storage._get_prepared_new_trial = killed
-    create_or_open(storage, define())
+            Storage._get_prepared_new_trial = killed
+        create_or_open(storage, define())
 
 
 @pytest.mark.slow
@@ -243,14 +242,13 @@ def test_many_creators_some_of_them_killed_make_one_study_with_each_point_once(s
         worker.start()
     start.set()
     for worker in workers:
-        worker.join(60)
+        worker.join()
     assert [worker.exitcode for worker in workers[2:]] == [0, 0, 0]
-    storage = open_storage(storage_url)
-    study, _ = open_existing(storage, "main")
-    assert waiting(study) == POINTS
-    assert [trial.number for trial in study.get_trials()] == [0, 1, 2]
-    assert len(rows(storage)) == 1
-    storage.close()
+    with open_storage(storage_url) as storage:
+        study, _ = open_existing(storage, "main")
+        assert waiting(study) == POINTS
+        assert [trial.number for trial in study.get_trials()] == [0, 1, 2]
+        assert len(rows(storage)) == 1
 
 
 def test_status_is_what_the_command_line_promises(storage):
