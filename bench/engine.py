@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import facts, keep, spread
-from cvaeopt.outcome.noise import interval
+from cvaeopt.outcome.intervals import interval
 
 SIDES = ("template", "ours")
 MIXED = "ours, bf16"

@@ -49,33 +49,33 @@ from sqlalchemy import select
 from bench import machine
 from cvaeopt.errors import CheckpointError, CvaeoptError
 from cvaeopt.files import RunFolder
+from cvaeopt.run.events import Event, LeaseTaken, Outage, TrialEnded, TrialLeft, Warned
+from cvaeopt.run.objective import Objective
+from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
-from cvaeopt.search.events import Event, LeaseTaken, Outage, TrialEnded, TrialLeft, Warned
-from cvaeopt.search.objective import Objective
 from cvaeopt.search.space import suggest
-from cvaeopt.search.storage import lease_table, open_storage
-from cvaeopt.search.study import create_or_open
-from cvaeopt.search.worker import Worker
+from cvaeopt.store.storage import lease_table, open_storage
+from cvaeopt.store.study import create_or_open
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
-from tests.search.postgres import Postgres
-from tests.vae import tiny
+from tests.support import tiny
+from tests.support.postgres import Postgres
 
 ZONES = ("UTC", "Asia/Tokyo", "America/New_York", "Asia/Kolkata")
 SHIFTS_S = (0, 3600, -7200, 45)  # how far the workers' clocks are off, seconds
 NAME = "faults"
 PRELOAD = [  # all that is slow to import, so that a replaced worker is at work soon
     "bench.machine",
-    "cvaeopt.outcome.pictures",
-    "cvaeopt.search.objective",
-    "cvaeopt.search.study",
-    "cvaeopt.search.worker",
+    "cvaeopt.pictures.run_pictures",
+    "cvaeopt.run.objective",
+    "cvaeopt.store.study",
+    "cvaeopt.run.worker",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
     "optuna_dashboard",
     "psycopg",
-    "tests.search.postgres",
-    "tests.vae.tiny",
+    "tests.support.postgres",
+    "tests.support.tiny",
 ]
 
 

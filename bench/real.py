@@ -51,12 +51,12 @@ from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.files import digest, write_bytes
 from cvaeopt.outcome.transfer import transfer
-from cvaeopt.search.confirmation import fresh_seed
 from cvaeopt.search.definition import Definition, load_definition
-from cvaeopt.search.estimate import Estimate, estimate
-from cvaeopt.search.fleet import CONSTRAINTS
-from cvaeopt.search.sampling import pruner_for, sampler_for
 from cvaeopt.search.space import Values, key_of, params_to_config, settled, suggest
+from cvaeopt.store.confirmation import fresh_seed
+from cvaeopt.store.leases import CONSTRAINTS
+from cvaeopt.suggest.estimate import Estimate, estimate
+from cvaeopt.suggest.sampler import pruner_for, sampler_for
 from cvaeopt.vae.dataset import Dataset, Split
 
 STUDIES = Path(__file__).parent.parent / "studies"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cvaeopt.outcome.noise import interval
+from cvaeopt.outcome.intervals import interval
 
 OURS = "ours"
 NOTHING_DB = 12.0  # what no recommendation, or one that diverges, is worth: about what an untrained network has

@@ -41,8 +41,8 @@ from cvaeopt.config import Config
 from cvaeopt.files import digest, write_bytes
 from cvaeopt.outcome.transfer import transfer
 from cvaeopt.search.definition import Definition, ForecastPruner, load_definition
-from cvaeopt.search.sampling import pruner_for, sampler_for
 from cvaeopt.search.space import fitting, suggest
+from cvaeopt.suggest.sampler import pruner_for, sampler_for
 
 KEPT = "replay.jsonl"
 STUDIES = Path(__file__).parent.parent / "studies"

@@ -48,10 +48,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from bench import machine, search_figures
 from bench.problems import DIMENSIONS, EPOCHS, PROBLEMS, Point, Problem, problem
 from cvaeopt.files import write_bytes
-from cvaeopt.search.bayes import GaussianProcessSampler
-from cvaeopt.search.estimate import estimate
-from cvaeopt.search.pruning import ForecastPruner
-from cvaeopt.search.sampling import AlternatingSampler
+from cvaeopt.suggest.bayesian import GaussianProcessSampler
+from cvaeopt.suggest.estimate import estimate
+from cvaeopt.suggest.pruner import ForecastPruner
+from cvaeopt.suggest.sampler import AlternatingSampler
 
 BUDGETS = (1000, 3000)
 GRID = 100  # epochs between two readings of the recommendation

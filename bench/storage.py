@@ -43,17 +43,17 @@ from sqlalchemy import insert, select
 
 from bench import machine
 from cvaeopt.search.definition import Definition
-from cvaeopt.search.fleet import Beat, Fleet, Lease, Place
 from cvaeopt.search.space import suggest
-from cvaeopt.search.storage import Storage, lease_table, open_storage
-from cvaeopt.search.study import create_or_open, status
-from tests.search.postgres import Postgres
+from cvaeopt.store.leases import Beat, Fleet, Lease, Place
+from cvaeopt.store.storage import Storage, lease_table, open_storage
+from cvaeopt.store.study import create_or_open, status
+from tests.support.postgres import Postgres
 
 NAME = "load"
 PROCESSES = 4  # the workers are threads of so many processes: one process would measure its own lock
 BEND_S = 1.0  # the 95th percentile from which a back end counts as overloaded
 PATIENCE_S = 20.0  # how long after a run's end its last trials, which end an epoch later, may still deliver, seconds
-PRELOAD = ["bench.machine", "cvaeopt.search.study", "cvaeopt.search.fleet", "psycopg", "tests.search.postgres"]
+PRELOAD = ["bench.machine", "cvaeopt.store.study", "cvaeopt.store.leases", "psycopg", "tests.support.postgres"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)

@@ -41,9 +41,9 @@ from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.files import digest, write_bytes
 from cvaeopt.search.definition import Definition, load_definition
-from cvaeopt.search.estimate import estimate
-from cvaeopt.search.quasirandom import value_at
 from cvaeopt.search.space import Values, distribution, has_effect, key_of, order, params_to_config, settled
+from cvaeopt.suggest.estimate import estimate
+from cvaeopt.suggest.quasirandom import value_at
 from cvaeopt.vae import dataset, device
 from cvaeopt.vae.metrics import baselines
 from cvaeopt.vae.trainer import EpochResult, Trainer

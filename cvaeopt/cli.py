@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from cvaeopt import __version__, signals
-from cvaeopt.console import Console, count
+from cvaeopt import __version__
 from cvaeopt.errors import (
     CheckpointError,
     CvaeoptError,
@@ -34,21 +33,24 @@ from cvaeopt.errors import (
     TryAgain,
     UserError,
 )
-from cvaeopt.signals import Stop
-from cvaeopt.streams import Output
+from cvaeopt.run import signals
+from cvaeopt.run.signals import Stop
+from cvaeopt.terminal.console import Console
+from cvaeopt.terminal.streams import Output
+from cvaeopt.text import count
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import Trial
 
-    from cvaeopt.crew import Tether
-    from cvaeopt.outcome.confirmed import Confirmation
+    from cvaeopt.outcome.leaders import Confirmation
     from cvaeopt.outcome.predict import Noise
-    from cvaeopt.search.checkpoints import Checkpoints
+    from cvaeopt.run.events import WorkerEnded
+    from cvaeopt.run.object_store import Checkpoints
+    from cvaeopt.run.processes import Tether
     from cvaeopt.search.definition import Definition
-    from cvaeopt.search.events import WorkerEnded
-    from cvaeopt.search.fleet import Lease
-    from cvaeopt.search.storage import Storage
+    from cvaeopt.store.leases import Lease
+    from cvaeopt.store.storage import Storage
     from cvaeopt.vae.dataset import Dataset
 
 app = typer.Typer(
@@ -172,7 +174,7 @@ def worker(
     quiet: Quiet = False,
 ) -> None:
     """Take trials of a study on this device until its budget is met."""
-    from cvaeopt import crew
+    from cvaeopt.run import processes
     from cvaeopt.search.definition import load_definition
 
     console = _console(verbose, quiet, results=False)
@@ -195,14 +197,16 @@ def worker(
             variables[_ADVISED] = advised
         flags = [*(["--verbose"] if verbose else []), *(["--quiet"] if quiet else [])]
         arguments = ["worker", "--study", study, *flags]
-        raise typer.Exit(crew.supervise(console, arguments, trials_per_gpu, variables, threads, on_cpu=gpu == "cpu"))
-    tether = crew.Tether.inherited()
+        from cvaeopt.terminal.live_processes import supervise
+
+        raise typer.Exit(supervise(console, arguments, trials_per_gpu, variables, threads, on_cpu=gpu == "cpu"))
+    tether = processes.Tether.inherited()
     remote = _object_store(console, shared)
     from cvaeopt.vae import device as devices
 
     device = devices.use(gpu, threads)
     tether.share(device)
-    from cvaeopt.search.study import create_or_open
+    from cvaeopt.store.study import create_or_open
 
     loaded = _load_data(console, root, definition.frame_size)
     store = _open(console, url, start_limit_s=_START_LIMIT_S)
@@ -238,9 +242,9 @@ def confirm(
     Without --gpu the runs are only registered: whoever runs `cvaeopt worker --study NAME` takes them. More leaders
     or seeds can be asked for later; what was trained is kept.
     """
-    from cvaeopt.outcome.confirmed import confirmation
-    from cvaeopt.search import confirmation as confirmations
-    from cvaeopt.search.study import create_or_open, record_facts, stored_definition
+    from cvaeopt.outcome.leaders import confirmation
+    from cvaeopt.store import confirmation as confirmations
+    from cvaeopt.store.study import create_or_open, record_facts, stored_definition
 
     console = _console(verbose, quiet, results=as_json or dry_run or gpu is None)
     name, store = _existing(console, study, storage)
@@ -308,8 +312,8 @@ def status(
     quiet: Quiet = False,
 ) -> None:
     """Show a study: trials by state, the best so far against the baselines, its workers."""
-    from cvaeopt.outcome.confirmed import confirmation
-    from cvaeopt.search.study import status as read_status
+    from cvaeopt.outcome.leaders import confirmation
+    from cvaeopt.store.study import status as read_status
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
@@ -339,7 +343,7 @@ def workers(
     quiet: Quiet = False,
 ) -> None:
     """Show the workers of all studies in a storage: where they run, what they train, when they last gave a sign."""
-    from cvaeopt.search.fleet import workers as read_workers
+    from cvaeopt.store.leases import workers as read_workers
 
     console = _console(verbose, quiet)
     url = _storage_url(storage, None)
@@ -361,7 +365,7 @@ def stop(
     quiet: Quiet = False,
 ) -> None:
     """Ask workers to stop after their current epoch; their trials go on when a worker starts again."""
-    from cvaeopt.search.confirmation import stop as stop_workers
+    from cvaeopt.store.confirmation import stop as stop_workers
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
@@ -396,7 +400,7 @@ def dashboard(
     url = _storage_url(storage, definition)
     folder = _artifact_folder(artifacts, definition)
     if study and definition is None:  # its file is not needed where the storage has the study
-        from cvaeopt.search.study import stored_definition
+        from cvaeopt.store.study import stored_definition
 
         name, store = _existing(console, study, storage)
         stored_definition(store, name)
@@ -407,8 +411,8 @@ def dashboard(
             f"The dashboard has no password, and on {host} others can reach it: whoever does can {can}. "
             f"Better: leave it on 127.0.0.1 and use `ssh -L {port}:127.0.0.1:{port}`."
         )
-    from cvaeopt.search.dashboard import Server, application
-    from cvaeopt.search.objective import artifact_store
+    from cvaeopt.run.dashboard import Server, application
+    from cvaeopt.run.objective import artifact_store
 
     with Server(host, port) as server:
         store = _open(console, url, start_limit_s=_READ_LIMIT_S)
@@ -468,7 +472,7 @@ def fetch(
     quiet: Quiet = False,
 ) -> None:
     """Print where a trial's checkpoint is on this machine; copy it from the object store if it is not here yet."""
-    from cvaeopt.outcome.locate import locate
+    from cvaeopt.outcome.fetch import locate
 
     console = _console(verbose, quiet)
     name, store = _existing(console, study, storage)
@@ -770,7 +774,7 @@ def smoke(
     quiet: Quiet = False,
 ) -> None:
     """Run a tiny study end to end on the CPU: data, two workers, export, retrain, predict, report."""
-    from cvaeopt import smoke as smoke_test
+    from cvaeopt.run import smoke as smoke_test
 
     console = _console(verbose, quiet)
     for step in smoke_test.run(folder):
@@ -944,12 +948,12 @@ class _Seat:
 
 def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEnded:
     """Take trials of one study until its budget is met, or until asked to stop."""
-    from cvaeopt.search import gallery
-    from cvaeopt.search.objective import Objective, TrialRun, tidy
-    from cvaeopt.search.study import record_facts
-    from cvaeopt.search.study import status as read_status
-    from cvaeopt.search.worker import Worker
-    from cvaeopt.watching import WorkerView
+    from cvaeopt.run import dashboard_notes
+    from cvaeopt.run.objective import Objective, TrialRun, tidy
+    from cvaeopt.run.worker import Worker
+    from cvaeopt.store.study import record_facts
+    from cvaeopt.store.study import status as read_status
+    from cvaeopt.terminal.live import WorkerView
 
     store, folder, service = seat.store, seat.folder, definition.service
     known = record_facts(store, definition.name, seat.loaded.digest, lambda: _baselines(seat.loaded))
@@ -961,7 +965,7 @@ def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEn
                 tidy(opened, folder, service.keep_best, seat.remote)
         except StorageUnreachable:  # the worker meets the same trouble, and says so
             return
-        gallery.keep_up(store, opened, folder, service.keep_pictures)
+        dashboard_notes.keep_up(store, opened, folder, service.keep_pictures)
 
     def open_trial(trial: Trial, lease: Lease) -> TrialRun:
         return objective.open(trial, lease.token)
@@ -991,8 +995,8 @@ def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEn
 
 def _confirm(seat: _Seat, parent: Definition) -> None:
     """Take the runs of all confirmations of `parent`, also of those that are registered meanwhile."""
-    from cvaeopt.search.confirmation import unfinished
-    from cvaeopt.search.study import open_existing
+    from cvaeopt.store.confirmation import unfinished
+    from cvaeopt.store.study import open_existing
 
     worked: set[str] = set()
     while not seat.stop and (left := [one.name for one in unfinished(seat.store, parent) if one.name not in worked]):
@@ -1010,7 +1014,7 @@ def _baselines(loaded: Dataset) -> dict[str, float]:
 
 
 def _ranking(found: Confirmation) -> list[dict[str, str]]:
-    from cvaeopt.outcome.confirmed import table
+    from cvaeopt.outcome.leaders import table
 
     return table(found)
 
@@ -1032,7 +1036,7 @@ def _definition_path(study: str) -> Path:
 
 def _storage_url(given: str | None, definition: Definition | None) -> str:
     """Flag or environment, then the study's [service], then the default."""
-    from cvaeopt.search.storage import DEFAULT_URL
+    from cvaeopt.store.storage import DEFAULT_URL
 
     return given or (definition.service.storage if definition else None) or DEFAULT_URL
 
@@ -1055,7 +1059,7 @@ def _object_store(console: Console, url: str | None) -> Checkpoints | None:
     """The object store at `url`; UserError if it never can be used, a warning if it does not answer now."""
     if not url:
         return None
-    from cvaeopt.search.checkpoints import open_checkpoints
+    from cvaeopt.run.object_store import open_checkpoints
 
     remote = open_checkpoints(url)
     silent = remote.check()
@@ -1085,7 +1089,7 @@ def _open(console: Console, url: str, *, create: bool = True, limit_s: float = 9
     """The storage at `url`, closed when the command ends; says so when it has to be waited for."""
     import optuna
 
-    from cvaeopt.search.storage import mask, open_storage
+    from cvaeopt.store.storage import mask, open_storage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console.hear("optuna")  # what it says of trials holds texts from the database
@@ -1125,7 +1129,7 @@ def _advise_as_typed(console: Console, study: str, name: str, storage: str | Non
 
     What came from the environment stays there for the next command, too. Returns what is advised for --storage.
     """
-    from cvaeopt.search.storage import mask
+    from cvaeopt.store.storage import mask
 
     path = Path(study)
     parent = re.sub(r"\.confirm(-\d+)?$", "", name)
@@ -1163,7 +1167,7 @@ def _show_worker(
 ) -> None:
     """What `worker --dry-run` says: where it would run, and every setting of its trials."""
     from cvaeopt.search.space import settled
-    from cvaeopt.search.storage import mask
+    from cvaeopt.store.storage import mask
 
     tables = definition.plain()
     root = data or (Path(definition.service.data) if definition.service.data else None)

@@ -30,8 +30,8 @@ import optuna
 
 from cvaeopt import __version__, files
 from cvaeopt.errors import UserError
-from cvaeopt.search.checkpoints import Checkpoints
-from cvaeopt.search.storage import Storage
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.store.storage import Storage
 
 FORMAT = 1
 

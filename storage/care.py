@@ -23,12 +23,12 @@ from sqlalchemy import URL, Connection, MetaData, Table, delete, insert, select
 
 from cvaeopt.errors import CvaeoptError, StorageUnreachable, StudyError, UserError
 from cvaeopt.files import inside
-from cvaeopt.search import fleet
-from cvaeopt.search.checkpoints import Checkpoints, open_checkpoints
-from cvaeopt.search.storage import DEFAULT_URL, Storage, lease_table, open_storage, study_table, worker_table
+from cvaeopt.run.object_store import Checkpoints, open_checkpoints
+from cvaeopt.store import leases
+from cvaeopt.store.storage import DEFAULT_URL, Storage, lease_table, open_storage, study_table, worker_table
 
 DASHBOARD = "_dashboard"
-"""The folder of the dashboard's files under the artifact folder (`cvaeopt.search.objective.DASHBOARD_STORE`)."""
+"""The folder of the dashboard's files under the artifact folder (`cvaeopt.run.objective.DASHBOARD_STORE`)."""
 
 _ID_IN_KEY = re.compile(r"^(dashboard:(?:artifacts:)?)(\d+)(:.*)$", re.DOTALL)
 """Keys of the dashboard's notes and files that hold a trial's id."""
@@ -180,7 +180,7 @@ def confirmations(connection: Connection, name: str) -> list[str]:
 
 def refuse_live(storage: Storage, study: str, todo: str) -> None:
     """UserError if a worker of `study` gave a sign of life within the time of its lease."""
-    live = [worker.id for worker in fleet.workers(storage, study) if worker.state not in ("stopped", "dead")]
+    live = [worker.id for worker in leases.workers(storage, study) if worker.state not in ("stopped", "dead")]
     if live:
         raise UserError(
             f"Study {study!r} has {len(live)} running worker(s): {', '.join(live)}.",

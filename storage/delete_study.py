@@ -20,8 +20,8 @@ import care
 from sqlalchemy import delete
 
 from cvaeopt.errors import UserError
-from cvaeopt.search.checkpoints import Checkpoints
-from cvaeopt.search.storage import Storage, lease_table, study_table, worker_table
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.store.storage import Storage, lease_table, study_table, worker_table
 
 
 def main(arguments: list[str] | None = None) -> None:

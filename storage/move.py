@@ -16,7 +16,7 @@ import shlex
 import care
 
 from cvaeopt.errors import UserError
-from cvaeopt.search.storage import Storage
+from cvaeopt.store.storage import Storage
 
 
 def main(arguments: list[str] | None = None) -> None:

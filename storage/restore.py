@@ -25,8 +25,8 @@ from typing import Any
 import care
 
 from cvaeopt.errors import UserError
-from cvaeopt.search.checkpoints import Checkpoints
-from cvaeopt.search.storage import Storage
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.store.storage import Storage
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,8 +23,8 @@ from sqlalchemy.engine import URL, make_url
 
 from cvaeopt import files
 from cvaeopt.errors import SchemaError, StudyError, UserError
-from cvaeopt.search import password
-from cvaeopt.search.storage import is_outage, mask, unreachable
+from cvaeopt.store import password
+from cvaeopt.store.storage import is_outage, mask, unreachable
 
 
 def main(arguments: list[str] | None = None) -> None:

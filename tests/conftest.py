@@ -14,9 +14,9 @@ import optuna
 import pytest
 from hypothesis import settings
 
-from cvaeopt.search.storage import open_storage
-from tests.connections import counted
-from tests.search.postgres import Postgres
+from cvaeopt.store.storage import open_storage
+from tests.support.connections import counted
+from tests.support.postgres import Postgres
 
 # Everywhere else hypothesis looks for new examples; a landing should not depend on what it finds today.
 settings.register_profile("ci", derandomize=True)

@@ -32,13 +32,13 @@ import torch
 from cvaeopt import cli
 from cvaeopt.errors import StudyError
 from cvaeopt.outcome import retrain, score
+from cvaeopt.run.signals import ASKING
 from cvaeopt.search.definition import load_definition
-from cvaeopt.search.fleet import Fleet, Place
-from cvaeopt.search.storage import open_storage
-from cvaeopt.search.study import create_or_open
-from cvaeopt.signals import ASKING
+from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.storage import open_storage
+from cvaeopt.store.study import create_or_open
 from cvaeopt.vae.trainer import Trainer
-from tests.command import STUDY, Said, Shop
+from tests.support.command import STUDY, Said, Shop
 
 COMMANDS = [
     command.name or str(command.callback.__name__) for command in cli.app.registered_commands if command.callback
@@ -323,7 +323,7 @@ def test_an_advised_command_never_has_stars_to_be_copied_in_place_of_a_password(
         raise StudyError("x", todo=f"cvaeopt confirm --study {name} --top 2")
 
     monkeypatch.setattr(cli, "_open", lambda *_, **__: None)
-    monkeypatch.setattr("cvaeopt.outcome.confirmed.confirmation", advise)
+    monkeypatch.setattr("cvaeopt.outcome.leaders.confirmation", advise)
     said = shop.run("status", "--study", "tiny", "--storage", CLOSED)
     one_message(said, 2, "cvaeopt confirm --study tiny --storage URL --top 2")
     assert (
@@ -788,7 +788,7 @@ def test_a_first_signal_lets_retrain_finish_its_epoch_and_a_second_one_does_not(
 def test_a_dashboard_needs_the_file_of_its_study_only_where_the_storage_lacks_it(
     done: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cvaeopt.search import dashboard
+    from cvaeopt.run import dashboard
 
     served: list[str] = []
 

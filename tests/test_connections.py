@@ -14,9 +14,9 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import update
 
 from cvaeopt.errors import CvaeoptError
-from cvaeopt.search.storage import open_storage, schema_table
-from tests.command import Shop
-from tests.connections import Connection, files_held
+from cvaeopt.store.storage import open_storage, schema_table
+from tests.support.command import Shop
+from tests.support.connections import Connection, files_held
 
 
 def opened(folder: Path) -> int:

@@ -28,9 +28,9 @@ import yaml
 
 from cvaeopt import errors
 from cvaeopt.demo_data import writer
-from cvaeopt.search.storage import open_storage
-from tests.search.fakes import leases
-from tests.search.postgres import Postgres
+from cvaeopt.store.storage import open_storage
+from tests.support.fakes import leases
+from tests.support.postgres import Postgres
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -496,7 +496,7 @@ def test_a_grace_time_that_is_shorter_than_an_epoch_costs_that_epoch_and_nothing
     url = f"sqlite:///{tmp_path}/cvaeopt.db"
 
     def start(name: str, epoch_s: float) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "tests.search.fakes", url, tmp_path / "artifacts", epoch_s, 60, tmp_path / name]
+        words = [sys.executable, "-m", "tests.support.fakes", url, tmp_path / "artifacts", epoch_s, 60, tmp_path / name]
         return subprocess.Popen(
             ["sh", str(SUPERVISED), *map(str, words)],
             cwd=ROOT,
@@ -596,7 +596,7 @@ def test_near_the_time_limit_a_slurm_task_saves_releases_and_queues_again(tmp_pa
     log = tmp_path / "epochs"
     log.touch()
     node = Node(tmp_path)
-    command = f"exec {sys.executable} -m tests.search.fakes {url} {tmp_path}/artifacts 0.4 60 {log}"
+    command = f"exec {sys.executable} -m tests.support.fakes {url} {tmp_path}/artifacts 0.4 60 {log}"
     first = node.start(command)
     until(lambda: len(log.read_text().splitlines()) >= 2)
     first.send_signal(signal.SIGUSR1)  # what --signal=B:USR1@600 sends

@@ -22,7 +22,7 @@ from cvaeopt.outcome.transfer import transfer
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.search.space import params_to_config
 from cvaeopt.vae.trainer import Trainer
-from tests.vae import tiny
+from tests.support import tiny
 
 SIZE = real.Size()
 FRAMES = 2304

@@ -17,13 +17,15 @@ from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import StudyError
 from cvaeopt.files import write_bytes
-from cvaeopt.outcome import charts, recipe
-from cvaeopt.outcome.confirmed import Confirmation, Confirmed, confirmation
+from cvaeopt.outcome import recipe
+from cvaeopt.outcome.leaders import Confirmation, Confirmed, confirmation
 from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.trials import TrialFacts, best_of, facts
+from cvaeopt.pictures import curves
 from cvaeopt.search.space import params_to_config
-from cvaeopt.search.storage import Storage
-from cvaeopt.search.study import Definition, open_existing, status
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import Definition, open_existing, status
+from cvaeopt.text import BASELINES
 
 NOISE_DB: Final = 0.2
 """What two runs of equal settings may differ by when nothing better is known, dB."""
@@ -76,7 +78,7 @@ def export_best(
         warnings += differences
     recipe.write(target, chosen, long_run_epochs=long_run_epochs)
     picture = target.with_suffix(".png")
-    write_bytes(picture, charts.schedules(recipe.runs(chosen.settings, long_run_epochs)))
+    write_bytes(picture, curves.schedules(recipe.runs(chosen.settings, long_run_epochs)))
     return Export(target, picture, chosen, tuple(warnings), fresh if fresh is not None and fresh.best else None)
 
 
@@ -279,7 +281,7 @@ def _confirmed_warnings(said: dict[str, Any], lost: list[str]) -> list[str]:
 
 
 def _levels(names: list[str], baselines: Mapping[str, float]) -> str:
-    return ", ".join(f"{charts.SHORT_NAMES.get(name, name)} {baselines[name]:.2f} dB" for name in names)
+    return ", ".join(f"{BASELINES.get(name, name)} {baselines[name]:.2f} dB" for name in names)
 
 
 def _within(trials: list[TrialFacts], best: TrialFacts, within: float) -> list[TrialFacts]:

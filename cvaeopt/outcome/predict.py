@@ -25,7 +25,7 @@ from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import DataError, SettingsError
 from cvaeopt.files import whole, write_json
-from cvaeopt.outcome.pictures import Frames, write_gif
+from cvaeopt.pictures.run_pictures import Frames, write_gif
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
 from cvaeopt.vae.dataset import count_test_sequences, test_sequences

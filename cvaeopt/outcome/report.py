@@ -17,13 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from optuna.trial import FrozenTrial
 
 from cvaeopt.files import write_bytes, write_text
-from cvaeopt.outcome.confirmed import confirmation
 from cvaeopt.outcome.importance import importances
+from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report_data import report_data
 from cvaeopt.outcome.report_pictures import report_pictures
 from cvaeopt.outcome.report_text import setting_text
-from cvaeopt.search.storage import Storage
-from cvaeopt.search.study import Definition, left, open_existing, status
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import Definition, left, open_existing, status
 
 PAGE: Final = "report.html"
 

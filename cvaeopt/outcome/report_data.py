@@ -18,14 +18,14 @@ from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import RunFolder
-from cvaeopt.outcome.charts import BASELINE_NAMES
-from cvaeopt.outcome.confirmed import Confirmation, table
 from cvaeopt.outcome.export import beaten_baselines, estimator
-from cvaeopt.outcome.pictures import PSNR_VALUES
+from cvaeopt.outcome.leaders import Confirmation, table
 from cvaeopt.outcome.report_text import duration, fresh_text, marks, setting_text, short_name, spread, tally, verdict
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
+from cvaeopt.pictures.run_pictures import PSNR_VALUES
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import params_to_config
+from cvaeopt.text import BASELINES_LONG
 
 MAX_ROWS: Final = 200
 MAX_FAILURES: Final = 50
@@ -377,7 +377,7 @@ def _good_trials(
 def _against(best: TrialFacts | None, baselines: Mapping[str, float]) -> list[Against]:
     reached = None if best is None else best.value
     return [
-        Against(BASELINE_NAMES.get(name, name), level, None if reached is None else reached - level)
+        Against(BASELINES_LONG.get(name, name), level, None if reached is None else reached - level)
         for name, level in baselines.items()
     ]
 

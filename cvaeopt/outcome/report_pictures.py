@@ -12,20 +12,21 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from cvaeopt.outcome import charts, pictures, settings_charts, study_charts
+from cvaeopt.outcome import settings_charts, study_charts
 from cvaeopt.outcome.importance import Importance
 from cvaeopt.outcome.report_data import Comparison, ReportData, RunFiles
 from cvaeopt.outcome.report_text import short_name
+from cvaeopt.pictures import curves, run_pictures
 
 _SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}
 _RUN_PICTURES: Final = (
     (
-        pictures.WORST,
+        run_pictures.WORST,
         "The frames with the lowest PSNR: truth, pose and prediction above each other.",
         "The worst predicted frames, each from another stretch of the video.",
     ),
     (
-        pictures.GIF,
+        run_pictures.GIF,
         "Animation: true frames, prediction and pose beside each other.",
         "The free-running prediction between the truth and the pose it was given.",
     ),
@@ -168,7 +169,7 @@ def _curves_of_run(files: RunFiles, title: str, levels: dict[str, float]) -> tup
         shown.append(
             Picture(
                 "best_curves.png",
-                charts.run_curves(files.history, name=title),
+                curves.run_curves(files.history, name=title),
                 f"{title}: validation PSNR, losses, forcing ratio, KL weight and learning rate over "
                 f"{len(files.history)} epochs.",
             )
@@ -179,13 +180,13 @@ def _curves_of_run(files: RunFiles, title: str, levels: dict[str, float]) -> tup
         shown.append(
             Picture(
                 "best_psnr_per_frame.png",
-                charts.psnr_per_frame(np.array(files.psnr), levels, name=title),
+                curves.psnr_per_frame(np.array(files.psnr), levels, name=title),
                 f"{title}: PSNR of each of {len(files.psnr)} predicted validation frames, mean "
                 f"{statistics.fmean(files.psnr):.2f} dB.",
             )
         )
     else:
-        missing.append(pictures.PSNR_VALUES)
+        missing.append(run_pictures.PSNR_VALUES)
     return shown, missing
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cvaeopt.config import Config
-from cvaeopt.outcome.charts import BASELINE_NAMES
-from cvaeopt.outcome.confirmed import Confirmation
 from cvaeopt.outcome.export import beaten_baselines
+from cvaeopt.outcome.leaders import Confirmation
 from cvaeopt.outcome.transfer import landmarks
 from cvaeopt.outcome.trials import Axis, TrialFacts
+from cvaeopt.text import BASELINES_LONG
 
 
 def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
@@ -22,7 +22,7 @@ def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
         return f"Trial {best.number} reached {best.value:.2f} dB; the study knows no baselines to compare it with."
     lost = beaten_baselines(best.value, baselines)
     if lost:
-        names = " and ".join(BASELINE_NAMES.get(name, name) for name in lost)
+        names = " and ".join(BASELINES_LONG.get(name, name) for name in lost)
         # The nearest pose is not trivial: it looks the frame up in the training video.
         doing = "copying the nearest training frame is worth" if lost == ["nearest_pose"] else "doing nothing is worth"
         return (
@@ -32,7 +32,7 @@ def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
     name, level = max(baselines.items(), key=lambda item: item[1])
     return (
         f"Trial {best.number} reached {best.value:.2f} dB, {best.value - level:.2f} dB above the hardest baseline "
-        f"({BASELINE_NAMES.get(name, name)})."
+        f"({BASELINES_LONG.get(name, name)})."
     )
 
 

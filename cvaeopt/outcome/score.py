@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cvaeopt.errors import CheckpointError, DataError
 from cvaeopt.files import write_bytes, write_json
 from cvaeopt.outcome import predict, recipe
-from cvaeopt.outcome.pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.outcome.predict import Noise, file_digest, frame_size, roll_frames
+from cvaeopt.pictures.run_pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
 from cvaeopt.vae.dataset import Dataset, test_sequences

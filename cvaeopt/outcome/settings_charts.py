@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cvaeopt.config import Config
-from cvaeopt.outcome.charts import (
+from cvaeopt.outcome.importance import FEWEST_TRIALS, Importance
+from cvaeopt.outcome.trials import Axis, TrialFacts, best_of
+from cvaeopt.pictures.curves import (
     BLUE,
     FAINT,
     INK,
@@ -24,9 +26,7 @@ from cvaeopt.outcome.charts import (
     title,
     whole_ticks,
 )
-from cvaeopt.outcome.importance import FEWEST_TRIALS, Importance
-from cvaeopt.outcome.pictures import thinned
-from cvaeopt.outcome.trials import Axis, TrialFacts, best_of
+from cvaeopt.pictures.run_pictures import thinned
 from cvaeopt.vae.schedules import beta_at, tfr_at
 
 if TYPE_CHECKING:

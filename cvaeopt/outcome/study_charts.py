@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cvaeopt.outcome.charts import (
+from cvaeopt.outcome.trials import TrialFacts, best_of
+from cvaeopt.pictures.curves import (
     AMBER,
     BLUE,
     FAINT,
@@ -18,7 +19,6 @@ from cvaeopt.outcome.charts import (
     PURPLE,
     QUIET,
     SERIES,
-    SHORT_NAMES,
     SKY,
     column,
     draw_baselines,
@@ -30,8 +30,8 @@ from cvaeopt.outcome.charts import (
     title,
     whole_ticks,
 )
-from cvaeopt.outcome.pictures import thinned
-from cvaeopt.outcome.trials import TrialFacts, best_of
+from cvaeopt.pictures.run_pictures import thinned
+from cvaeopt.text import BASELINES
 
 if TYPE_CHECKING:
     pass
@@ -83,7 +83,7 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
             if baselines:
                 name, bar = max(baselines.items(), key=lambda item: item[1])
                 side = "above" if best.value >= bar else "BELOW"
-                text += f", {abs(best.value - bar):.1f} dB {side} {SHORT_NAMES.get(name, name)}"
+                text += f", {abs(best.value - bar):.1f} dB {side} {BASELINES.get(name, name)}"
             title(drawing, text)
         levels = [trial.level or 0.0 for trial in ended]
         if len(levels) > 20:  # a few lost trials must not flatten the rest

@@ -6,20 +6,12 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from cvaeopt.text import STATES, State
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-State = Literal["complete", "pruned", "failed", "running", "waiting"]
-
-_STATES: Final[dict[str, State]] = {
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
     attributes = trial.user_attrs
     # A diverged trial is told to Optuna as pruned, so that samplers learn from it; for people it failed.
     bad = attributes.get("failed") or any(value > 0 for value in trial.constraints.values())
-    state: State = "failed" if bad else _STATES[trial.state.name]
+    state: State = "failed" if bad else STATES[trial.state.name]
     if left and state == "running":
         state = "waiting"
     value = trial.values[0] if state == "complete" and trial.values else None

@@ -35,7 +35,7 @@ import numpy as np
 from cvaeopt import files
 from cvaeopt.errors import DataError
 from cvaeopt.vae.metrics import Baselines, baselines
-from cvaeopt.vae.pictures import Png, Report, blocks, check_gaps, check_pairs, list_folder, stop
+from cvaeopt.vae.png_folder import Png, Report, blocks, check_gaps, check_pairs, list_folder, stop
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 

@@ -29,8 +29,8 @@ from cvaeopt.config import Config
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae import device as devices
+from cvaeopt.vae.cpu_step import Lanes, one_thread
 from cvaeopt.vae.dataset import Dataset, clip_starts, require_clips
-from cvaeopt.vae.lanes import Lanes, one_thread
 from cvaeopt.vae.loss import ClipLoss, FreeStep, clip_loss
 from cvaeopt.vae.metrics import late_mean, psnr_per_frame
 from cvaeopt.vae.model import CVAE, Statistics, check_weights

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from cvaeopt.outcome import report
-from tests.browser import chromium
-from tests.command import Shop
-from tests.outcome.made_up import BASELINES, NOON, definition, run_folder, trials
 from tests.outcome.test_report import ablation
+from tests.support import chromium
+from tests.support.command import Shop
+from tests.support.made_up import BASELINES, NOON, definition, run_folder, trials
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,9 @@ from cvaeopt.errors import StudyError
 from cvaeopt.outcome import recipe
 from cvaeopt.outcome.export import export_best
 from cvaeopt.search.space import params_to_config
-from cvaeopt.search.storage import Storage, open_storage
-from cvaeopt.search.study import create_or_open
-from tests.outcome.made_up import NOON, definition, trials
+from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.study import create_or_open
+from tests.support.made_up import NOON, definition, trials
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ from PIL import Image
 
 from cvaeopt.errors import CheckpointError, DataError
 from cvaeopt.outcome import predict as module
-from cvaeopt.outcome.pictures import write_gif
 from cvaeopt.outcome.predict import Noise, predict
 from cvaeopt.outcome.score import recalibrate, score, show
+from cvaeopt.pictures.run_pictures import write_gif
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.metrics import public_score
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import to_float
 from cvaeopt.vae.trainer import Trainer
-from tests.outcome.made_up import frames, sequence_folder
-from tests.outcome.test_pictures import gif_frames
-from tests.vae import plain, tiny
+from tests.pictures.test_run_pictures import gif_frames
+from tests.support import plain, tiny
+from tests.support.made_up import frames, sequence_folder
 
 ZERO = Noise("zero")
 
@@ -125,7 +125,7 @@ def test_a_lab_checkpoint_predicts_what_the_plain_loop_does(lab: tuple[Path, CVA
 
 def test_a_checkpoint_of_the_labs_own_code_predicts_the_bytes_of_the_labs_own_loop(tmp_path: Path):
     """Neither network, checkpoint, loop nor CSV of the expected side is ours."""
-    from tests.vae.lab import VAE_Model
+    from tests.support.lab import VAE_Model
 
     torch.manual_seed(11)
     theirs = VAE_Model(16, 4, 8, 16)

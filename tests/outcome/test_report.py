@@ -18,13 +18,14 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from cvaeopt.files import RunFolder
-from cvaeopt.outcome import charts, report, settings_charts, study_charts
+from cvaeopt.outcome import report, settings_charts, study_charts
 from cvaeopt.outcome.importance import importances
-from cvaeopt.outcome.pictures import PSNR_VALUES
 from cvaeopt.outcome.trials import axes, best_of, facts
-from cvaeopt.search.storage import open_storage
-from cvaeopt.search.study import Definition, create_or_open, load_definition, status
-from tests.outcome.made_up import BASELINES, NOON, definition, fill, history, run_folder, trials
+from cvaeopt.pictures import curves
+from cvaeopt.pictures.run_pictures import PSNR_VALUES
+from cvaeopt.store.storage import open_storage
+from cvaeopt.store.study import Definition, create_or_open, load_definition, status
+from tests.support.made_up import BASELINES, NOON, definition, fill, history, run_folder, trials
 
 OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
 
@@ -242,7 +243,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         kept.append(drawing)
         return b""
 
-    for module in (charts, study_charts, settings_charts):
+    for module in (curves, study_charts, settings_charts):
         monkeypatch.setattr(module, "png", keep)
     return lambda: kept[-1]
 
@@ -263,7 +264,7 @@ def marks(axis: Axis) -> list[Text]:
 @pytest.mark.parametrize("top", [1e-3, 2.5e-3, 3.3e-4])
 def test_the_marks_of_a_learning_rate_do_not_overlap(drawn: Drawn, fall: float, top: float):
     rows = history({epoch: 25.0 + epoch for epoch in range(1, 11)})
-    charts.run_curves([{**row, "lr": top * fall ** (-index / 9)} for index, row in enumerate(rows)])
+    curves.run_curves([{**row, "lr": top * fall ** (-index / 9)} for index, row in enumerate(rows)])
     written = marks(drawn().axes[-1].yaxis)
     assert len(written) >= 2
     assert_apart(written)
@@ -294,7 +295,7 @@ def test_names_of_lines_stand_beside_what_was_measured(
         (lambda: study_charts.curves(shown, baselines, "val_psnr"), 1),
         (lambda: study_charts.history(shown, baselines, "val_psnr"), 0),
         (lambda: study_charts.frames_compared({"a": [level, level - 1.0]}, baselines), 0),
-        (lambda: charts.psnr_per_frame(np.linspace(level, level - 3, 20), baselines), 0),
+        (lambda: curves.psnr_per_frame(np.linspace(level, level - 3, 20), baselines), 0),
     ):
         draw()
         figure = drawn()
@@ -318,12 +319,12 @@ def test_names_of_lines_stand_beside_what_was_measured(
     ],
 )
 def test_a_logarithmic_axis_has_few_marks(values: list[float], ticks: list[float]):
-    assert charts.log_ticks(values) == pytest.approx(ticks)
+    assert curves.log_ticks(values) == pytest.approx(ticks)
 
 
 def test_a_mark_is_as_short_as_its_two_digits():
     numbers = (1e-7, 1.23e-5, 1e-3, 2.5e-3, 0.01, 0.3, 1.0, 512.0)
-    assert [charts.tick_text(number) for number in numbers] == [
+    assert [curves.tick_text(number) for number in numbers] == [
         "1e-7", "1.2e-5", "1e-3", "2.5e-3", "0.01", "0.3", "1", "512",
     ]  # fmt: skip
 

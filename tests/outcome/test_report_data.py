@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvaeopt.outcome.report_data import MAX_ROWS, report_data
-from tests.outcome.made_up import BASELINES, NOON, definition, run_folder, trials
+from tests.support.made_up import BASELINES, NOON, definition, run_folder, trials
 
 OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
 

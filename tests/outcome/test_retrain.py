@@ -15,7 +15,7 @@ from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.retrain import Retraining, resolve
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
-from tests.vae import tiny
+from tests.support import tiny
 
 # A schedule that moves in every epoch, shuffled clips and averaged weights: all that a resume must get right.
 SETTINGS = {"num_epoch": 6, "tfr_sde": 1, "tfr_d_step": 0.2, "shuffle": True, "ema": 0.9, "tfr_coin": "step"}

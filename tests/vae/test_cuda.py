@@ -13,7 +13,7 @@ from cvaeopt.vae.loss import clip_loss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import roll_out
 from cvaeopt.vae.trainer import Trainer
-from tests.vae import tiny
+from tests.support import tiny
 
 pytestmark = [
     pytest.mark.cuda,

@@ -27,7 +27,7 @@ from PIL import Image
 from cvaeopt.errors import DataError
 from cvaeopt.vae import dataset
 from cvaeopt.vae.dataset import check, clip_starts, count_test_sequences, load, require_clips
-from cvaeopt.vae.pictures import list_folder, stop
+from cvaeopt.vae.png_folder import list_folder, stop
 
 FRAMES, LABELS = "train/train_img", "train/train_label"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cvaeopt.vae.loss import clip_loss
 from cvaeopt.vae.model import CVAE
-from tests.vae import plain
+from tests.support import plain
 
 
 def network(*widths: int) -> CVAE:

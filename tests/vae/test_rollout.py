@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cvaeopt.vae import rollout
 from cvaeopt.vae.model import CVAE
-from tests.vae import plain
+from tests.support import plain
 
 
 def network() -> CVAE:

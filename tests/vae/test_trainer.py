@@ -12,12 +12,12 @@ from torch import Tensor
 
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
-from cvaeopt.vae.lanes import Lanes
+from cvaeopt.vae.cpu_step import Lanes
 from cvaeopt.vae.loss import ClipLoss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import to_float
 from cvaeopt.vae.trainer import EpochResult, Trainer
-from tests.vae import plain, tiny
+from tests.support import plain, tiny
 
 DATA = tiny.dataset()
 

@@ -1,0 +1,68 @@
+"""Where the checkpoint of a finished trial is: in this machine's artifact folder, an object store, or elsewhere."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvaeopt.errors import CheckpointError, StudyError
+from cvaeopt.files import RunFolder
+from cvaeopt.outcome.trials import best_of, facts
+from cvaeopt.store.study import open_existing
+
+if TYPE_CHECKING:
+    from cvaeopt.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class Located:
+    """The checkpoint of complete trial `number`.
+
+    path    where it is on this machine, or would be
+    host    the machine that finished the trial
+    store   the object store to which it was copied, s3://BUCKET/PREFIX, or ''
+    """
+
+    number: int
+    path: Path
+    host: str
+    store: str
+
+    def elsewhere(self) -> CheckpointError:
+        """What to say when it is not here and no object store has it."""
+        if self.host == socket.gethostname() and self.path.parent.is_dir():
+            return CheckpointError(
+                f"Trial {self.number} was finished on this machine and left no checkpoint: there is no {self.path}.",
+                "Expected: a trial among the best (keep_best under [service]), with room on its disk when it ended.",
+                "Its settings are in the database: train the best ones again with cvaeopt export-best and cvaeopt "
+                "retrain; or name another artifact folder with --artifacts.",
+            )
+        if self.host == socket.gethostname():
+            return CheckpointError(
+                f"The checkpoint of trial {self.number} is not in {self.path.parent}.",
+                "Expected: the artifact folder of the workers; the trial was finished on this machine.",
+                "Name that folder with --artifacts, or an object store with --checkpoints.",
+            )
+        return CheckpointError(
+            f"The checkpoint of trial {self.number} is not in {self.path.parent} on this machine.",
+            f"Expected: the artifact folder of the workers (the trial was finished on {self.host}), or an object "
+            "store to which they copied it.",
+            f"Copy {self.path} from {self.host}, name its folder with --artifacts, or the store with --checkpoints.",
+        )
+
+
+def locate(storage: Storage, name: str, number: int | None, artifacts: Path) -> Located:
+    """Where the checkpoint of a complete trial is; `number` None is the best one. StudyError if there is no such."""
+    study, _ = open_existing(storage, name)
+    trials = [trial for trial in facts(study.get_trials(deepcopy=False)) if trial.value is not None]
+    chosen = best_of(trials if number is None else [trial for trial in trials if trial.number == number])
+    if chosen is None:
+        which = "no trial" if number is None else f"no trial {number}"
+        there = ", ".join(str(trial.number) for trial in trials) or "none"
+        raise StudyError(f"Study '{name}' has {which} that is complete.", f"Complete: {there}.")
+    folder = RunFolder.of_trial(artifacts, name, chosen.number)
+    copied = str(chosen.attributes.get("checkpoints") or "")
+    store = copied.removesuffix(f"/{name}/{chosen.number:05d}")
+    return Located(chosen.number, folder.last, str(chosen.attributes.get("host") or "another machine"), store)

@@ -1,0 +1,321 @@
+"""The look of every chart, and the charts of one run, as PNG bytes.
+
+Titles are statements, axes carry units, colours are told apart by colour-blind readers (Okabe and Ito), and the
+letters are large enough for a chart shown 360 pixels wide. matplotlib's object interface only: no global state
+is left behind, and matplotlib is loaded when the first chart is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvaeopt.config import Config
+from cvaeopt.text import BASELINES
+from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import AbstractPathEffect
+
+BLUE: Final = "#0072B2"
+ORANGE: Final = "#D55E00"
+GREEN: Final = "#00805E"
+PURPLE: Final = "#A6478A"
+AMBER: Final = "#B87D00"
+SKY: Final = "#56B4E9"
+INK: Final = "#222222"
+QUIET: Final = "#6B6B6B"
+FAINT: Final = "#C9CDD2"
+SERIES: Final = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
+
+
+"""The same in a line of text."""
+
+WIDTH_IN: Final = 5.6
+_DPI: Final = 170
+_TITLE_CHARACTERS: Final = 52
+_LOOK: Final[dict[Any, Any]] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11.5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8A8F96",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E7E9EC",
+    "grid.linewidth": 0.8,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "text.color": INK,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@contextlib.contextmanager
+def look() -> Iterator[None]:
+    """The common look inside the block; matplotlib's settings are what they were after it."""
+    import matplotlib
+
+    with matplotlib.rc_context(_LOOK):
+        yield
+
+
+def figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
+    """An empty figure with room made for its labels; draw on it inside `look()`."""
+    from matplotlib.figure import Figure as NewFigure
+
+    return NewFigure(figsize=(width_in, height_in), dpi=_DPI, layout="constrained")
+
+
+def png(drawing: Figure) -> bytes:
+    """The figure as a PNG file's bytes, equal for equal figures (no date, no version inside)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    stream = io.BytesIO()
+    FigureCanvasAgg(drawing).print_png(stream, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return stream.getvalue()
+
+
+def title(drawing: Figure, text: str) -> None:
+    """Write `text` above the figure, from its left edge, broken into lines that fit."""
+    lines = "\n".join(textwrap.wrap(text, _TITLE_CHARACTERS)).replace("$", r"\$")  # a name is not mathematics
+    drawing.suptitle(lines, x=0.012, ha="left", fontsize=12.5, fontweight="bold")
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Let the x axis count in whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+
+
+def legend_below(drawing: Figure, axes: Axes) -> None:
+    """One legend under the figure, in as many columns as its labels leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = max(1, min(3, 52 // (max(map(len, labels)) + 5)))
+        drawing.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
+
+
+def set_rate_scale(axes: Axes, rates: Sequence[float]) -> None:
+    """Logarithmic (four decades at most) where the rates span more than one, otherwise linear from 0."""
+    from matplotlib.ticker import NullFormatter
+
+    if 0 < min(rates) < max(rates) / 10:
+        axes.set_yscale("log")
+        low = max(min(rates), max(rates) / 1e4)
+        axes.set_ylim(low / 1.5, max(rates) * 1.5)
+        # matplotlib writes on every second small mark where there are few powers of ten: one word over another.
+        ticks = log_ticks([low, max(rates)])
+        axes.set_yticks(ticks, [tick_text(tick) for tick in ticks])
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(0, max(rates) * 1.1)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """At most four marks for an axis with a logarithmic scale: powers of ten, or both ends where there are few."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    decades = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    if len(decades) >= 2:
+        return decades[:: math.ceil(len(decades) / 4)]
+    return [low] if high < 1.25 * low else [low, math.sqrt(low * high), high]
+
+
+def tick_text(number: float) -> str:
+    """A positive number with two digits, as short as it can be: 0.01, 1.2e-4."""
+    if 1e-2 <= number < 1e4:
+        return f"{number:.2g}" if number < 100 else f"{number:.0f}"
+    digits, power = f"{number:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
+
+
+def halo() -> list[AbstractPathEffect]:
+    """A white edge around letters, so that they can be read over lines without hiding them."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.6, foreground="white", alpha=0.9)]
+
+
+def draw_baselines(axes: Axes, baselines: Mapping[str, float], best: tuple[float, str] | None = None) -> None:
+    """Dashed lines, named in the right margin, where no name covers a curve or a point.
+
+    best    height, in data units, and name of one curve that is named there, too
+    """
+    low, high = axes.get_ylim()
+    for value in baselines.values():
+        low, high = min(low, value - 0.5), max(high, value + 0.5)
+        axes.axhline(value, color=QUIET, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.5)
+    axes.set_ylim(low, high)
+    names = [(value, f"{BASELINES.get(name, name)} {value:.1f}", False) for name, value in baselines.items()]
+    names += [] if best is None else [(*best, True)]
+    names.sort()
+    for (_, text, bold), height in zip(
+        names, _apart([value for value, _, _ in names], (high - low) * 0.085, high), strict=True
+    ):
+        axes.annotate(
+            text,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+            fontweight="bold" if bold else "normal",
+            color=BLUE if bold else "#4A4A4A",
+            annotation_clip=False,
+        )
+
+
+def _apart(heights: Sequence[float], gap: float, top: float) -> list[float]:
+    """Rising `heights`, moved by as little as leaves `gap` between any two and none above `top`."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], top)
+        top = placed[index] - gap
+    return placed
+
+
+def nothing(name: str, reason: str) -> bytes:
+    """A chart that says why there is nothing to draw."""
+    with look():
+        drawing = figure(1.7)
+        axes = drawing.subplots()
+        axes.set_axis_off()
+        title(drawing, name)
+        axes.text(0, 0.55, "\n".join(textwrap.wrap(reason, 54)), transform=axes.transAxes, color=QUIET, va="center")
+        return png(drawing)
+
+
+def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
+    """Validation PSNR, losses, forcing ratio with KL weight, and learning rate of one run, above each other.
+
+    rows   the lines of history.jsonl
+    """
+    if not rows:
+        return nothing(f"{name}: no epoch yet" if name else "No epoch yet", "This run has not finished an epoch.")
+    epochs = [int(row["epoch"]) for row in rows]
+    marker = "o" if len(epochs) < 3 else ""
+    with look():
+        drawing = figure(8.4)
+        quality, loss, schedule, rate = drawing.subplots(
+            4, 1, sharex=True, gridspec_kw={"height_ratios": [2.4, 2, 1.5, 1.2]}
+        )
+        best = max(rows, key=lambda row: float(row["val_psnr"]))
+        last = f"best {best['val_psnr']:.2f} dB at epoch {best['epoch']} of {epochs[-1]}"
+        title(drawing, f"{name}: {last}" if name else last[:1].upper() + last[1:])
+        quality.plot(epochs, column(rows, "val_psnr"), marker=marker, color=BLUE, label="all frames")
+        quality.plot(epochs, column(rows, "val_psnr_late"), marker=marker, color=SKY, linewidth=1.3, label="last third")
+        quality.plot(best["epoch"], best["val_psnr"], "o", color=BLUE, markersize=6)
+        quality.set_ylabel("validation\nPSNR, dB")
+        quality.legend(loc="lower right", ncols=2)
+        loss.plot(epochs, column(rows, "train_loss"), marker=marker, color=INK, label="total")
+        loss.plot(epochs, column(rows, "train_mse"), marker=marker, color=ORANGE, label="squared error")
+        loss.plot(epochs, column(rows, "train_kl"), marker=marker, color=PURPLE, linewidth=1.3, label="KL")
+        if all(row["train_mse"] > 0 for row in rows):
+            loss.set_yscale("log")
+        loss.set_ylabel("training loss")
+        loss.legend(loc="upper right", ncols=3, handlelength=1.2, columnspacing=1)
+        schedule.plot(epochs, column(rows, "tfr"), marker=marker, color=GREEN, label="forcing ratio")
+        schedule.plot(epochs, column(rows, "beta"), marker=marker, color=AMBER, label="KL weight")
+        schedule.set_ylim(-0.05, 1.3)
+        schedule.set_yticks([0, 0.5, 1])
+        schedule.set_ylabel("schedules")
+        schedule.legend(loc="upper right", ncols=2, handlelength=1.2)
+        rate.plot(epochs, column(rows, "lr"), marker=marker, color=QUIET)
+        set_rate_scale(rate, column(rows, "lr"))
+        rate.set_ylabel("learning\nrate")
+        rate.set_xlabel("epochs finished")
+        whole_ticks(rate)
+        drawing.align_ylabels()
+        return png(drawing)
+
+
+def psnr_per_frame(
+    psnr_frames: NDArray[np.floating[Any]], baselines: Mapping[str, float] | None = None, *, name: str = ""
+) -> bytes:
+    """PSNR of every predicted frame of the validation video, (T,) dB, with the baselines' means."""
+    values = np.asarray(psnr_frames, dtype=float)
+    if not len(values):
+        return nothing("PSNR per frame", "No frame was predicted.")
+    late = values[-math.ceil(len(values) / 3) :]
+    worst = int(values.argmin())
+    with look():
+        drawing = figure(3.4)
+        axes = drawing.subplots()
+        text = f"{values.mean():.2f} dB over {len(values)} frames, {late.mean():.2f} dB in the last third"
+        title(drawing, f"{name}: {text}" if name else text)
+        axes.plot(np.arange(1, len(values) + 1), values, color=BLUE, linewidth=1.3)
+        axes.plot(worst + 1, values[worst], "o", color=ORANGE, markersize=6)
+        axes.annotate(
+            f"worst {values[worst]:.1f}",
+            (worst + 1, values[worst]),
+            xytext=(0, -6),  # below the lowest point there is no curve
+            textcoords="offset points",
+            ha="left" if worst < len(values) * 0.2 else "right" if worst > len(values) * 0.8 else "center",
+            va="top",
+            zorder=6,
+            path_effects=halo(),
+            color=ORANGE,
+            fontsize=10,
+        )
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - (high - low) * 0.14, high)
+        draw_baselines(axes, baselines or {})
+        axes.set_xlabel("frame of the roll-out")
+        axes.set_ylabel("PSNR, dB")
+        whole_ticks(axes)
+        return png(drawing)
+
+
+def schedules(runs: Mapping[str, Config]) -> bytes:
+    """Forcing ratio, KL weight and learning rate of several settings, over epochs: what a recipe will do."""
+    longest = max(config.num_epoch for config in runs.values())
+    with look():
+        drawing = figure(5.6)
+        forcing, weight, rate = drawing.subplots(3, 1, sharex=True)
+        title(drawing, f"Schedules over {longest} epochs: {', '.join(runs)}")
+        # Solid under dashed under thin: curves that coincide stay visible.
+        styles = ((SKY, 3.2, "-"), (ORANGE, 1.8, (0, (4, 2))), (INK, 0.8, "-"))
+        for (name, config), (colour, width, dashes) in zip(runs.items(), itertools.cycle(styles), strict=False):
+            span = range(config.num_epoch)
+            for axes, at in ((forcing, tfr_at), (weight, beta_at), (rate, lr_at)):
+                levels = [at(config, epoch) for epoch in span]
+                axes.plot(span, levels, color=colour, linewidth=width, linestyle=dashes, label=name)
+        forcing.set_ylabel("forcing ratio")
+        forcing.set_ylim(-0.05, 1.05)
+        legend_below(drawing, forcing)
+        weight.set_ylabel("KL weight")
+        weight.set_ylim(-0.05, 1.05)
+        rate.set_ylabel("learning rate")
+        set_rate_scale(rate, [lr_at(config, e) for config in runs.values() for e in range(config.num_epoch)])
+        rate.set_xlabel("epochs finished")
+        whole_ticks(rate)
+        drawing.align_ylabels()
+        return png(drawing)
+
+
+def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The values of `key` in every row; NaN where a row lacks it."""
+    return [math.nan if row.get(key) is None else float(row[key]) for row in rows]

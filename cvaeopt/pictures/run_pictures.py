@@ -1,0 +1,214 @@
+"""Frames as GIFs and PNGs, and the pictures that every finished run leaves in its folder.
+
+Frames are uint8 (T, 3, H, W) everywhere, clipped and rounded before they come here, so nothing can wrap around.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from cvaeopt.files import whole, write_bytes, write_json
+from cvaeopt.pictures import curves
+
+Frames = NDArray[np.uint8]
+
+LAB_FRAME_MS: Final = 20
+CURVES: Final = "curves.png"
+PSNR_CHART: Final = "psnr_per_frame.png"
+WORST: Final = "worst_frames.png"
+GIF: Final = "prediction.gif"
+PSNR_VALUES: Final = "psnr_per_frame.json"
+_LETTERS: Final = (34, 34, 34)
+_PAPER: Final = (255, 255, 255)
+_GAP_PX: Final = 2  # between pictures, before enlarging
+
+
+def trial_artifacts(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    psnr_frames: NDArray[np.floating[Any]] | None = None,
+    prediction: Frames | None = None,
+    truth: Frames | None = None,
+    labels: Frames | None = None,
+    baselines: Mapping[str, float] | None = None,
+    title: str = "",
+) -> list[Path]:
+    """Write the pictures of a run into `folder` and return their paths; what has no data is left out.
+
+    rows                       the lines of history.jsonl
+    psnr_frames                (T,) dB, of the predicted frames
+    prediction, truth, labels  (T, 3, H, W) uint8 of the same frames
+    Also writes psnr_per_frame.json (the values; not among the returned paths), from which a report draws again.
+    """
+    made = [folder / CURVES]
+    write_bytes(made[0], curves.run_curves(rows, name=title))
+    if psnr_frames is not None:
+        made.append(folder / PSNR_CHART)
+        write_bytes(made[-1], curves.psnr_per_frame(psnr_frames, baselines, name=title))
+        write_json(folder / PSNR_VALUES, {"psnr_db": [round(float(value), 4) for value in psnr_frames]})
+    if prediction is None or truth is None or labels is None:
+        return made
+    if psnr_frames is not None:
+        made.append(folder / WORST)
+        rows_of_frames = {"truth": truth, "pose": labels, "prediction": prediction}
+        write_bytes(made[-1], worst_frames(rows_of_frames, psnr_frames))
+    made.append(folder / GIF)
+    write_comparison_gif(made[-1], {"truth": truth, "prediction": prediction, "pose": labels})
+    return made
+
+
+def write_gif(path: Path, frames: Iterable[Frames], *, frame_ms: int = LAB_FRAME_MS) -> None:
+    """Write frames (3, H, W) as an endless GIF, whole or not at all.
+
+    Each frame has its own palette of 256 colours, fitted to it and not dithered, so that still parts stay still.
+    """
+    _save_gif(path, (_quantised(_image(frame), 256) for frame in frames), frame_ms)
+
+
+def write_comparison_gif(
+    path: Path,
+    parts: Mapping[str, Frames],
+    *,
+    scale: int = 4,
+    most_frames: int = 120,
+    frame_ms: int = 60,
+) -> None:
+    """Write several videos of equal size beside each other, each under its name, as one endless GIF.
+
+    parts         name -> frames (T, 3, H, W)
+    scale         enlargement, nearest neighbour: pixels stay pixels
+    most_frames   a longer video is thinned evenly, so that the file stays small and quick to make
+    """
+    length = min(len(frames) for frames in parts.values())
+    chosen = thinned(length, most_frames)
+    height, width = next(iter(parts.values())).shape[2:]
+    band = _band(list(parts), (width + _GAP_PX) * scale)
+
+    def pictures() -> Iterator[Image.Image]:
+        for index in chosen:
+            joined = np.full((height, (width + _GAP_PX) * len(parts) - _GAP_PX, 3), 255, np.uint8)
+            for place, frames in enumerate(parts.values()):
+                left = place * (width + _GAP_PX)
+                joined[:, left : left + width] = frames[index].transpose(1, 2, 0)
+            # Quantised before enlarging: sixteen times fewer pixels. Two palette entries belong to the band.
+            small = _quantised(Image.fromarray(joined), 254)
+            palette = small.getpalette() or []
+            palette = palette[: 254 * 3] + [0] * (254 * 3 - len(palette)) + [*_PAPER, *_LETTERS]
+            large = small.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST)
+            page = Image.new("P", (large.width, large.height + band.height), 254)
+            page.putpalette(palette)
+            page.paste(large, (0, band.height))
+            page.paste(255, (0, 0), band.crop((0, 0, large.width, band.height)))
+            yield page
+
+    _save_gif(path, pictures(), frame_ms)
+
+
+def film_strip(rows: Mapping[str, Frames], *, columns: int = 4, scale: int = 3) -> bytes:
+    """A PNG of `columns` evenly spaced frames; one row per name, the frame's number above."""
+    length = min(len(frames) for frames in rows.values())
+    chosen = thinned(length, columns)
+    return _sheet(rows, chosen, [f"frame {index + 1}" for index in chosen], scale)
+
+
+def worst_frames(
+    rows: Mapping[str, Frames], psnr_frames: NDArray[np.floating[Any]], *, count: int = 4, scale: int = 3
+) -> bytes:
+    """A PNG of the `count` frames with the lowest PSNR, each from another stretch of the video.
+
+    psnr_frames   (T,) dB, of the frames in `rows`
+    """
+    chosen = worst_indices(psnr_frames, count)
+    captions = [f"frame {index + 1}\n{psnr_frames[index]:.1f} dB" for index in chosen]
+    return _sheet(rows, chosen, captions, scale)
+
+
+def worst_indices(psnr_frames: NDArray[np.floating[Any]], count: int) -> list[int]:
+    """Indices of the lowest values, worst first, no two closer than 1/(3 count) of the video."""
+    apart = max(1, len(psnr_frames) // (3 * count))
+    chosen: list[int] = []
+    for index in np.argsort(psnr_frames, kind="stable"):
+        if all(abs(int(index) - other) >= apart for other in chosen):
+            chosen.append(int(index))
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def thinned(length: int, most: int) -> list[int]:
+    """At most `most` indices of range(length), evenly spaced, first and last included."""
+    if length <= most:
+        return list(range(length))
+    return [round(place * (length - 1) / (most - 1)) for place in range(most)] if most > 1 else [0]
+
+
+def _image(frame: Frames) -> Image.Image:
+    if frame.dtype != np.uint8:
+        raise TypeError(f"frames are uint8 (clip and round first), not {frame.dtype}")
+    return Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0)))
+
+
+def _quantised(image: Image.Image, colours: int) -> Image.Image:
+    return image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+
+
+def _save_gif(path: Path, images: Iterator[Image.Image], frame_ms: int) -> None:
+    first = next(images, None)
+    if first is None:
+        raise ValueError(f"{path.name} would have no frame")
+    with whole(path) as stream:
+        first.save(
+            stream,
+            format="GIF",
+            save_all=True,
+            append_images=images,
+            duration=frame_ms,
+            loop=0,
+            optimize=False,
+            disposal=1,
+        )
+
+
+def _sheet(rows: Mapping[str, Frames], chosen: Sequence[int], captions: Sequence[str], scale: int) -> bytes:
+    height, width = (side * scale for side in next(iter(rows.values())).shape[2:])
+    gap, font = 6, _font(19)
+    margin = max(int(font.getlength(name)) for name in rows) + 2 * gap
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    top = lines * 23 + gap
+    page = Image.new("RGB", (margin + len(chosen) * (width + gap), top + len(rows) * (height + gap)), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for place, caption in enumerate(captions):
+        centre = margin + place * (width + gap) + width / 2
+        draw.multiline_text((centre, 2), caption, _LETTERS, font, anchor="ma", align="center", spacing=3)
+    for line, (name, frames) in enumerate(rows.items()):
+        y = top + line * (height + gap)
+        draw.text((gap, y + height / 2), name, _LETTERS, font, anchor="lm")
+        for place, index in enumerate(chosen):
+            picture = _image(frames[index]).resize((width, height), Image.Resampling.NEAREST)
+            page.paste(picture, (margin + place * (width + gap), y))
+    stream = io.BytesIO()
+    page.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _band(names: Sequence[str], step_px: int) -> Image.Image:
+    """A 1-bit mask with the names at distances of `step_px`."""
+    band = Image.new("1", (step_px * len(names), 28), 0)
+    draw = ImageDraw.Draw(band)
+    for place, name in enumerate(names):
+        draw.text((place * step_px + 4, 14), name, 1, _font(20), anchor="lm")
+    return band
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels carry FreeType
+    return font

@@ -1,0 +1,310 @@
+"""Several trials at once on one device: a parent that keeps K workers running, each in a process of its own.
+
+    parent                                child (`cvaeopt worker`, one trial at a time)
+      |------ tether: stop, now, EOF ------->|   after the epoch; at once; the parent is gone: after the epoch
+      |<----- tether: ready -----------------|   settings, data, storage and study are in order
+      |<----- stderr: lines -----------------|   shown with the slot's number in front
+
+Why processes: a trial's numbers cannot depend on its neighbours, a member that ends, fails or is killed takes nothing
+with it but its own memory, and the next one joins without anybody waiting. Measured against one stacked network and
+against threads in bench/README.md.
+
+The first child starts alone. What is wrong with the input is then said once, and frames are decoded once; the others
+start as soon as it is ready, and map the same decoded frames. Children are in process groups of their own and take
+orders over the tether only, so that a Ctrl-C, or a scheduler that signals every process of a job, is not counted twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cvaeopt.errors import Interrupted, StorageUnreachable, TryAgain, UserError
+from cvaeopt.run import signals
+from cvaeopt.text import count
+
+_TETHER = "CVAEOPT_TETHER"  # of a child: the descriptor of its end, and the size of the crew
+_STOP, _NOW, _READY = b"s", b"n", b"r"
+_CONTEXT_BYTES = 600e6  # what a process needs on a CUDA device before its first tensor
+_POLL_S = 0.1
+_KILL_AFTER_S = 5.0  # what an order to stop at once may take
+
+Heard = Callable[[int, str], None]
+"""Is told (slot, line) from several threads."""
+
+
+def threads_each(size: int, given: int | None, cores: int, openmp: str = "") -> int:
+    """CPU threads of each of `size` workers: as `given`, else so many that together they have one a core.
+
+    openmp   OMP_NUM_THREADS, which may ask for fewer
+    """
+    if given is not None:
+        return given
+    share = max(1, cores // size)
+    return min(share, int(openmp)) if openmp.isdecimal() and int(openmp) else share
+
+
+def memory_fraction(total_bytes: float, size: int) -> float:
+    """The part of a device's memory that each of `size` processes may allocate, so that all have room.
+
+    A neighbour's greed is then never a trial's "out of memory". Half of an even share at least, whatever the processes
+    themselves take.
+    """
+    even = total_bytes / size
+    return max(even - _CONTEXT_BYTES, even / 2) / total_bytes
+
+
+# ---- the child's side
+
+
+class Tether:
+    """A worker's connection to the crew that started it; of a worker that was started by hand, nothing.
+
+    size   of the crew
+    """
+
+    def __init__(self, end: socket.socket | None, size: int = 1) -> None:
+        self.size = size
+        self._end = end
+        self._stop: Callable[[bool], None] | None = None
+        self._ordered = False
+        self._lock = threading.Lock()
+        if end is not None:
+            threading.Thread(target=self._obey, args=(end,), name="tether", daemon=True).start()
+
+    @classmethod
+    def inherited(cls) -> Tether:
+        """The tether of this process, once."""
+        descriptor, _, size = os.environ.pop(_TETHER, "").partition(",")
+        if not descriptor:
+            return cls(None)
+        end = socket.socket(fileno=int(descriptor))
+        end.set_inheritable(False)
+        return cls(end, int(size))
+
+    def share(self, device: str) -> None:
+        """Limit what this process may allocate on a CUDA `device` to its share; elsewhere nothing."""
+        if self.size > 1 and device.startswith("cuda"):
+            import torch
+
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(memory_fraction(total, self.size), device)
+
+    def attach(self, stop: Callable[[bool], None]) -> None:
+        """Tell the crew that the worker is ready; from now on `stop(at once?)` is called when the crew says so.
+
+        Before, when there is nothing to save, an order ends the process. One worker may follow another; an order that
+        the first has had holds for the next.
+        """
+        with self._lock:
+            self._stop = stop
+            if self._ordered:
+                stop(False)
+        if self._end is not None:
+            with contextlib.suppress(OSError):
+                self._end.sendall(_READY)
+
+    def _obey(self, end: socket.socket) -> None:
+        while True:
+            try:
+                order = end.recv(1)
+            except OSError:
+                order = b""
+            with self._lock:
+                stop = self._stop
+                self._ordered = True
+            if stop is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                stop(order == _NOW)
+            if not order:
+                return
+
+
+# ---- the parent's side
+
+
+@dataclass
+class _Slot:
+    """A place for one child, and the child that has it now."""
+
+    index: int
+    process: subprocess.Popen[str] | None = None
+    end: socket.socket | None = None
+    reader: threading.Thread | None = None
+    ready: bool = False
+    began: float = 0.0
+    deaths: int = 0  # in a row
+    start_at: float = field(default=float("inf"))
+    code: int | None = None  # of the slot, when nothing will be started in it any more
+
+
+class Crew:
+    """`size` children of one command, kept running until each has ended by itself.
+
+    command       of a child
+    environment   of a child; the tether is added
+    heard         is told the children's lines, and what becomes of them
+    most_deaths   how often in a row a child may be killed, or fall victim to its device, before its slot is given up
+    pause_s       before the first such restart; doubled each time, up to a minute
+    lasting_s     a child that lived so long has its predecessors' deaths forgiven
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        size: int,
+        environment: Mapping[str, str],
+        heard: Heard,
+        *,
+        most_deaths: int = 5,
+        pause_s: float = 2.0,
+        lasting_s: float = 600.0,
+    ) -> None:
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._heard = heard
+        self._most_deaths = most_deaths
+        self._pause_s = pause_s
+        self._lasting_s = lasting_s
+        self._slots = [_Slot(index) for index in range(size)]
+        self._stop = signals.Stop(at_once=False)
+
+    def run(self) -> int:
+        """The exit code of all together, see `merged`. The first signal lets every child finish its epoch and
+        save, a second one stops them at once, a third one kills them."""
+        with signals.heard(self._stop.ask):
+            try:
+                self._slots[0].start_at = 0.0
+                self._supervise()
+            finally:
+                for slot in self._slots:
+                    self._untie(slot)
+        if self._stop.count > 1:
+            return Interrupted.exit_code
+        return merged([slot.code or 0 for slot in self._slots])
+
+    def _supervise(self) -> None:
+        passed_on, kill_at = 0, float("inf")
+        while any(slot.code is None for slot in self._slots):
+            now = time.monotonic()
+            if self._stop.count > passed_on:
+                passed_on = self._stop.count
+                self._order(_STOP if passed_on == 1 else _NOW)
+                if passed_on > 1:
+                    kill_at = min(kill_at, now + (_KILL_AFTER_S if passed_on == 2 else 0.0))
+            for slot in self._slots:
+                if slot.process is None:
+                    if slot.code is None and slot.start_at <= now:
+                        self._start(slot)
+                    continue
+                if now >= kill_at:
+                    slot.process.kill()
+                if slot.end is not None and not slot.ready:
+                    self._look_for_ready(slot)
+                code = slot.process.poll()
+                if code is not None:
+                    self._ended(slot, code)
+            time.sleep(_POLL_S)
+
+    def _start(self, slot: _Slot) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            slot.process = subprocess.Popen(
+                self._command,
+                env={**self._environment, _TETHER: f"{theirs.fileno()},{len(self._slots)}"},
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        slot.end, slot.ready, slot.began = ours, False, time.monotonic()
+        slot.reader = threading.Thread(target=self._read, args=(slot.index, slot.process), daemon=True)
+        slot.reader.start()
+
+    def _read(self, index: int, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr as lines:
+            for line in lines:
+                self._heard(index, line.rstrip("\n"))
+
+    def _look_for_ready(self, slot: _Slot) -> None:
+        assert slot.end is not None
+        with contextlib.suppress(OSError):  # nothing said yet, or the child is gone
+            slot.ready = slot.end.recv(1) == _READY
+        if slot.ready and not self._stop:
+            for other in self._slots:
+                if other.process is None and not other.deaths:
+                    other.start_at = min(other.start_at, 0.0)
+
+    def _ended(self, slot: _Slot, code: int) -> None:
+        """Start the child again, or close its slot."""
+        if slot.reader is not None:
+            slot.reader.join(timeout=2.0)
+        self._untie(slot)
+        slot.process = None
+        if self._stop:
+            # One that was asked to stop before it was ready has nothing to save.
+            slot.code = 0 if -code in signals.ASKING else _as_exit_code(code)
+            return
+        if code >= 0 and code != TryAgain.exit_code:
+            slot.code = code
+        else:
+            lasted = time.monotonic() - slot.began >= self._lasting_s
+            slot.deaths = 1 if lasted else slot.deaths + 1
+            what = f"the worker was killed by {_name(-code)}" if code < 0 else f"the worker ended with code {code}"
+            if slot.deaths > self._most_deaths:
+                slot.code = _as_exit_code(code)
+                self._heard(slot.index, f"Warning: {what}, {count(slot.deaths, 'time')} in a row; given up")
+            else:
+                pause_s = min(self._pause_s * 2 ** (slot.deaths - 1), 60.0)
+                slot.start_at = time.monotonic() + pause_s
+                tries = f"{slot.deaths} of {self._most_deaths}"
+                self._heard(slot.index, f"Warning: {what}; started again in {pause_s:.0f} s ({tries})")
+        if slot.code is not None and all(other.start_at == float("inf") for other in self._slots if other is not slot):
+            # The first one never became ready: what it said holds for all.
+            for other in self._slots:
+                other.code = slot.code
+
+    def _order(self, order: bytes) -> None:
+        """Pass `order` on to every child; slots without one are closed."""
+        for slot in self._slots:
+            if slot.process is None:
+                slot.code = 0 if slot.code is None else slot.code
+            elif slot.end is not None:
+                with contextlib.suppress(OSError):  # it is gone already
+                    slot.end.send(order)
+
+    def _untie(self, slot: _Slot) -> None:
+        if slot.end is not None:
+            slot.end.close()
+            slot.end = None
+
+
+def _as_exit_code(code: int) -> int:
+    """A process's end as a shell states it."""
+    return 128 - code if code < 0 else code
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+def merged(codes: Sequence[int]) -> int:
+    """One exit code for a supervisor, from those of all children: what needs a person before what may go better next
+    time, and 0 only if all said 0."""
+    order = (Interrupted.exit_code, UserError.exit_code, 1, StorageUnreachable.exit_code, TryAgain.exit_code)
+    for code in order:
+        if code in codes:
+            return code
+    return max(codes, default=0)

@@ -1,0 +1,127 @@
+"""A pruner that stops only what it can foretell: Optuna's interface, our estimator.
+
+    study = optuna.create_study(direction="maximize", pruner=ForecastPruner(window=5, warmup_epochs=40))
+
+At a rung the pruner forecasts where the trial would end (`search.forecast`) and stops it when a fresh trial is a better
+chance of a new leader. How good a chance that is the study's last trials say: a fresh one is taken to be like any of
+them but the leader. Nor is the leader believed blindly: the best of many values owes part of its height to its seed.
+Where early epochs tell little about late ones, a forecast is as wide as a guess and as good a chance, and nothing is
+stopped. And some trials always run to their end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from optuna.pruners import BasePruner
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from cvaeopt.config import Config
+from cvaeopt.suggest.forecast import Forecast, Forecaster
+from cvaeopt.vae.schedules import beta_at, tfr_at
+
+RECENT = 10  # ended trials that stand for a fresh one: the sampler's suggestions become better
+LEAST_COMPLETE = 0.2  # share of the ended trials; below, the next one runs to its end whatever is foretold
+
+
+class ForecastPruner(BasePruner):
+    """Stops a trial that is a worse chance of a new leader than a fresh one.
+
+    window             epochs over which standing and end are averaged, as in `estimate`
+    warmup_epochs      no trial is pruned before this epoch
+    interval_epochs    epochs between two decisions
+    n_startup_trials   complete trials from which the forecast is learned; at least 2
+    keep               share of the complete trials that count as leaders, in [0, 1]; 0: the best one alone
+    odds               stops a trial that is less than so many times as likely to join them as a fresh one; above 0
+    seed_noise_db      standard deviation between training seeds, dB
+    shows_at           epoch from which a trial's own settings have shown themselves; the later one counts
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 1,
+        warmup_epochs: int = 1,
+        interval_epochs: int = 1,
+        n_startup_trials: int = 3,
+        keep: float = 0.0,
+        odds: float = 1.0,
+        seed_noise_db: float = 0.35,
+        shows_at: Callable[[FrozenTrial], int] = lambda trial: 0,
+    ) -> None:
+        if n_startup_trials < 2:
+            raise ValueError(f"n_startup_trials = {n_startup_trials}: at least 2 are needed")
+        if not 0 <= keep <= 1 or not odds > 0:
+            raise ValueError(f"keep = {keep}, odds = {odds}: expected [0, 1] and above 0")
+        self._forecast = Forecaster(window, n_startup_trials, seed_noise_db)
+        self._warmup_epochs = max(warmup_epochs, 1)
+        self._interval_epochs = interval_epochs
+        self._keep = keep
+        self._odds = odds
+        self._shows_at = shows_at
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the trial should stop at its last reported epoch."""
+        epoch = trial.last_step
+        if epoch is None or not self._is_rung(epoch) or epoch < self._shows_at(trial):
+            return False
+        own = self._forecast(study, trial)
+        if own is None:
+            return False
+        sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        ended = [one for one in ended if not any(value > 0 for value in one.constraints.values())]
+        complete = [one for one in ended if one.state == TrialState.COMPLETE and one.value is not None]
+        if len(complete) < LEAST_COMPLETE * len(ended):
+            return False  # a wrong idea of how curves go on would never be found out
+        complete.sort(key=lambda one: -sign * (one.value or 0.0))
+        best = complete[max(math.ceil(self._keep * len(complete)), 1) - 1]
+        leader = self._forecast.value(best)
+        fresh = self._recent(study, [one for one in ended if one.number != best.number])
+        if not fresh:
+            return False
+        chance = math.fsum(_exceeds(one, leader, sign) for one in fresh) / len(fresh)
+        return _exceeds(own, leader, sign) < self._odds * chance
+
+    def _recent(self, study: Study, ended: list[FrozenTrial]) -> list[Forecast]:
+        """What the last trials came to, or would have come to: a trial begun now is taken to be like one of them."""
+        known: list[Forecast] = []
+        for one in reversed(ended):
+            if len(known) == RECENT:
+                break
+            if one.state == TrialState.COMPLETE and one.value is not None:
+                known.append(self._forecast.value(one))
+            else:
+                expected = self._forecast(study, one)
+                known += [] if expected is None else [expected]
+        return known
+
+    def _is_rung(self, epoch: int) -> bool:
+        return epoch >= self._warmup_epochs and (epoch - self._warmup_epochs) % self._interval_epochs == 0
+
+
+def _exceeds(one: Forecast, other: Forecast, sign: float) -> float:
+    """How likely `one` is worth more than `other`."""
+    error = max(math.hypot(one.error, other.error), 1e-9)
+    return 0.5 * math.erfc(sign * (other.mean - one.mean) / (error * math.sqrt(2)))
+
+
+def shows_at(config: Config) -> int:
+    """Epochs after which the schedules of these settings have shown themselves; 0 where there are none.
+
+    Teacher forcing: one epoch was trained after the ratio began to fall; a ratio that never falls hides nothing.
+    KL: one epoch was trained with the weight at the top of its first cycle, or of its ramp.
+    """
+    ratios = [tfr_at(config, epoch) for epoch in range(config.num_epoch)]
+    betas = [beta_at(config, epoch) for epoch in range(config.num_epoch)]
+    falls = next((epoch for epoch, ratio in enumerate(ratios) if ratio < ratios[0]), None)
+    top = next(
+        (
+            epoch
+            for epoch, beta in enumerate(betas)
+            if beta == max(betas) or beta > betas[min(epoch + 1, len(betas) - 1)]
+        )
+    )
+    return max(0 if falls is None else falls + 1, 0 if betas[0] == max(betas) else top + 1)

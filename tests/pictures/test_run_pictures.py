@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvaeopt.pictures import curves, run_pictures
+from tests.support.made_up import BASELINES, frames, history
+
+
+def gif_frames(path: Path) -> tuple[np.ndarray, list[int], int]:
+    """Frames (T, 3, H, W), durations in ms and the loop count of a GIF (0: endless)."""
+    shown, durations = [], []
+    with Image.open(path) as gif:
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            shown.append(np.asarray(gif.convert("RGB")).transpose(2, 0, 1))
+            durations.append(gif.info["duration"])
+        return np.stack(shown), durations, gif.info["loop"]
+
+
+def test_a_gif_shows_the_frames_endlessly_at_20_ms(tmp_path: Path):
+    moving = frames(12, height=32, width=64)
+    moving[:, 0, 0, 0] = np.arange(12)  # no two frames are equal
+    run_pictures.write_gif(tmp_path / "a.gif", iter(moving))
+    shown, durations, loop = gif_frames(tmp_path / "a.gif")
+    assert np.array_equal(shown, moving)
+    assert durations == [20] * 12
+    assert loop == 0
+
+
+def test_a_gif_of_a_standing_picture_still_lasts_20_ms_a_frame(tmp_path: Path):
+    still = np.repeat(frames(1, height=32, width=64), 7, axis=0)
+    run_pictures.write_gif(tmp_path / "a.gif", iter(still))
+    shown, durations, _ = gif_frames(tmp_path / "a.gif")
+    assert sum(durations) == 7 * 20
+    assert np.array_equal(shown[-1], still[-1])
+
+
+def test_a_gif_of_many_colours_stays_within_a_few_levels(tmp_path: Path):
+    y, x = np.mgrid[:32, :64]
+    gradient = np.stack([np.stack([x * 3, y * 7, (x + y) * 2 + t]) for t in range(4)]).astype(np.uint8)
+    assert len(np.unique(gradient[0].reshape(3, -1), axis=1).T) > 256
+    run_pictures.write_gif(tmp_path / "a.gif", iter(gradient))
+    shown, _, _ = gif_frames(tmp_path / "a.gif")
+    error = np.abs(shown.astype(int) - gradient)
+    assert error.mean() < 6
+    assert error.max() < 40
+
+
+def test_frames_that_are_not_bytes_are_refused(tmp_path: Path):
+    with pytest.raises(TypeError, match="uint8"):
+        run_pictures.write_gif(tmp_path / "a.gif", iter(frames(2).astype(float)))
+    assert not list(tmp_path.iterdir())  # nor is a part left behind
+
+
+def test_the_worst_frames_come_from_different_stretches():
+    psnr = np.full(90, 30.0)
+    psnr[40:45] = [20, 19, 18, 19, 20]
+    psnr[80] = 25
+    assert run_pictures.worst_indices(psnr, 3)[:2] == [42, 80]
+    assert run_pictures.worst_indices(psnr[:2], 3) == [0, 1]
+
+
+def test_thinning_keeps_both_ends():
+    assert run_pictures.thinned(3, 5) == [0, 1, 2]
+    assert run_pictures.thinned(629, 4) == [0, 209, 419, 628]
+    assert run_pictures.thinned(9, 1) == [0]
+    assert run_pictures.thinned(0, 4) == []
+
+
+def test_a_run_leaves_its_pictures(tmp_path: Path):
+    truth = frames(150)
+    made = run_pictures.trial_artifacts(
+        tmp_path,
+        history({1: 20.0, 2: 24.0}),
+        psnr_frames=np.linspace(30, 20, 150),
+        prediction=truth,
+        truth=truth,
+        labels=255 - truth,
+        baselines=BASELINES,
+        title="main / trial 3",
+    )
+    assert [path.name for path in made] == [
+        "curves.png",
+        "psnr_per_frame.png",
+        "worst_frames.png",
+        "prediction.gif",
+    ]
+    for path in made:
+        with Image.open(path) as picture:
+            picture.load()
+    shown, _, _ = gif_frames(tmp_path / "prediction.gif")
+    assert len(shown) <= 120
+    assert shown.shape[3] == (3 * 16 + 2 * 2) * 4  # three pictures beside each other, enlarged four times
+    below = shown[0][:, -32:]  # without the band of names
+    assert np.array_equal(below[:, ::4, : 16 * 4 : 4], truth[0])
+
+
+def test_a_failed_run_leaves_its_curves_alone(tmp_path: Path):
+    made = run_pictures.trial_artifacts(tmp_path, history({1: 20.0}), title="main / trial 3")
+    assert [path.name for path in made] == ["curves.png"]
+
+
+def test_charts_leave_matplotlib_as_it_was_and_are_equal_for_equal_data():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    rows = history({1: 20.0, 2: 24.0})
+    assert curves.run_curves(rows) == curves.run_curves(rows)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_name_is_never_read_as_mathematics():
+    data = curves.psnr_per_frame(np.array([20.0, 30.0]), BASELINES, name=r"a$b_{\frac$ c")
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.format == "PNG"
+
+
+def test_charts_of_nothing_say_so():
+    for data in (curves.run_curves([]), curves.psnr_per_frame(np.array([]))):
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.width > 800

@@ -1,0 +1,91 @@
+"""What this process is asked by signals: to stop after its epoch, and to stop at once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cvaeopt.run.signals import ASKING, Stop, StopNow, heard, interrupt
+
+
+@pytest.fixture(autouse=True)
+def _handlers_come_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in ASKING}
+    yield
+    assert {number: signal.getsignal(number) for number in ASKING} == before
+
+
+@pytest.mark.parametrize("first", ASKING)
+@pytest.mark.parametrize("second", ASKING)
+def test_the_first_signal_is_a_request_and_the_second_an_order(first: signal.Signals, second: signal.Signals) -> None:
+    stop = Stop()
+    with heard(stop.ask):
+        assert not stop
+        signal.raise_signal(first)
+        assert stop and stop.name == first.name
+        with pytest.raises(StopNow):
+            signal.raise_signal(second)
+    assert (stop.name, stop.count) == (first.name, 2)
+
+
+def test_a_request_from_elsewhere_counts_once_and_before_a_signal() -> None:
+    stop = Stop()
+    stop.ask_once(signal.SIGTERM)
+    stop.ask_once(signal.SIGINT)
+    assert (stop.name, stop.count) == ("SIGTERM", 1)
+    with pytest.raises(StopNow):
+        stop.ask(signal.SIGUSR1)
+    stop.ask_once(signal.SIGTERM)
+    assert stop.count == 2
+
+
+def test_a_supervisor_counts_signals_and_is_not_interrupted() -> None:
+    stop = Stop(at_once=False)
+    with heard(stop.ask):
+        for number in ASKING:
+            signal.raise_signal(number)
+    assert (stop.name, stop.count) == (ASKING[0].name, len(ASKING))
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_what_has_no_epoch_ends_at_the_first_signal(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), heard(interrupt):
+        signal.raise_signal(number)
+
+
+def test_a_thread_hears_no_signals_and_changes_no_handler() -> None:
+    before = [signal.getsignal(number) for number in ASKING]
+    inside: list[object] = []
+
+    def work() -> None:
+        with heard(interrupt):
+            inside.extend(signal.getsignal(number) for number in ASKING)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == before
+
+
+IGNORED = """
+import signal
+from cvaeopt.run.signals import Stop, heard
+for number in (signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+stop = Stop()
+with heard(stop.ask):
+    signal.raise_signal(signal.SIGHUP)
+    print(stop.name)
+    signal.raise_signal(signal.SIGINT)
+    print(stop.name)
+"""
+
+
+def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
+    said = subprocess.run([sys.executable, "-c", IGNORED], stdout=subprocess.PIPE, text=True, check=True)
+    assert said.stdout == "\nSIGINT\n"  # a script's `&` ignores SIGINT, and a person who sends it means it

@@ -1,0 +1,73 @@
+"""Forecasts: exact where gains are linear, as wide as they err, and cautious while nothing is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
+
+from cvaeopt.suggest.forecast import Forecaster, forecast, standing
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-0.4, 0.4), st.floats(0, 0.8), st.floats(-5, 5))
+def test_a_gain_that_is_linear_in_standing_and_climbing_is_foretold(
+    seed: int, level: float, climb: float, constant: float
+) -> None:
+    generator = np.random.default_rng(seed)
+    standings = np.column_stack([generator.uniform(15, 30, 200), generator.uniform(0, 0.5, 200)])
+    ends = standings[:, 0] + constant + level * (standings[:, 0] - 22) + climb * 30 * standings[:, 1]
+    found = forecast(standings, ends, (24.0, 0.2), 30)
+    assert found.mean == pytest.approx(24 + constant + 2 * level + climb * 6, abs=0.02)
+    assert found.error < 0.3
+
+
+@pytest.mark.parametrize("count", [3, 6, 12, 30])
+def test_the_error_is_what_it_says(count: int) -> None:
+    generator = np.random.default_rng(count)
+    misses = []
+    for _ in range(600):
+        standings = np.column_stack([generator.normal(25, 2, count + 1), generator.normal(0.1, 0.05, count + 1)])
+        gains = 3 - 0.2 * (standings[:, 0] - 25) + 12 * standings[:, 1] + generator.normal(0, 0.8, count + 1)
+        ends = standings[:, 0] + gains
+        found = forecast(standings[1:], ends[1:], tuple(standings[0]), 40)
+        misses.append((ends[0] - found.mean) / found.error)
+    assert np.sqrt(np.mean(np.square(misses))) == pytest.approx(1.0, abs=0.25)
+
+
+def test_more_complete_trials_make_a_forecast_surer() -> None:
+    generator = np.random.default_rng(0)
+    standings = np.column_stack([generator.normal(25, 1, 40), generator.normal(0.1, 0.02, 40)])
+    ends = standings[:, 0] + 2 + generator.normal(0, 0.3, 40)
+    errors = [forecast(standings[:count], ends[:count], (25.0, 0.1), 40).error for count in (2, 4, 10, 40)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == pytest.approx(0.35, abs=0.1)
+
+
+def test_standing_is_the_windows_mean_and_the_later_halfs_slope() -> None:
+    level, slope = standing([0.0] * 10 + [float(step) for step in range(10)], 4)
+    assert level == pytest.approx((6 + 7 + 8 + 9) / 4)
+    assert slope == pytest.approx(1.0)
+
+
+def study_of(curves: list[list[float]]) -> optuna.Study:
+    study = optuna.create_study(direction="maximize")
+    for curve in curves:
+        study.add_trial(create_trial(value=curve[-1], intermediate_values=dict(enumerate(curve, 1))))
+    return study
+
+
+def test_a_forecaster_waits_for_its_trials_and_leaves_out_what_has_no_values() -> None:
+    curves = [[10.0 + end, 20.0 + end, 22.0 + end] for end in (0, 1, 2, 3)]
+    study = study_of(curves)
+    study.add_trial(create_trial(value=99.0))
+    study.add_trial(create_trial(value=99.0, intermediate_values={1: float("nan"), 2: float("nan")}))
+    early = create_trial(state=TrialState.PRUNED, intermediate_values={1: 11.5, 2: 21.5})
+    early.number = 50
+    assert Forecaster(1, 5, 0.35)(study, early) is None
+    found = Forecaster(1, 4, 0.35)(study, early)
+    assert found is not None and found.mean == pytest.approx(23.5, abs=0.1)
+    assert Forecaster(1, 4, 0.35)(study, create_trial(state=TrialState.RUNNING)) is None

@@ -1,0 +1,324 @@
+"""Samplers and pruners: the same suggestion whoever asks, no holes, no point twice, no silent defaults."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from cvaeopt.errors import StudyError
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.space import suggest
+from cvaeopt.suggest import bayesian
+from cvaeopt.suggest.quasirandom import radical_inverse, value_at
+from cvaeopt.suggest.sampler import AlternatingSampler, pruner_for, sampler_for
+
+SEARCH = {
+    "lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+    "tfr": {"type": "float", "low": 0.0, "high": 1.0},
+    "kl_anneal_type": {"type": "categorical", "choices": ["cyclical", "monotonic", "none"]},
+    "kl_anneal_cycle": {"type": "int", "low": 2, "high": 9, "when": {"kl_anneal_type": ["cyclical"]}},
+}
+
+
+def define(sampler, seed=0, pruner=None, search=SEARCH, budget=None):
+    tables = {
+        "study": {"seed": seed},
+        "budget": budget or {"trials": 40, "epochs": 30},
+        "search": search,
+        "sampler": sampler,
+        "pruner": pruner or {"kind": "none"},
+    }
+    return Definition.parse(tables, "test", "studies/test.toml")
+
+
+def value_of(config):
+    return -abs(config.lr - 3e-3) * 100 - config.tfr - (config.kl_anneal_type == "none")
+
+
+def run(definition, trials, workers=1):
+    """The configurations of a study whose `workers` take turns, each with a sampler of its own."""
+    storage = optuna.storages.InMemoryStorage()
+    studies = [
+        optuna.create_study(
+            study_name="test",
+            storage=storage,
+            direction="maximize",
+            load_if_exists=True,
+            sampler=sampler_for(definition),
+            pruner=pruner_for(definition),
+        )
+        for _ in range(workers)
+    ]
+    configs = []
+    for number in range(trials):
+        trial = studies[number % workers].ask()
+        configs.append(suggest(definition, trial))
+        studies[number % workers].tell(trial, value_of(configs[-1]))
+    return configs
+
+
+KINDS = [
+    {"kind": "tpe", "n_startup_trials": 6},
+    {"kind": "tpe", "n_startup_trials": 6, "constant_liar": False},
+    {"kind": "random"},
+    {"kind": "qmc"},
+    {"kind": "gp", "n_startup_trials": 6},
+    {"kind": "gp", "n_startup_trials": 6, "tpe_every": 0},
+]
+
+
+@pytest.mark.parametrize("sampler", KINDS)
+def test_it_does_not_matter_which_worker_asks(sampler):
+    definition = define(sampler)
+    trials = 12 if sampler["kind"] == "gp" else 20
+    alone = run(definition, trials)
+    assert run(definition, trials, workers=3) == alone
+    assert len({config.digest() for config in alone}) == trials
+
+
+@pytest.mark.parametrize("sampler", KINDS)
+def test_another_study_seed_is_another_search(sampler):
+    first, second = run(define(sampler, seed=1), 8), run(define(sampler, seed=2), 8)
+    assert not {config.lr for config in first} & {config.lr for config in second}
+
+
+@pytest.mark.parametrize("sampler", KINDS)
+def test_a_trial_broken_off_between_two_parameters_is_continued_with_the_same_values(sampler):
+    definition = define(sampler)
+    whole = run(definition, 10)[-1]
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=sampler_for(definition))
+    for _ in range(9):
+        trial = study.ask()
+        study.tell(trial, value_of(suggest(definition, trial)))
+    broken = study.ask()
+    assert definition.search["lr"].suggest("lr", broken) == whole.lr
+    other = optuna.load_study(study_name=study.study_name, storage=storage, sampler=sampler_for(definition))
+    assert suggest(definition, optuna.trial.Trial(other, broken._trial_id)) == whole
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_running_trials_are_not_repeated(kind):
+    definition = define({"kind": kind, "n_startup_trials": 5})
+    study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+    for _ in range(8):
+        trial = study.ask()
+        study.tell(trial, value_of(suggest(definition, trial)))
+    together = [suggest(definition, study.ask()) for _ in range(6)]
+    assert len({config.lr for config in together}) == 6
+
+
+def test_tpe_finds_a_good_corner_sooner_than_chance():
+    better = 0
+    for seed in range(5):
+        tpe = run(define({"kind": "tpe", "n_startup_trials": 8}, seed), 30)[15:]
+        chance = run(define({"kind": "random"}, seed), 30)[15:]
+        better += sum(map(value_of, tpe)) > sum(map(value_of, chance))
+    assert better >= 4
+
+
+def test_halton_points_leave_no_holes():
+    for base in (2, 3, 5, 7):
+        for seed in (0, 1):
+            bins = sorted(int(radical_inverse(index, base, seed) * base**2) for index in range(base**2))
+            assert bins == list(range(base**2))
+
+
+def test_every_step_and_choice_is_equally_wide():
+    fractions = [(index + 0.5) / 1200 for index in range(1200)]
+
+    def shares(distribution):
+        values = [value_at(distribution, fraction) for fraction in fractions]
+        assert all(distribution._contains(distribution.to_internal_repr(value)) for value in values)
+        return {value: values.count(value) for value in values}
+
+    assert shares(CategoricalDistribution(["a", "b", "c"])) == {"a": 400, "b": 400, "c": 400}
+    assert shares(IntDistribution(2, 8, step=2)) == {2: 300, 4: 300, 6: 300, 8: 300}
+    assert shares(FloatDistribution(0.0, 1.0, step=0.5)) == {0.0: 400, 0.5: 400, 1.0: 400}
+    assert set(shares(IntDistribution(1, 8, log=True))) == set(range(1, 9))
+    logs = list(shares(FloatDistribution(1e-4, 1e-2, log=True)))
+    assert sum(value < 1e-3 for value in logs) == 600
+    assert max(shares(FloatDistribution(-1.0, 1.0))) < 1.0
+
+
+def test_a_grid_s_sampler_says_that_the_grid_is_done():
+    search = {"tfr": {"type": "categorical", "choices": [0.0, 1.0]}}
+    definition = define({"kind": "grid"}, search=search, budget={"trials": 2, "epochs": 3})
+    study = optuna.create_study(sampler=sampler_for(definition))
+    with pytest.raises(StudyError, match="every point of its grid was taken"):
+        suggest(definition, study.ask())
+
+
+def test_a_gaussian_process_finds_a_good_corner_sooner_than_chance():
+    for seed in range(2):
+        process = run(define({"kind": "gp"}, seed), 16)[8:]
+        chance = run(define({"kind": "random"}, seed), 16)[8:]
+        assert sum(map(value_of, process)) > sum(map(value_of, chance))
+
+
+def test_settings_that_diverged_are_kept_away_from():
+    search = {"lr": {"type": "float", "low": 0.0, "high": 1.0}, "tfr": SEARCH["tfr"]}
+    search["lr"]["low"] = 1e-3
+    definition = define({"kind": "gp", "n_startup_trials": 5, "tpe_every": 0}, search=search)
+    study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+    lost = 0
+    for number in range(30):
+        trial = study.ask()
+        config = suggest(definition, trial)
+        bad = config.lr > 0.6
+        trial.set_constraint("diverged", float(bad))
+        lost += bad and number >= 10
+        if bad:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, 20 - 4 * (config.lr - 0.4) ** 2 - config.tfr)
+    assert lost <= 3  # 40 % of the range: 8 of 20 by chance
+    assert study.best_value > 19.9
+
+
+def test_two_samplers_take_turns_after_the_first_trials():
+    asked = []
+
+    class Named(optuna.samplers.RandomSampler):
+        def __init__(self, name):
+            super().__init__(seed=0)
+            self.name = name
+
+        def sample_independent(self, study, trial, param_name, param_distribution):
+            asked.append((trial.number, self.name))
+            return super().sample_independent(study, trial, param_name, param_distribution)
+
+    both = AlternatingSampler(Named("one"), Named("other"), 3, 5)
+    study = optuna.create_study(direction="maximize", sampler=both)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=12)
+    assert [number for number, name in asked if name == "other"] == [5, 8, 11]
+    assert len(asked) == 12
+
+
+def test_of_a_large_study_the_best_and_the_latest_are_looked_at():
+    generator = np.random.default_rng(0)
+    points, values, errors = generator.random((1000, 2)), generator.normal(size=1000), np.full(1000, 0.3)
+    kept = bayesian._fewer(points, values, errors)
+    assert [len(one) for one in kept] == [bayesian.MOST] * 3
+    assert (kept[1][-bayesian.MOST // 2 :] == values[-bayesian.MOST // 2 :]).all()
+    assert kept[1].max() == values.max()
+    few = bayesian._fewer(points[:300], values[:300], errors[:300])
+    assert (few[0] == points[:300]).all()
+
+
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.RUNNING])
+def test_a_trial_without_an_end_teaches_by_its_forecast(state):
+    search = {"tfr": SEARCH["tfr"]}
+    definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0}, search=search)
+
+    def next_one(level_so_far, epochs=10):
+        study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+        dimension = {"tfr": FloatDistribution(0.0, 1.0)}
+        for tfr, level in ((0.1, 22.0), (0.3, 23.0), (0.5, 24.0), (0.7, 24.5)):
+            curve = {epoch: level - 3 / epoch for epoch in range(1, 31)}
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params={"tfr": tfr}, distributions=dimension, value=curve[30], intermediate_values=curve
+                )
+            )
+        if level_so_far is not None:
+            curve = {epoch: level_so_far - 3 / epoch for epoch in range(1, epochs + 1)}
+            for tfr in (0.85, 0.95):
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        state=state, params={"tfr": tfr}, distributions=dimension, intermediate_values=curve
+                    )
+                )
+        return suggest(definition, study.ask()).tfr
+
+    assert next_one(None) > 0.75
+    assert next_one(18.0) < 0.8
+    assert next_one(26.0) > 0.8
+    if state == TrialState.RUNNING:  # before a quarter of its epochs it is only known to be there
+        assert next_one(18.0, epochs=7) == next_one(26.0, epochs=7)
+
+
+def pruned_at(pruner, curves):
+    """The epoch at which each curve is pruned (None: never), the trials run one after the other."""
+    definition = define({"kind": "random"}, pruner=pruner)
+    study = optuna.create_study(study_name="test", direction="maximize", pruner=pruner_for(definition))
+    ends = []
+    for curve in curves:
+        trial = study.ask()
+        for epoch, value in enumerate(curve, start=1):
+            trial.report(value, epoch)
+            if trial.should_prune():
+                ends.append(epoch)
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            ends.append(None)
+            study.tell(trial, curve[-1])
+    return ends
+
+
+def flat(value):
+    return [float(value)] * 30
+
+
+def test_nothing_is_pruned_without_a_pruner():
+    assert pruned_at({"kind": "none"}, [flat(9), flat(1), flat(0)]) == [None] * 3
+
+
+def test_the_median_pruner_waits_for_startup_warmup_and_interval():
+    pruner = {"kind": "median", "n_startup_trials": 2, "warmup_epochs": 10, "interval_epochs": 4}
+    late = [9.0] * 10 + [0.0] * 20
+    assert pruned_at(pruner, [flat(5), flat(6), flat(1), flat(7), late]) == [None, None, 10, None, None]
+    slow = [float(epoch) for epoch in range(1, 31)]  # passes the others after the warm-up
+    assert pruned_at(pruner, [flat(5), flat(6), slow]) == [None, None, None]
+    not_yet = pruner | {"n_min_trials": 3}
+    assert pruned_at(not_yet, [flat(5), flat(6), flat(1), flat(1)]) == [None, None, None, 10]
+
+
+def test_the_percentile_pruner_keeps_its_share():
+    options = {"n_startup_trials": 4, "warmup_epochs": 5, "interval_epochs": 1}
+    curves = [flat(value) for value in (1, 2, 3, 4)]
+    assert pruned_at({"kind": "percentile", "percentile": 75.0, **options}, [*curves, flat(2.5)])[-1] is None
+    assert pruned_at({"kind": "percentile", "percentile": 25.0, **options}, [*curves, flat(2.5)])[-1] == 5
+
+
+def test_halving_compares_at_its_rungs_only():
+    pruner = {"kind": "halving", "warmup_epochs": 7, "reduction_factor": 2}
+    assert pruned_at(pruner, [flat(5), flat(1), flat(9), flat(4)]) == [None, 7, None, 7]
+    later = [9.0] * 7 + [0.0] * 23  # good at the first rung (epoch 7), not at the second (epoch 14)
+    assert pruned_at(pruner, [flat(5), flat(6), later])[-1] == 14
+
+
+def test_hyperband_ends_at_the_trial_s_epochs():
+    pruner = pruner_for(
+        define({"kind": "random"}, pruner={"kind": "hyperband", "warmup_epochs": 5, "reduction_factor": 2})
+    )
+    assert isinstance(pruner, optuna.pruners.HyperbandPruner)
+    assert (pruner._min_resource, pruner._max_resource, pruner._reduction_factor) == (5, 30, 2)
+
+
+def test_the_forecast_pruner_waits_until_a_trial_s_own_schedule_has_shown_itself():
+    search = {"tfr": {"type": "float", "low": 0.0, "high": 1.0}, "tfr_sde": {"type": "int", "low": 5, "high": 20}}
+    options = {"kind": "forecast", "warmup_epochs": 10, "interval_epochs": 1}
+    definition = define({"kind": "random"}, pruner=options, search=search)
+    definition = definition.model_copy(update={"fixed": {"kl_anneal_type": "none"}})
+    study = optuna.create_study(study_name="test", direction="maximize", pruner=pruner_for(definition))
+    for value in range(20, 28):
+        study.add_trial(
+            optuna.trial.create_trial(value=value, intermediate_values=dict.fromkeys(range(1, 31), float(value)))
+        )
+    ends = {}
+    for name, point in {"free": {"tfr": 0.0, "tfr_sde": 18}, "forced": {"tfr": 0.5, "tfr_sde": 18}}.items():
+        study.enqueue_trial(point)
+        trial = study.ask()
+        suggest(definition, trial)
+        for epoch in range(1, 31):
+            trial.report(10.0, epoch)
+            if trial.should_prune():
+                ends[name] = epoch
+                break
+        study.tell(trial, state=TrialState.PRUNED)
+    assert ends == {"free": 10, "forced": 20}  # 0.5 in epochs 1 to 19, 0.4 in the 20th

@@ -1,0 +1,203 @@
+"""A worker's events, on a terminal of 80 columns and in a pipe."""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cvaeopt.errors import StorageUnreachable
+from cvaeopt.run import events
+from cvaeopt.terminal.live import WorkerView, time_left_s
+from tests.terminal.test_console import FACTS, console, pipe, plain, terminal, written
+
+BASELINES = {"copy_first": 24.1, "train_mean": 21.9, "nearest_pose": 26.0}
+PARAMS = {
+    "lr": 0.0012345678,
+    "tfr": 0.4431,
+    "tfr_sde": 12,
+    "tfr_d_step": 0.0712,
+    "kl_anneal_type": "cyclical",
+    "kl_anneal_cycle": 4,
+    "kl_anneal_ratio": 0.6123,
+}
+STARTED = events.WorkerStarted("vm-4711-ab12", "main", "cuda:0")
+TRIAL = events.TrialStarted(7, 0, 5, 1, PARAMS)
+LONG = "something went wrong at great length " * 6
+
+
+def epoch(number: int, value: float, seconds: float = 2.0, pending: bool = False) -> events.EpochDone:
+    return events.EpochDone(7, number, 5, value, {"seconds": seconds}, pending)
+
+
+ALL: list[events.Event] = [
+    STARTED,
+    events.LeaseTaken(7, 2, 1, 1),
+    replace(TRIAL, epoch=1, attempt=2),
+    epoch(2, 20.0),
+    epoch(3, float("nan")),
+    epoch(4, 27.5, pending=True),
+    events.Outage(65.0, LONG),
+    events.Recovered(120.0, 3),
+    events.Stalled(7, 900.0),
+    events.Warned(LONG),
+    events.TrialEnded(7, "complete", "all epochs trained", 5, 27.5),
+    events.TrialEnded(8, "pruned", "pruned at epoch 2", 2),
+    events.TrialEnded(9, "failed", LONG, 1, failed="diverged"),
+    events.Waiting(LONG),
+    TRIAL,
+    events.TrialLeft(7, 3, "SIGTERM received"),
+    events.Stopping("SIGTERM received"),
+    events.WorkerEnded("stopped", "SIGTERM received", 3),
+]
+
+
+def test_these_are_all_events() -> None:
+    assert {type(event) for event in ALL} == set(typing.get_args(events.Event))
+
+
+def read_once(facts: dict[str, Any] = FACTS) -> tuple[Any, threading.Event]:
+    """A reader of a study's facts, and the event that it was asked for the second time in vain."""
+    asked = threading.Event()
+
+    def read() -> dict[str, Any]:
+        asked.set()
+        return facts
+
+    return read, asked
+
+
+@pytest.mark.parametrize("width", [40, 80, 132])
+def test_every_event_fits_its_terminal(width: int) -> None:
+    shown = console(lambda: terminal(width))
+    read, asked = read_once()
+    with WorkerView(shown, BASELINES, read) as view:
+        assert asked.wait(5)
+        for event in ALL:
+            view.heard(event)
+            shown.err.print(view.renderable())
+    lines = plain(written(shown.err)).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= width
+    assert written(shown.out) == ""
+
+
+def test_the_live_lines_show_the_trial_its_curve_and_the_study() -> None:
+    shown = console(terminal)
+    read, asked = read_once()
+    with WorkerView(shown, BASELINES, read, clock=lambda: 0.0) as view:
+        assert asked.wait(5)
+        time.sleep(0.05)  # until the answer is stored
+        for event in (STARTED, TRIAL, epoch(1, 20.0), epoch(2, 25.0), epoch(3, 30.0)):
+            view.heard(event)
+        with shown.err.capture() as captured:
+            shown.err.print(view.renderable())
+    lines = plain(captured.get()).replace("\r", "\n").splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert "trial 7 lr 0.001235, tfr 0.4431, tfr_sde 12, tfr_d_step 0.0712, kl_anneal_type cyclical" in text
+    assert "epoch 3/5, 2.0 s each, 4 s left" in text
+    assert "▁▅█ 30.00 dB, best 33.10 (-3.10), copy first 24.10 (+5.90)" in text
+    assert "study main: 49 of 60 trials, 1 worker, best 33.10 dB (trial 17), 7 failed" in text
+    assert max(map(len, lines)) <= 77
+
+
+def test_a_pipe_gets_one_line_an_event_that_says_which_process_speaks() -> None:
+    shown = console(pipe)
+    with WorkerView(shown, BASELINES) as view:
+        for event in (STARTED, TRIAL, epoch(1, 20.0), epoch(2, 25.0, 4.0, pending=True)):
+            view.heard(event)
+        view.heard(events.TrialEnded(7, "complete", "all epochs trained", 5, 25.0))
+        view.heard(epoch(1, 24.0))
+        view.heard(events.WorkerEnded("finished", "all 60 trials are taken", 1))
+    assert written(shown.err).splitlines() == [
+        "[4711] worker vm-4711-ab12 on cuda:0 takes trials of study main",
+        "[4711] baselines: copy first 24.10, mean frame 21.90, nearest pose 26.00 dB",
+        "[4711] trial 7: lr 0.001235, tfr 0.4431, tfr_sde 12, tfr_d_step 0.0712, kl_anneal_type cyclical, "
+        "kl_anneal_cycle 4, kl_anneal_ratio 0.6123",
+        "[4711] trial 7 epoch 1/5: 20.00 dB, copy first 24.10 (-4.10), 2.0 s an epoch, 8 s left",
+        "[4711] trial 7 epoch 2/5: 25.00 dB, copy first 24.10 (+0.90), 3.0 s an epoch, 9 s left "
+        "(the report waits for the database)",
+        "[4711] trial 7 complete 25.00 dB (the best so far) after 5 epochs: all epochs trained ▁█",
+        "[4711] trial 7 epoch 1/5: 24.00 dB, best 25.00 (-1.00), copy first 24.10 (-0.10), 2.0 s an epoch, 8 s left",
+        "[4711] finished: all 60 trials are taken; 1 trial ended here",
+    ]
+
+
+def test_the_best_is_that_of_the_study_and_not_of_this_worker() -> None:
+    shown = console(pipe)
+    read, asked = read_once()
+    with WorkerView(shown, {}, read) as view:
+        assert asked.wait(5)
+        time.sleep(0.05)
+        view.heard(TRIAL)
+        view.heard(events.TrialEnded(7, "complete", "all epochs trained", 5, 30.0))
+        view.heard(epoch(1, 31.0))
+        view.heard(events.TrialEnded(7, "complete", "all epochs trained", 5, 34.0))
+        view.heard(epoch(1, 31.0))
+    said = written(shown.err)
+    assert "30.00 dB after 5 epochs" in said
+    assert "31.00 dB, best 33.10 (-2.10)" in said
+    assert "34.00 dB (the best so far)" in said
+    assert "31.00 dB, best 34.00 (-3.00)" in said
+
+
+def test_a_database_that_does_not_answer_holds_nobody_up() -> None:
+    shown = console(pipe)
+    asked, answer = threading.Event(), threading.Event()
+
+    def read() -> dict[str, Any]:
+        asked.set()
+        answer.wait(10)
+        raise StorageUnreachable("away")
+
+    began = time.monotonic()
+    with WorkerView(shown, {}, read) as view:
+        assert asked.wait(5)
+        view.heard(TRIAL)
+        view.heard(epoch(1, 20.0))
+        answer.set()
+    assert time.monotonic() - began < 5
+    assert "20.00 dB" in written(shown.err)
+
+
+def test_quiet_workers_say_what_is_wrong_and_nothing_else() -> None:
+    shown = console(terminal, quiet=True)
+    with WorkerView(shown, BASELINES, lambda: pytest.fail("nobody looks")) as view:
+        for event in (STARTED, TRIAL, epoch(1, 20.0), events.Warned("the disk is nearly full")):
+            view.heard(event)
+    assert plain(written(shown.err)) == "Warning: the disk is nearly full\n"
+
+
+def facts(ended: int, spent: int, running: list[int], **budget: Any) -> dict[str, Any]:
+    return {
+        "budget": {"trials": None, "epochs": 10, "total_epochs": None, **budget},
+        "trials": {"complete": ended, "pruned": 0, "running": len(running), "waiting": 0, "failed": 0},
+        "epochs_spent": spent,
+        "workers": [{"state": "running", "trial": 1, "epoch": done} for done in running],
+    }
+
+
+@pytest.mark.parametrize(
+    ("known", "epochs_left"),
+    [
+        (facts(0, 0, [], trials=4), 40),
+        (facts(0, 6, [3, 3], trials=4), (40 - 6) / 2),  # two workers share them
+        (facts(2, 13, [3], trials=4), 2 * 5 - 3),  # trials that ended had 5 epochs each: most were pruned
+        (facts(4, 40, [], trials=4), 0),
+        (facts(4, 45, [5], total_epochs=100), 55),
+        (facts(4, 45, [5]), None),
+    ],
+)
+def test_the_time_left_of_a_study_follows_from_its_budget_and_pace(
+    known: dict[str, Any], epochs_left: float | None
+) -> None:
+    assert time_left_s(known, 3.0) == (None if epochs_left is None else 3.0 * epochs_left)
+
+
+def test_the_dead_do_not_help() -> None:
+    known = facts(0, 4, [2, 2], trials=2)
+    known["workers"][1]["state"] = "dead"
+    assert time_left_s(known, 1.0) == 18

@@ -1,0 +1,128 @@
+"""A step spread over threads is the same step: the batched loss, its gradients, and the same bits for any number."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvaeopt.vae.cpu_step import Lanes, cuts, one_thread
+from cvaeopt.vae.loss import clip_loss
+from cvaeopt.vae.model import CVAE
+from cvaeopt.vae.trainer import Trainer
+from tests.support import tiny
+
+
+@given(batch=st.integers(1, 40), steps=st.integers(1, 60))
+def test_the_pieces_of_a_clip_follow_each_other_and_are_equally_long(batch: int, steps: int) -> None:
+    pieces = cuts(batch, steps)
+    assert pieces[0].start == 0
+    assert pieces[-1].stop == steps
+    assert all(one.stop == following.start for one, following in pairwise(pieces))
+    lengths = [piece.stop - piece.start for piece in pieces]
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) >= min(3, steps)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(2, 8),
+    widths=st.sampled_from([(8, 4, 4, 8), (16, 8, 8, 16)]),
+    forced=st.booleans(),
+    output=st.sampled_from(["linear", "sigmoid", "clamp"]),
+    kl_norm=st.sampled_from(["batch", "element"]),
+    statistics=st.sampled_from(["batch", "frame"]),
+    free_step=st.sampled_from(["replay", "sequential"]),
+    beta=st.sampled_from([0.0, 0.3, 1.0]),
+    threads=st.integers(1, 4),
+)
+def test_loss_and_gradients_equal_those_of_the_whole_batch_at_once(
+    batch: int,
+    length: int,
+    widths: tuple[int, int, int, int],
+    forced: bool,
+    output: Any,
+    kl_norm: Any,
+    statistics: Any,
+    free_step: Literal["replay", "sequential"],
+    beta: float,
+    threads: int,
+) -> None:
+    torch.manual_seed(batch * 100 + length)
+    model = CVAE(*widths).double()
+    reference = copy.deepcopy(model)
+    frames = torch.rand(batch, length, 3, 8, 12, dtype=torch.float64)
+    labels = torch.rand(batch, length, 3, 8, 12, dtype=torch.float64)
+    eps = torch.randn(batch, length - 1, widths[2], 8, 12, dtype=torch.float64)
+    options: dict[str, Any] = {"forced": forced, "output": output, "kl_norm": kl_norm, "statistics": statistics}
+
+    expected = clip_loss(reference, frames, labels, eps, **options)
+    expected.total(beta).backward()
+    lanes = Lanes(threads)
+    loss = lanes.backward(model, frames, labels, eps, beta, **options, free_step=free_step)
+    lanes.close()
+
+    assert loss.frames == expected.frames
+    torch.testing.assert_close(loss.mse, expected.mse.detach(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(loss.kl, expected.kl.detach(), rtol=1e-11, atol=0)
+    for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
+    for (name, buffer), other in zip(model.named_buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-12, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_gradients_have_the_memory_layout_of_their_parameters(forced: bool) -> None:
+    # The optimiser's fused kernels go through both by address.
+    model = CVAE(8, 4, 4, 8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    frames, labels, eps = torch.rand(2, 5, 3, 8, 8), torch.rand(2, 5, 3, 8, 8), torch.randn(2, 4, 4, 8, 8)
+    Lanes(1).backward(model, frames, labels, eps, 1.0, forced=forced, output="linear", kl_norm="element")
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("tfr", [0.0, 0.5])
+def test_the_number_of_threads_changes_no_bit_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, tfr: float
+) -> None:
+    config = tiny.config(batch_size=batch_size, train_vi_len=8, tfr=tfr, tfr_coin="step", num_epoch=2)
+    data = tiny.dataset(frames=48)
+    weights = []
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr("cvaeopt.vae.device.threads", lambda count=threads: count)
+        trainer = Trainer(config, data)
+        curve = [result.val_psnr for result in trainer.run()]
+        weights.append((curve, trainer.model.state_dict()))
+    for curve, state in weights[1:]:
+        assert curve == weights[0][0]
+        assert all(torch.equal(state[key], value) for key, value in weights[0][1].items())
+
+
+def test_an_error_in_a_thread_reaches_the_caller() -> None:
+    model = CVAE(8, 4, 4, 8)
+    frames, labels = torch.rand(2, 5, 3, 8, 8), torch.rand(2, 5, 3, 8, 8)
+    lanes = Lanes(2)
+    wrong = torch.randn(2, 4, 3, 8, 8)  # one latent channel too few
+    for forced in (True, False):
+        with pytest.raises(RuntimeError, match="size"):
+            lanes.backward(model, frames, labels, wrong, 1.0, forced=forced, output="linear", kl_norm="element")
+    lanes.close()
+
+
+def test_one_thread_is_for_the_block_only() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
