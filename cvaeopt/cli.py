@@ -509,7 +509,10 @@ def retrain(
     start: Annotated[Path | None, typer.Option("--from", help="Start from the weights of this checkpoint.")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting: --set lr=0.001")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Train with this value, whatever --epochs is: --set lr=0.001"
+        ),
     ] = None,
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -529,9 +532,11 @@ def retrain(
         _require_checkpoint(start)
     root = _data_folder(data, None)
     device = "cpu" if dry_run else devices.use(gpu, threads)
-    from cvaeopt.outcome.retrain import Retraining, resolve
+    from cvaeopt.outcome.retrain import Retraining, differences, resolve
 
-    config = resolve(chosen, epochs, transfer or DEFAULT_TRANSFER, _overrides(override or []))
+    changes, mode = _overrides(override or []), transfer or DEFAULT_TRANSFER
+    carried = resolve(chosen, epochs, mode)
+    config = resolve(chosen, epochs, mode, changes)
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{config.num_epoch}")
     if dry_run:
         if not root.is_dir():
@@ -539,7 +544,13 @@ def retrain(
         origin = {key: value for key, value in chosen.origin.items() if value is not None}
         console.resolved(
             f"Would train {count(config.num_epoch, 'epoch')} into {folder.root}.",
-            {"run": _given(data=data, gpu=gpu, start=start), "provenance": origin, "settings": config.plain()},
+            {
+                "run": _given(data=data, gpu=gpu, start=start),
+                "provenance": origin,
+                **({f"carried over ({mode})": differences(chosen.settings, carried)} if epochs else {}),
+                **({"set": {name: config.plain()[name] for name in changes}} if changes else {}),
+                "settings": config.plain(),
+            },
         )
         return
     loaded = _load_data(console, root, (config.frame_H, config.frame_W))

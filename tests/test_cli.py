@@ -175,6 +175,12 @@ def test_dry_runs_show_everything_and_do_nothing(done: Shop, shop: Shop) -> None
     assert said.code == 0
     for line in ("lr = 0.5", "num_epoch = 500", "study = tiny"):
         assert f"\n{line}\n" in said.out
+    said = shop.run("retrain", recipe, "--epochs", "100", "--set", "milestones=[20,50]", "--dry-run")
+    carried, chosen = (said.out.partition(f"[{name}")[2].partition("\n\n")[0] for name in ("carried over", "set]"))
+    assert "milestones = [2, 5] -> [200, 500]" in carried  # the recipe is of one epoch
+    assert "milestones = [20, 50]" in chosen and "milestones = [20, 50]" in said.out.partition("[settings]")[2]
+    said = shop.run("retrain", recipe, "--epochs", "9", "--set", "num_epoch=8", "--dry-run")
+    one_message(said, 2, "num_epoch = 8 is set beside --epochs 9", "Expected", "Leave num_epoch out")
     said = shop.run("predict", done.root / "storage/retrain/tiny-2/best.pt", "--out", "o", "--noise=zero", "--dry-run")
     assert said.code == 0
     assert "Would predict 1 sequence of" in said.out and "kind = zero" in said.out

@@ -40,13 +40,30 @@ def resolve(
     mode: Transfer = DEFAULT_TRANSFER,
     changes: dict[str, Any] | None = None,
 ) -> Config:
-    """The settings of the full run: the recipe's, with its schedules carried over to `epochs` epochs.
+    """The settings of the full run: the recipe's schedules carried over to `epochs` epochs, then `changes`.
 
     epochs    default: the recipe's own
-    changes   settings that replace the recipe's, e.g. {"seed": 1, "optim": "SGD"}; SettingsError as everywhere
+    changes   settings as the user wants them trained, e.g. {"seed": 1, "milestones": [20, 50]}: nothing is carried
+              over in them; SettingsError as everywhere
     """
-    settings = Config.parse({**recipe.settings.plain(), **(changes or {})}, "The recipe with the given changes")
-    return settings if epochs is None else transfer(settings, epochs, mode)
+    if epochs is not None and changes and "num_epoch" in changes:
+        raise SettingsError(
+            f"num_epoch = {changes['num_epoch']!r} is set beside --epochs {epochs}.",
+            "Expected: the number of epochs once.",
+            "Leave num_epoch out: --epochs sets it and carries the schedules over.",
+        )
+    settings = recipe.settings if epochs is None else transfer(recipe.settings, epochs, mode)
+    return Config.parse({**settings.plain(), **(changes or {})}, "The recipe with the given changes")
+
+
+def differences(before: Config, after: Config) -> dict[str, str]:
+    """Every setting in which `after` differs, as 'before -> after'."""
+    old, new = before.plain(), after.plain()
+    return {name: f"{_shown(old[name])} -> {_shown(new[name])}" for name in new if old[name] != new[name]}
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Retraining:

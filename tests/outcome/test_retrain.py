@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.retrain import Retraining, resolve
+from cvaeopt.outcome.transfer import Transfer
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
@@ -189,6 +193,39 @@ def test_settings_are_resolved_from_recipe_epochs_and_changes():
     assert resolve(found, 100, "absolute").tfr_sde == 2
     with pytest.raises(SettingsError, match="Did you mean 'optim'"):
         resolve(found, 100, changes={"optm": "SGD"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    epochs=st.integers(1, 400),
+    mode=st.sampled_from(["proportional", "absolute"]),
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "milestones": st.lists(st.integers(0, 500), max_size=4, unique=True).map(sorted),
+            "tfr_sde": st.integers(0, 500),
+            "tfr_d_step": st.floats(0, 1),
+            "gamma": st.floats(0.001, 1),
+            "kl_anneal_cycle": st.integers(1, 50),
+            "kl_anneal_ratio": st.floats(0.01, 1),
+            "lr_scheduler": st.sampled_from(["MultiStepLR", "ExponentialLR", "cosine", "constant"]),
+            "kl_formula": st.sampled_from(["fu", "seed000", "seed001", "seed003", "seed004"]),
+        },
+    ),
+)
+def test_what_the_user_sets_is_what_is_trained_and_the_rest_is_carried_over(
+    epochs: int, mode: Transfer, changes: dict[str, Any]
+):
+    found = Recipe(tiny.config(num_epoch=10, lr_scheduler="ExponentialLR", gamma=0.9, milestones=[1, 5]))
+    carried = resolve(found, epochs, mode).plain()
+    assert resolve(found, epochs, mode, changes).plain() == {**carried, **changes}
+
+
+def test_the_number_of_epochs_is_given_once():
+    found = Recipe(tiny.config(num_epoch=10))
+    assert resolve(found, changes={"num_epoch": 30}).num_epoch == 30
+    with pytest.raises(SettingsError, match="num_epoch = 30 is set beside --epochs 100"):
+        resolve(found, 100, changes={"num_epoch": 30})
 
 
 def test_retrain_predict_and_score_need_neither_optuna_nor_a_database():
