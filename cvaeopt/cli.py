@@ -44,13 +44,14 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
     from cvaeopt.outcome.leaders import Confirmation
-    from cvaeopt.outcome.predict import Noise
+    from cvaeopt.outcome.rolling import Noise
     from cvaeopt.run.events import WorkerEnded
     from cvaeopt.run.object_store import Checkpoints
     from cvaeopt.run.processes import Tether
     from cvaeopt.search.definition import Definition
     from cvaeopt.store.leases import Lease
     from cvaeopt.store.storage import Storage
+    from cvaeopt.vae.checkpoint import Loaded
     from cvaeopt.vae.dataset import Dataset
 
 app = typer.Typer(
@@ -114,6 +115,16 @@ NoiseKind = Annotated[
 NoiseScale = Annotated[float, typer.Option("--noise-scale", min=0, help="Standard deviation of z for --noise scaled.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of z.")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint, ours or the lab's.")]
+OutputKind = Annotated[
+    Literal["linear", "sigmoid", "clamp"] | None,
+    typer.Option(
+        "--output",
+        help="How frames are made of the checkpoint's network. Default: as it says, or as fits the validation video.",
+    ),
+]
+IgnoreExtra = Annotated[
+    bool, typer.Option("--ignore-extra", help="Leave out tensors of the checkpoint that this network has not.")
+]
 
 
 # ---- data
@@ -507,6 +518,8 @@ def retrain(
         typer.Option(help="How schedules carry over to another number of epochs: fractions of the run, or epochs."),
     ] = None,
     start: Annotated[Path | None, typer.Option("--from", help="Start from the weights of this checkpoint.")] = None,
+    output: OutputKind = None,
+    ignore_extra: IgnoreExtra = False,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")] = None,
     override: Annotated[
         list[str] | None,
@@ -532,20 +545,31 @@ def retrain(
         _require_checkpoint(start)
     root = _data_folder(data, None)
     device = "cpu" if dry_run else devices.use(gpu, threads)
-    from cvaeopt.outcome.retrain import Retraining, differences, resolve
+    from cvaeopt.outcome.retrain import Retraining, differences, resolve, with_output_of
+    from cvaeopt.vae.checkpoint import load_model
 
     changes, mode = _overrides(override or []), transfer or DEFAULT_TRANSFER
     carried = resolve(chosen, epochs, mode)
+    if output is not None and start is None:
+        raise SettingsError(
+            f"--output {output} says how the network of --from makes frames, and there is no --from.",
+            todo=f"Use --set output={output} for a run with fresh weights.",
+        )
+    changes = {**({"output": output} if output else {}), **changes}
     config = resolve(chosen, epochs, mode, changes)
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{config.num_epoch}")
     if dry_run:
         if not root.is_dir():
             raise DataError(f"{root} is no folder.", "Expected: a data folder.", "Name another one with --data.")
         origin = {key: value for key, value in chosen.origin.items() if value is not None}
+        if start is not None:
+            begun = load_model(start, output=output, ignore_extra=ignore_extra)
+            weights = {"epoch": begun.epoch, "output": _output_of(begun)}
         console.resolved(
             f"Would train {count(config.num_epoch, 'epoch')} into {folder.root}.",
             {
                 "run": _given(data=data, gpu=gpu, start=start),
+                **({"weights": weights} if start else {}),
                 "provenance": origin,
                 **({f"carried over ({mode})": differences(chosen.settings, carried)} if epochs else {}),
                 **({"set": {name: config.plain()[name] for name in changes}} if changes else {}),
@@ -554,6 +578,9 @@ def retrain(
         )
         return
     loaded = _load_data(console, root, (config.frame_H, config.frame_W))
+    if "output" not in changes:
+        config, said = with_output_of(start, config, loaded, folder, ignore_extra=ignore_extra)
+        _warn_of(console, said)
     metric = str(chosen.provenance.get("metric", "val_psnr"))
     run = Retraining(
         config,
@@ -561,6 +588,7 @@ def retrain(
         folder,
         device=device,
         start=start,
+        ignore_extra=ignore_extra,
         patience=patience,
         metric=metric,
         provenance={"recipe": recipe.name, **chosen.origin},
@@ -613,6 +641,8 @@ def predict(
     noise_scale: NoiseScale = 0.5,
     seed: Seed = 0,
     average: Annotated[int, typer.Option(min=1, help="Roll-outs whose frames are averaged.")] = 1,
+    output: OutputKind = None,
+    ignore_extra: IgnoreExtra = False,
     gpu: Gpu = None,
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -633,12 +663,18 @@ def predict(
         from cvaeopt.vae.checkpoint import load_model
         from cvaeopt.vae.dataset import count_test_sequences
 
-        model = load_model(checkpoint)
+        model = load_model(checkpoint, output=output, ignore_extra=ignore_extra)
         z = _noise(noise, noise_scale, seed) or predictions.Noise.of(model.config)
         console.resolved(
             f"Would predict {count(count_test_sequences(root), 'sequence')} of {root} into {out}.",
             {
-                "run": {"checkpoint": str(checkpoint), "epoch": model.epoch, "device": device, "average": average},
+                "run": {
+                    "checkpoint": str(checkpoint),
+                    "epoch": model.epoch,
+                    "device": device,
+                    "average": average,
+                    "output": _output_of(model),
+                },
                 "noise": vars(z),
             },
         )
@@ -652,7 +688,10 @@ def predict(
             z=_noise(noise, noise_scale, seed),
             average=average,
             progress=progress,
+            output=output,
+            ignore_extra=ignore_extra,
         )
+    _warn_of(console, made.notes)
     if as_json:
         _print_json(
             {
@@ -661,6 +700,7 @@ def predict(
                 "sequences": [vars(sequence) for sequence in made.sequences],
                 "public_db": made.public_db,
                 "seconds": round(made.seconds, 2),
+                **made.output,
             }
         )
         return
@@ -681,6 +721,8 @@ def score(
     noise: NoiseKind = None,
     noise_scale: NoiseScale = 0.5,
     seed: Seed = 0,
+    output: OutputKind = None,
+    ignore_extra: IgnoreExtra = False,
     gpu: Gpu = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -695,11 +737,20 @@ def score(
 
     device = devices.use(gpu, threads)
     from cvaeopt.outcome import score as scores
-    from cvaeopt.outcome.predict import frame_size
+    from cvaeopt.outcome.rolling import frame_size
     from cvaeopt.vae.checkpoint import load_model
 
-    loaded = _load_data(console, root, frame_size(load_model(checkpoint).config))
-    sheet = scores.score(checkpoint, loaded, device=device, z=_noise(noise, noise_scale, seed), public=public)
+    loaded = _load_data(console, root, frame_size(load_model(checkpoint, ignore_extra=ignore_extra).config))
+    sheet = scores.score(
+        checkpoint,
+        loaded,
+        device=device,
+        z=_noise(noise, noise_scale, seed),
+        public=public,
+        output=output,
+        ignore_extra=ignore_extra,
+    )
+    _warn_of(console, sheet.notes)
     if out is not None:
         with _writing(out, folder=True):
             scores.write(sheet, loaded, out)
@@ -713,7 +764,12 @@ def score(
 def recalibrate(
     checkpoint: Checkpoint,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="New checkpoint. Default: NAME.recalibrated.pt beside it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New checkpoint. Default: NAME.recalibrated.ckpt (or .pt, as the given one ends) beside it."),
+    ] = None,
+    output: OutputKind = None,
+    ignore_extra: IgnoreExtra = False,
     gpu: Gpu = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -728,13 +784,14 @@ def recalibrate(
 
     device = devices.use(gpu, threads)
     from cvaeopt.outcome import score as scores
-    from cvaeopt.outcome.predict import frame_size
+    from cvaeopt.outcome.rolling import frame_size
     from cvaeopt.vae.checkpoint import load_model
 
     target = out or checkpoint.with_name(f"{checkpoint.stem}.recalibrated{checkpoint.suffix}")
-    loaded = _load_data(console, root, frame_size(load_model(checkpoint).config))
+    loaded = _load_data(console, root, frame_size(load_model(checkpoint, ignore_extra=ignore_extra).config))
     with _writing(target):
-        made = scores.recalibrate(checkpoint, loaded, target, device=device)
+        made = scores.recalibrate(checkpoint, loaded, target, device=device, output=output, ignore_extra=ignore_extra)
+    _warn_of(console, made.notes)
     if as_json:
         _print_json(made.plain())
     else:
@@ -1214,6 +1271,16 @@ def _training_seed(definition: Definition) -> str:
     return "from the study's seed and the trial's number"
 
 
+def _output_of(loaded: Loaded) -> str:
+    """The output of a checkpoint as a dry run shows it."""
+    return "as the validation video decides" if loaded.output_from == "assumed" else loaded.output
+
+
+def _warn_of(console: Console, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        console.warn(note)
+
+
 def _given(**values: Any) -> dict[str, str]:
     """Options as they are shown in a dry run."""
     missing = {
@@ -1226,7 +1293,7 @@ def _given(**values: Any) -> dict[str, str]:
 
 
 def _noise(kind: Literal["prior", "zero", "scaled"] | None, scale: float, seed: int) -> Noise | None:
-    from cvaeopt.outcome.predict import Noise
+    from cvaeopt.outcome.rolling import Noise
 
     return None if kind is None else Noise(kind, scale, seed)
 

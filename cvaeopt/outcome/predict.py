@@ -15,44 +15,29 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cvaeopt import __version__
-from cvaeopt.config import Config
 from cvaeopt.errors import DataError, SettingsError
 from cvaeopt.files import whole, write_json
+from cvaeopt.outcome.rolling import Noise as Noise
+from cvaeopt.outcome.rolling import Span, decided, frame_size, notes, roll_frames, told
 from cvaeopt.pictures.run_pictures import Frames, write_gif
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
-from cvaeopt.vae.dataset import count_test_sequences, test_sequences
+from cvaeopt.vae.dataset import Split, count_test_sequences, test_sequences, validation_video
 from cvaeopt.vae.metrics import public_score
-from cvaeopt.vae.rollout import noise, roll_chunks, to_float, to_pixels
+from cvaeopt.vae.rollout import Output, to_pixels
 
 Progress = Callable[[str, int, int], None]
 
 SUBMISSION: Final = "submission.csv"
 PROVENANCE: Final = "prediction.json"
-LAB_HEIGHT: Final = 32
-LAB_WIDTH: Final = 64
 _NUMBERS: Final = [str(value).encode() for value in range(256)]
-
-
-@dataclass(frozen=True)
-class Noise:
-    """z of a roll-out: the prior N(0, I), zero, or the prior scaled by `scale`; equal seeds give equal z."""
-
-    kind: Literal["prior", "zero", "scaled"] = "prior"
-    scale: float = 0.5
-    seed: int = 0
-
-    @classmethod
-    def of(cls, config: Config | None) -> Noise:
-        """What the run's own validation used; the prior for a checkpoint without settings."""
-        return cls(config.val_noise, config.val_noise_scale, config.val_noise_seed) if config else cls()
 
 
 @dataclass(frozen=True)
@@ -74,6 +59,8 @@ class Prediction:
     sequences: tuple[Predicted, ...]
     rows: int
     seconds: float
+    output: dict[str, Any]
+    notes: tuple[str, ...]
 
     @property
     def public_db(self) -> float | None:
@@ -91,17 +78,21 @@ def predict(
     z: Noise | None = None,
     average: int = 1,
     progress: Progress | None = None,
+    output: Output | None = None,
+    ignore_extra: bool = False,
 ) -> Prediction:
     """Predict every test sequence under `root` with the checkpoint `path` (ours or the lab's) into `out`.
 
     z          default: what the checkpoint's own validation used
     average    roll-outs whose frames are averaged, with seeds z.seed, z.seed + 1, ...
+    output     how frames are made of the network's output; default: as the checkpoint says, or else as fits the
+               validation video under `root` best
     Each GIF and submission.csv appear whole or not at all; prediction.json says what made them.
     """
     if average < 1:
         raise SettingsError(f"average = {average}.", "Expected: at least 1 roll-out.")
     began = time.perf_counter()
-    loaded = checkpoint.load_model(path, device)
+    loaded = checkpoint.load_model(path, device, output=output, ignore_extra=ignore_extra)
     chosen = z or Noise.of(loaded.config)
     height, width = frame_size(loaded.config)
     total = count_test_sequences(root)
@@ -111,15 +102,18 @@ def predict(
             "Expected: test/test_img/K/ with one frame and test/test_label/K/ with its labels.",
             "Pass a data folder that has them.",
         )
+    loaded = decided(loaded, _validation_video(loaded, root), chosen)
     done: list[Predicted] = []
     rows = 0
+    span = Span(0.0, 1.0, 0.0)
     with whole(out / SUBMISSION) as stream:
         stream.write(b"id," + b",".join(str(pixel).encode() for pixel in range(3 * height * width)) + b"\n")
         for index, sequence in enumerate(test_sequences(root, height, width)):
             if progress:
                 progress(f"sequence {sequence.name}", index, total)
             rolled = _averaged(loaded, sequence.first, sequence.labels[1:], chosen, average)
-            frames = np.concatenate([sequence.first[None], rolled])
+            span = span.joined(Span.of(rolled))
+            frames = np.concatenate([sequence.first[None], to_pixels(rolled).numpy()])
             gif = f"pred_seq{index}.gif"
             write_gif(out / gif, iter(frames))
             for frame in frames:
@@ -129,37 +123,35 @@ def predict(
             done.append(Predicted(sequence.name, gif, len(frames), score))
     if progress:
         progress("done", total, total)
-    result = Prediction(out, out / SUBMISSION, tuple(done), rows, time.perf_counter() - began)
+    result = Prediction(
+        out,
+        out / SUBMISSION,
+        tuple(done),
+        rows,
+        time.perf_counter() - began,
+        told(loaded, span),
+        notes(loaded, path.name, span),
+    )
     write_json(out / PROVENANCE, _provenance(path, loaded, chosen, average, result))
     return result
 
 
-def roll_frames(loaded: Loaded, first: Frames, labels: Frames, z: Noise) -> Tensor:
-    """Frames 1..T predicted from `first` (3, H, W) and their labels (T, 3, H, W), both uint8.
-
-    returns   (T, 3, H, W) float32 on the CPU; outside [0, 1] where the network's output is
-    """
-    height, width = first.shape[1:]
-    channels = loaded.model.widths["N_dim"]
-    draw = noise(z.kind, z.scale, z.seed, len(labels), channels, height, width)
-    start = to_float(torch.tensor(first[None])).contiguous(memory_format=torch.channels_last)
-    # Statistics as stored: what we write is recalibrated, and a lab checkpoint gets what its own tester gives it.
-    pieces = roll_chunks(loaded.model, start, torch.tensor(labels[None]), draw[None], loaded.output, "stored")
-    return torch.cat([piece[0].float().cpu() for piece in pieces])
+def _validation_video(loaded: Loaded, root: Path) -> Split | None:
+    """The validation video under `root` where it is needed to decide; None if there is none that can be read."""
+    if loaded.output_from != "assumed":
+        return None
+    try:
+        return validation_video(root, *frame_size(loaded.config))
+    except DataError:
+        return None
 
 
-def _averaged(loaded: Loaded, first: Frames, labels: Frames, z: Noise, average: int) -> Frames:
-    """The mean of `average` roll-outs as pixels (T, 3, H, W) uint8."""
+def _averaged(loaded: Loaded, first: Frames, labels: Frames, z: Noise, average: int) -> Tensor:
+    """The mean of `average` roll-outs, (T, 3, H, W) float32."""
     total = roll_frames(loaded, first, labels, z)
     for again in range(1, average):
         total += roll_frames(loaded, first, labels, Noise(z.kind, z.scale, z.seed + again))
-    pixels: Frames = to_pixels(total / average).numpy()
-    return pixels
-
-
-def frame_size(config: Config | None) -> tuple[int, int]:
-    """Height and width of a checkpoint's frames; the lab's where its settings are unknown."""
-    return (config.frame_H, config.frame_W) if config else (LAB_HEIGHT, LAB_WIDTH)
+    return total / average
 
 
 def file_digest(path: Path) -> str:
@@ -184,7 +176,7 @@ def _provenance(path: Path, loaded: Loaded, z: Noise, average: int, result: Pred
         },
         "noise": asdict(z),
         "average": average,
-        "output": loaded.output,
+        **result.output,
         "sequences": [asdict(sequence) for sequence in result.sequences],
         "public_db": result.public_db,
         "rows": result.rows,

@@ -12,6 +12,7 @@ on after the epoch that last.pt holds, and on the CPU it ends with the same weig
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from cvaeopt.errors import SettingsError
 from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.recipe import Recipe
+from cvaeopt.outcome.rolling import Noise, decided, notes
 from cvaeopt.outcome.score import ScoreSheet, score, write
 from cvaeopt.outcome.transfer import DEFAULT_TRANSFER, Transfer, transfer
 from cvaeopt.vae import checkpoint
@@ -66,10 +68,47 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def with_output_of(
+    start: Path | None, config: Config, data: Dataset, folder: RunFolder, *, ignore_extra: bool = False
+) -> tuple[Config, tuple[str, ...]]:
+    """`config` with the output of the weights that the run begins with, and what its user should know of it.
+
+    For runs whose user sets no output. Weights that were trained with a sigmoid need one and others need none; linear
+    and clamp are trained alike. A run in `folder` that began from weights goes on with the output it has.
+    """
+    output = _begun_output(folder)
+    if output is not None:
+        return _with_output(config, output), ()
+    if start is None:
+        return config, ()
+    loaded = decided(checkpoint.load_model(start, ignore_extra=ignore_extra), data.val, Noise.of(config))
+    said = notes(loaded, start.name)
+    if "sigmoid" not in (loaded.output, config.output) or loaded.output == config.output:
+        return config, said
+    changed = (
+        f"The run trains with output = {loaded.output}, as these weights were trained, and not with the recipe's "
+        f"{config.output}. --output {config.output} keeps the recipe's."
+    )
+    return _with_output(config, loaded.output), (*said, changed)
+
+
+def _with_output(config: Config, output: str) -> Config:
+    return Config.parse({**config.plain(), "output": output}, "The run")
+
+
+def _begun_output(folder: RunFolder) -> str | None:
+    """The output of the run in `folder` if it has begun from given weights."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+        if json.loads((folder.root / FACTS).read_text())["start"]:
+            return str(json.loads(folder.config.read_text())["output"])
+    return None
+
+
 class Retraining:
     """A run of `config` on `data` in `folder`, new or continued.
 
-    start      a checkpoint (ours or the lab's) whose weights a new run starts from
+    start      a checkpoint (ours or the lab's) whose weights a new run starts from; `ignore_extra` leaves out tensors
+               of it that this network has not
     patience   stop after so many epochs without a better `metric` (None: never)
     metric     what "best" means: 'val_psnr' or 'val_psnr_late'
     provenance  of the settings (`Recipe.origin`); goes into the checkpoints
@@ -84,6 +123,7 @@ class Retraining:
         *,
         device: torch.device | str = "cpu",
         start: Path | None = None,
+        ignore_extra: bool = False,
         patience: int | None = None,
         metric: str = "val_psnr",
         provenance: dict[str, Any] | None = None,
@@ -114,7 +154,7 @@ class Retraining:
             self.trainer.restore(folder.last)
             self.resumed_at = self.trainer.epoch
         elif start is not None:
-            self.trainer.start_from(checkpoint.load_model(start, device).raw["state_dict"])
+            self.trainer.start_from(checkpoint.load_model(start, ignore_extra=ignore_extra).model.state_dict())
 
     @property
     def epoch(self) -> int:
@@ -175,17 +215,17 @@ class Retraining:
                 )
             return begun_from
         try:
-            stored = json.loads(self.folder.config.read_text())
-            facts = json.loads((self.folder.root / FACTS).read_text())
-        except (OSError, ValueError) as error:
+            stored = dict(json.loads(self.folder.config.read_text()))
+            facts = dict(json.loads((self.folder.root / FACTS).read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise SettingsError(
                 f"{self.folder.root} cannot be continued: {error}.",
                 f"Expected: {self.folder.config.name} and {FACTS}, as retrain writes them.",
                 "Name another folder.",
             ) from None
-        if stored != self.config.plain():
-            mine = self.config.plain()
-            names = [name for name in mine if stored.get(name) != mine[name]]
+        mine = self.config.plain()
+        stored = Config.parse(stored, str(self.folder.config)).plain()  # what an older version lacks has its default
+        if names := [name for name in mine if stored[name] != mine[name]]:
             raise SettingsError(
                 f"{self.folder.root} holds a run of other settings (digest {facts.get('settings_digest')}; "
                 f"{', '.join(names)} differ).",

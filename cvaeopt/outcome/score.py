@@ -5,8 +5,11 @@ A score is the free-running roll-out of the validation video with the checkpoint
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
-from dataclasses import dataclass, field
+import operator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,14 +20,16 @@ from numpy.typing import NDArray
 from cvaeopt.errors import CheckpointError, DataError
 from cvaeopt.files import write_bytes, write_json
 from cvaeopt.outcome import predict, recipe
-from cvaeopt.outcome.predict import Noise, file_digest, frame_size, roll_frames
+from cvaeopt.outcome.predict import file_digest
+from cvaeopt.outcome.rolling import Noise, Span, decided, frame_size, notes, roll_frames, told
 from cvaeopt.pictures.run_pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
 from cvaeopt.vae.dataset import Dataset, test_sequences
 from cvaeopt.vae.metrics import Baselines, baselines, late_mean, psnr_per_frame, public_score
+from cvaeopt.vae.rollout import Output, to_float, to_pixels
 from cvaeopt.vae.rollout import recalibrate as recalibrate_model
-from cvaeopt.vae.rollout import to_float, to_pixels
+from cvaeopt.vae.weights import replaced
 
 SHEET: Final = "score.json"
 STRIP: Final = "film_strip.png"
@@ -51,6 +56,8 @@ class ScoreSheet:
     prediction: Frames = field(repr=False)
     history: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     public: dict[str, float] = field(default_factory=dict)
+    output: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """The sheet as JSON values; PSNR rounded to 0.0001 dB."""
@@ -66,6 +73,7 @@ class ScoreSheet:
             "public": {name: round(value, 4) for name, value in self.public.items()},
             "worst_frames": [index + 1 for index in worst_indices(self.psnr_frames, 4)],
             "noise": {"kind": self.noise.kind, "scale": self.noise.scale, "seed": self.noise.seed},
+            **self.output,
             "data_digest": self.data_digest,
             "psnr_frames": [round(float(value), 4) for value in self.psnr_frames],
         }
@@ -84,18 +92,21 @@ def score(
     z: Noise | None = None,
     public: bool = False,
     known: Baselines | None = None,
+    output: Output | None = None,
+    ignore_extra: bool = False,
 ) -> ScoreSheet:
     """The score of the checkpoint `path` (ours or the lab's) on `data`, whose frames have the model's size.
 
     z        default: what the checkpoint's own validation used
     public   also score the test sequences whose true frames are known (DataError if there is none)
     known    the data's baselines, if they were computed before
+    output   how frames are made of the network's output; default: as the checkpoint says, or else as fits best
     """
-    loaded = checkpoint.load_model(path, device)
+    loaded = checkpoint.load_model(path, device, output=output, ignore_extra=ignore_extra)
     _check_size(loaded, data)
     noise = z or Noise.of(loaded.config)
-    prediction, psnr = _validate(loaded, data, noise)
-    own = loaded.raw.get("cvaeopt") or {}
+    loaded = decided(loaded, data.val, noise)
+    prediction, psnr, span = _validate(loaded, data, noise)
     return ScoreSheet(
         checkpoint=path.name,
         checkpoint_digest=file_digest(path),
@@ -107,8 +118,10 @@ def score(
         noise=noise,
         psnr_frames=psnr,
         prediction=prediction,
-        history=tuple(own.get("history") or ()),
+        history=tuple(loaded.own.history) if loaded.own else (),
         public=_public(loaded, data, noise) if public else {},
+        output=told(loaded, span),
+        notes=notes(loaded, path.name, span),
     )
 
 
@@ -137,42 +150,64 @@ class Recalibration:
     before: float
     after: float
     written: Path
+    output: dict[str, Any]
+    notes: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
         """The figures as JSON values."""
-        return {"before": round(self.before, 4), "after": round(self.after, 4), "written": str(self.written)}
+        figures = {"before": round(self.before, 4), "after": round(self.after, 4), "written": str(self.written)}
+        return {**figures, **self.output}
 
 
 def recalibrate(
-    path: Path, data: Dataset, out: Path, *, device: torch.device | str = "cpu", z: Noise | None = None
+    path: Path,
+    data: Dataset,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    z: Noise | None = None,
+    output: Output | None = None,
+    ignore_extra: bool = False,
 ) -> Recalibration:
     """Write a copy of the checkpoint `path` whose BatchNorm statistics are those of all training labels.
 
     The format is kept, ours or the lab's; nothing but the two statistics changes. A checkpoint of ours continues
-    training from `out` as it would have from `path`.
+    training from `out` as it would have from `path`. `output` is as in `score`; it is chosen with the new statistics.
     """
     if out.resolve() == path.resolve():
         raise CheckpointError(f"{out} is the checkpoint itself.", todo="Name another file for the new one.")
-    loaded = checkpoint.load_model(path, device)
-    _check_size(loaded, data)
-    noise = z or Noise.of(loaded.config)
-    before = _validate(loaded, data, noise)[1]
-    recalibrate_model(loaded.model, torch.tensor(data.train.labels))
-    after = _validate(loaded, data, noise)[1]
-    payload = dict(loaded.raw)
-    weights = dict(payload["state_dict"])
-    own = payload.get("cvaeopt")
-    if isinstance(own, dict):
-        payload["cvaeopt"] = own = dict(own)
-        own["training"] = dict(own["training"])
-    for key, value in loaded.model.state_dict().items():
-        if key.endswith(("running_mean", "running_var")):
-            if isinstance(own, dict):  # the statistics of training stay what they were
-                own["training"].setdefault(key, weights[key])
-            weights[key] = value.detach().to("cpu", weights[key].dtype)
-    payload["state_dict"] = weights
-    checkpoint.write(out, payload)
-    return Recalibration(float(before.mean(dtype=np.float64)), float(after.mean(dtype=np.float64)), out)
+    stored = checkpoint.load_model(path, device, output=output, ignore_extra=ignore_extra)
+    _check_size(stored, data)
+    noise = z or Noise.of(stored.config)
+    changed = replace(stored, model=copy.deepcopy(stored.model))
+    recalibrate_model(changed.model, torch.tensor(data.train.labels))
+    changed = decided(changed, data.val, noise)
+    before = _validate(replace(stored, output=changed.output), data, noise)[1]
+    _, after, span = _validate(changed, data, noise)
+    checkpoint.write(out, _with_statistics(changed))
+    return Recalibration(
+        float(before.mean(dtype=np.float64)),
+        float(after.mean(dtype=np.float64)),
+        out,
+        told(changed, span),
+        notes(changed, path.name, span),
+    )
+
+
+def _with_statistics(loaded: Loaded) -> Any:
+    """What the checkpoint's file holds, with the BatchNorm statistics of the network."""
+    payload, weights = loaded.raw, loaded.weights
+    assert weights is not None
+    for name, value in loaded.model.state_dict().items():
+        if not name.endswith(("running_mean", "running_var")):
+            continue
+        if loaded.own and name not in payload["cvaeopt"]["training"]:  # the statistics of training stay what they were
+            payload = replaced(payload, ("cvaeopt", "training", name), weights.tensors[name])
+        stored = functools.reduce(operator.getitem, weights.paths[name], payload)
+        fresh = value.detach().cpu()
+        fresh = fresh.to(stored.dtype) if isinstance(stored, torch.Tensor) else fresh.numpy().astype(stored.dtype)
+        payload = replaced(payload, weights.paths[name], fresh)
+    return payload
 
 
 def show(path: Path) -> dict[str, Any]:
@@ -207,27 +242,29 @@ def show(path: Path) -> dict[str, Any]:
                 f"{path} has no {predict.PROVENANCE} beside it.", "Expected: a folder that predict wrote."
             )
         return _read_json(beside)
-    loaded = checkpoint.load_model(path)
-    own = loaded.raw.get("cvaeopt")
+    loaded = checkpoint.load_model(path, ignore_extra=True)
+    own = loaded.own
     return {
         "kind": "checkpoint",
-        "format": "cvaeopt" if isinstance(own, dict) else "lab",
+        "format": "cvaeopt" if own else "lab",
+        "weights_under": loaded.weights.place if loaded.weights else "",
         "epoch": loaded.epoch,
         "widths": dict(loaded.model.widths),
+        "extra_tensors": list(loaded.ignored),
         "digest": file_digest(path),
-        "version": own.get("version") if isinstance(own, dict) else None,
-        "data_digest": own.get("data_digest") if isinstance(own, dict) else None,
+        "version": own.version if own else None,
+        "data_digest": own.data_digest if own else None,
         "settings_digest": loaded.config.digest() if loaded.config else None,
         "provenance": loaded.provenance,
         "settings": loaded.config.plain() if loaded.config else None,
     }
 
 
-def _validate(loaded: Loaded, data: Dataset, noise: Noise) -> tuple[Frames, NDArray[np.float32]]:
-    """Prediction of validation frames 1.. as pixels, and the PSNR of each before rounding (as in training)."""
+def _validate(loaded: Loaded, data: Dataset, noise: Noise) -> tuple[Frames, NDArray[np.float32], Span]:
+    """Prediction of validation frames 1.. as pixels, the PSNR of each before rounding (as in training), their span."""
     rolled = roll_frames(loaded, data.val.frames[0], data.val.labels[1:], noise)
     psnr = psnr_per_frame(rolled, to_float(torch.tensor(data.val.frames[1:])))
-    return to_pixels(rolled).numpy(), psnr.float().numpy()
+    return to_pixels(rolled).numpy(), psnr.float().numpy(), Span.of(rolled)
 
 
 def _public(loaded: Loaded, data: Dataset, noise: Noise) -> dict[str, float]:

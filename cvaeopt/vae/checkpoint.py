@@ -9,27 +9,116 @@ Payload (our own checkpoints):
     cvaeopt.training                              tensors of the training weights that differ from `state_dict`
     cvaeopt.provenance                            where it came from (study, trial, digests, ...)
 
-Only tensors and plain data are read back (`weights_only`), so a checkpoint from elsewhere cannot run code.
+Nothing in a file can run when it is read (`vae.archive`); the lab's weights are found under whatever name they were
+saved (`vae.weights`); what a run goes on from is checked here, once, before anything of it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import pickle
-import zipfile
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import Tensor
 
 from cvaeopt.config import Config
-from cvaeopt.errors import CheckpointError
+from cvaeopt.errors import CheckpointError, SettingsError
 from cvaeopt.files import whole
+from cvaeopt.vae import archive
 from cvaeopt.vae.model import CVAE, check_weights, widths
+from cvaeopt.vae.rollout import Output
+from cvaeopt.vae.weights import Weights, find, fitting, plain
 
 FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+Number = int | float
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Own(BaseModel):
+    """The part of a checkpoint that only this program writes, checked.
+
+    config     the settings of the run; one that an older version did not know has its default
+    history    one row per finished epoch, in their order
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
+
+    format: Literal[1]
+    version: str = ""
+    config: Config
+    epoch: int = Field(ge=0)
+    history: list[dict[str, Annotated[Number, Field(allow_inf_nan=False)] | None]]
+    training: dict[str, Tensor]
+    data_digest: str
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _with_defaults(cls, given: Any) -> Config:
+        if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+            raise ValueError("the settings of a run")
+        try:
+            return Config.parse(given, "config")
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("history", mode="after")
+    @classmethod
+    def _with_figures(cls, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for number, row in enumerate(rows, 1):
+            if row.get("epoch") != number or not all(isinstance(row.get(key), Number) for key in _FIGURES):
+                raise ValueError(f"one row per epoch with {', '.join(_FIGURES)}; row {number} is another")
+        return rows
+
+    @model_validator(mode="after")
+    def _of_one_run(self) -> Own:
+        if not len(self.history) == self.epoch <= self.config.num_epoch:
+            raise ValueError(f"{self.epoch} epochs of {self.config.num_epoch} with {len(self.history)} rows of history")
+        return self
+
+
+_FIGURES = ("lr", "train_loss", "train_mse", "val_psnr", "val_psnr_late", "seconds")
+"""What every row of a history has, beside its epoch: what is shown, drawn and compared."""
+
+
+class OptimizerState(BaseModel):
+    """The moments of an optimizer, by the number of the parameter; its settings are those of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
+
+    state: dict[int, dict[str, Tensor | Number | None]]
+
+
+class _Run(BaseModel):
+    """What a checkpoint must hold to be continued, beside its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
+
+    optimizer: OptimizerState
+    cvaeopt: Own
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Everything that a run goes on from, its structure checked.
+
+    weights    the validated weights; `training` has those that training goes on with where they differ
+    """
+
+    own: Own
+    weights: dict[str, Tensor]
+    training: dict[str, Tensor]
+    optimizer: OptimizerState
 
 
 @dataclass(frozen=True)
@@ -38,18 +127,25 @@ class Loaded:
 
     config       None for a lab checkpoint, which records no settings
     epoch        epochs finished (0 if unknown)
+    weights      what was found in the file, under which names
+    output       how frames are made of the generator's output
+    output_from  who says so: the checkpoint's own settings, the user (given), the validation video, or nobody (assumed:
+                 the template's)
+    output_psnr  of each output on the validation video, dB, where that has decided
+    ignored      tensors of the file that were left out on request
     """
 
     model: CVAE
     config: Config | None
     epoch: int
     provenance: dict[str, Any] = field(default_factory=dict)
-    raw: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def output(self) -> Any:
-        """How frames are made of the generator's output: 'linear' for a lab checkpoint, as its tester does."""
-        return self.config.output if self.config else "linear"
+    raw: Any = field(default_factory=dict, repr=False)
+    weights: Weights | None = field(default=None, repr=False)
+    own: Own | None = field(default=None, repr=False)
+    output: Output = "linear"
+    output_from: Literal["settings", "given", "validation", "assumed"] = "assumed"
+    output_psnr: dict[str, float] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 def write(path: Path, payload: dict[str, Any]) -> None:
@@ -60,91 +156,176 @@ def write(path: Path, payload: dict[str, Any]) -> None:
         stream.write(buffer.getbuffer())
 
 
-def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The payload of `path`, tensors on `device`; CheckpointError if it is no checkpoint."""
-    try:
-        payload = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.", "Expected: a checkpoint (.pt, .ckpt, .pth).") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint ({_unreadable(path, error)}).",
-            "Expected: a whole file of tensors and plain data, as torch.save writes it.",
-            "Copy it again from where it was made, or name another one.",
-        ) from None
-    if isinstance(payload, dict) and "state_dict" not in payload and "frame_transformation.6.weight" in payload:
-        payload = {"state_dict": payload}  # bare weights, as some reports save them
-    if not isinstance(payload, dict) or not isinstance(payload.get("state_dict"), dict):
-        raise CheckpointError(
-            f"{path} holds no 'state_dict'.",
-            "Expected: a checkpoint of this program or of the lab's template.",
-        )
-    return payload
+def read(path: Path) -> Any:
+    """The content of `path`, tensors on the CPU; CheckpointError if it cannot be read."""
+    return archive.content(path)
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    """Why torch could not read `path`, in words that help."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    size = path.stat().st_size
-    if size == 0:
-        return "it is empty"
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
-        return f"it ends after {size} bytes, in the middle"
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is no checkpoint, or holds objects other than tensors and plain data, which could run code"
-    return "it was not written by torch.save"
-
-
-def load_model(path: Path, device: torch.device | str = "cpu") -> Loaded:
+def load_model(
+    path: Path, device: torch.device | str = "cpu", *, output: Output | None = None, ignore_extra: bool = False
+) -> Loaded:
     """The network of a checkpoint, ours or the lab's, in evaluation mode on `device`.
 
+    output        how frames are made of its output; default: as its settings say, or as the template does
+    ignore_extra  leave out tensors that this network has not
     Widths are inferred from the weights. CheckpointError names the first tensor that does not fit.
     """
-    payload = read(path, device)
-    weights = payload["state_dict"]
-    try:
-        model = CVAE(**widths(weights))
-        check_weights(model, weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error.found}", error.expected, error.todo) from None
-    model.load_state_dict(weights)
+    payload = read(path)
+    own = own_part(payload, path) if _is_own(payload) else None
+    with _named(path):
+        weights = find(payload)
+        model = CVAE(**widths(weights.tensors))
+        tensors, extra = fitting(weights, model.state_dict(), ignore_extra)
+        check_weights(model, tensors)
+    model.load_state_dict(tensors)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval().requires_grad_(False)
-    own = payload.get("cvaeopt")
-    if not isinstance(own, dict):
-        epoch = payload.get("last_epoch")
-        return Loaded(model, None, epoch if isinstance(epoch, int) else 0, {}, payload)
-    config = Config.parse(own["config"], f"{path}, its settings")
-    return Loaded(model, config, int(own["epoch"]), dict(own.get("provenance") or {}), payload)
+    source: Literal["settings", "given", "assumed"] = "given" if output else "settings" if own else "assumed"
+    return Loaded(
+        model,
+        own.config if own else None,
+        own.epoch if own else _epochs(payload),
+        dict(own.provenance) if own else {},
+        payload,
+        weights,
+        own,
+        output or (own.config.output if own else "linear"),
+        source,
+        ignored=tuple(extra),
+    )
 
 
-def own_part(payload: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The `cvaeopt` part of a payload; CheckpointError if it has none or is of another format."""
-    own = payload.get("cvaeopt")
-    if not isinstance(own, dict):
-        raise CheckpointError(
-            f"{path} is a lab checkpoint: it does not hold what is needed to continue a run.",
-            "Expected: a checkpoint of this program.",
-            "Use it as the starting weights of a new run instead (retrain --from).",
-        )
-    if own.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {own.get('format')!r}.", f"Expected: {FORMAT}.")
-    return own
+def own_part(payload: Any, path: Path) -> Own:
+    """The `cvaeopt` part of a payload; CheckpointError if it has none, or is damaged or of another format."""
+    _require_own(payload, path)
+    return _checked(Own, payload["cvaeopt"], path)
+
+
+def continuation(path: Path) -> Continuation:
+    """What a run goes on from; CheckpointError if the checkpoint at `path` is not a whole one of ours."""
+    payload = read(path)
+    _require_own(payload, path)
+    run = _checked(_Run, payload, path)
+    with _named(path):
+        weights = find({"state_dict": payload.get("state_dict")}).tensors
+        training = {name: plain(name, value) for name, value in run.cvaeopt.training.items()}
+    return Continuation(run.cvaeopt, weights, training, run.optimizer)
 
 
 def newest(paths: list[Path], config: Config, data_digest: str) -> Path | None:
     """The checkpoint of this very run with the most finished epochs, or None.
 
     Passed over: files that cannot be read, and those of other settings or other data, which a deleted study of the
-    same name may have left.
+    same name may have left. Where that leaves none, a warning says why each was passed over.
     """
     found: list[tuple[int, Path]] = []
+    passed: list[str] = []
     for path in paths:
-        with contextlib.suppress(CheckpointError):
-            own = own_part(read(path), path)
-            if own["config"] == config.plain() and own["data_digest"] == data_digest:
-                found.append((int(own["epoch"]), path))
+        try:
+            own = continuation(path).own
+        except CheckpointError as error:
+            passed.append(error.found)
+            continue
+        if reason := other_run(own, config, data_digest):
+            passed.append(f"{path} {reason[0]}.")
+        else:
+            found.append((own.epoch, path))
+    if passed and not found:
+        log.warning("No checkpoint is continued: %s", " ".join(passed))
     return max(found)[1] if found else None
+
+
+def other_run(own: Own, config: Config, data_digest: str) -> tuple[str, str] | None:
+    """How a checkpoint differs from the run of `config` on the data, and what was expected; None for the same run."""
+    theirs, mine = own.config.plain(), config.plain()
+    for name in mine:
+        if theirs[name] != mine[name]:
+            return f"was trained with {name} = {theirs[name]!r}", f"{mine[name]!r}, as this run"
+    if own.data_digest != data_digest:
+        return f"was trained on other data (digest {own.data_digest[:20]})", f"data of digest {data_digest}"
+    return None
+
+
+_MOMENTS = {
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Adamax": {"step", "exp_avg", "exp_inf"},
+    "SGD": set[str](),
+}
+
+
+def fitting_moments(optimizer: torch.optim.Optimizer, saved: OptimizerState) -> dict[int, dict[str, Any]]:
+    """The state that `optimizer` goes on from; CheckpointError names what does not fit its parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    needed = _MOMENTS[type(optimizer).__name__]
+    for number, moments in saved.state.items():
+        if not 0 <= number < len(parameters):
+            raise CheckpointError(f"The optimizer has a parameter {number}.", f"Expected: {len(parameters)} of them.")
+        for name in needed | moments.keys():
+            value = moments.get(name)
+            shape = () if name == "step" else tuple(parameters[number].shape)
+            if isinstance(value, Tensor):
+                fits = tuple(value.shape) == shape and value.is_floating_point() and bool(torch.isfinite(value).all())
+            else:
+                fits = name not in needed
+            if not fits:
+                raise CheckpointError(
+                    f"The optimizer's {name[:40]} of parameter {number} is missing or does not fit.",
+                    f"Expected: finite numbers of shape {shape}.",
+                    "Use another checkpoint of the run, or its weights alone (retrain --from).",
+                )
+    return saved.state
+
+
+def _is_own(payload: Any) -> bool:
+    return isinstance(payload, dict) and isinstance(payload.get("cvaeopt"), dict)
+
+
+def _require_own(payload: Any, path: Path) -> None:
+    if not _is_own(payload):
+        raise CheckpointError(
+            f"{path} is a lab checkpoint: it does not hold what is needed to continue a run.",
+            "Expected: a checkpoint of this program.",
+            "Use it as the starting weights of a new run instead (retrain --from).",
+        )
+    if payload["cvaeopt"].get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {str(payload['cvaeopt'].get('format'))[:40]!r}.", f"Expected: {FORMAT}."
+        )
+
+
+def _checked(model: type[Model], part: dict[str, Any], path: Path) -> Model:
+    """`part` with the structure of `model`; CheckpointError names the first place that has another."""
+    try:
+        return model.model_validate(part)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:40] for part in first["loc"]) or "its parts"
+        message = first["msg"].removeprefix("Value error, ")[:300]
+        raise CheckpointError(
+            f"{path} is damaged, or of another version of this program: {where} is not what it should be ({message}).",
+            "Expected: a checkpoint as this program writes it.",
+            "Use another checkpoint of the run, or its weights alone (retrain --from).",
+        ) from None
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts `path` before what a CheckpointError found."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.found}", error.expected, error.todo) from None
+
+
+def _epochs(payload: Any) -> int:
+    """Epochs finished according to a lab checkpoint, however it writes numbers; 0 if it does not say."""
+    for key in ("last_epoch", "epoch", "current_epoch"):
+        value = payload.get(key) if isinstance(payload, dict) else None
+        if isinstance(value, Tensor):
+            value = value.item() if value.numel() == 1 and not value.is_meta else None
+        elif isinstance(value, np.ndarray | np.generic):
+            value = value.item() if value.size == 1 else None
+        if isinstance(value, int | float) and 0 <= value < 1e9:
+            return int(value)
+    return 0

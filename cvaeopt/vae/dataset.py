@@ -151,6 +151,16 @@ def load(
     raise _no_room(listing, caches, "cannot be written")
 
 
+def validation_video(root: Path, height: int = 32, width: int = 64) -> Split | None:
+    """The validation video under `root` alone, decoded anew; None if there is none. DataError as in `load`."""
+    folders = _FOLDERS[2:]
+    if not all((root / folder).is_dir() for folder in folders):
+        return None
+    listed = [_list(root, root / folder, stop) for folder in folders]
+    check_pairs(root / folders[0], listed[0], root / folders[1], listed[1], stop)
+    return Split(*(np.concatenate(list(blocks(pngs, height, width, stop))) for pngs in listed))
+
+
 def test_sequences(root: Path, height: int = 32, width: int = 64) -> Iterator[Sequence]:
     """The test sequences under `root`, one at a time, in natural order of their folders' names.
 

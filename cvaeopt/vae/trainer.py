@@ -279,32 +279,27 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint at `path`; CheckpointError if it is of another run."""
-        payload = checkpoint.read(path, self.device)
-        own = checkpoint.own_part(payload, path)
-        if own["config"] != self.config.plain():
-            theirs, mine = own["config"], self.config.plain()
-            name = next(key for key in mine if theirs.get(key) != mine[key])
+        saved = checkpoint.continuation(path)
+        if reason := checkpoint.other_run(saved.own, self.config, self.data.digest):
             raise CheckpointError(
-                f"{path} was trained with {name} = {theirs.get(name)!r}.",
-                f"Expected: {mine[name]!r}, as this run.",
-                "Use another folder, or the settings of that run.",
+                f"{path} {reason[0]}.",
+                f"Expected: {reason[1]}.",
+                "Use another folder, or the settings and the data of that run.",
             )
-        if own["data_digest"] != self.data.digest:
-            raise CheckpointError(
-                f"{path} was trained on other data (digest {own['data_digest']}).",
-                f"Expected: {self.data.digest}, the digest of {self.data.root}.",
-                "Pass the data folder of that run, or start in a new folder.",
-            )
-        weights = payload["state_dict"]
-        check_weights(self.model, weights)
-        training = {**weights, **own["training"]}
+        training = {**saved.weights, **saved.training}
+        try:
+            check_weights(self.model, saved.weights)
+            check_weights(self.model, training)
+            moments = checkpoint.fitting_moments(self.optimizer, saved.optimizer)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error.found}", error.expected, error.todo) from None
         self.model.load_state_dict(training)
         if self.averaged is not None:
             statistics = {key: training[key] for key, _ in self.averaged.named_buffers()}
-            self.averaged.load_state_dict({**weights, **statistics})
-        self.optimizer.load_state_dict(payload["optimizer"])
-        self.epoch = int(own["epoch"])
-        self.history = [dict(row) for row in own["history"]]
+            self.averaged.load_state_dict({**saved.weights, **statistics})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.epoch = saved.own.epoch
+        self.history = [dict(row) for row in saved.own.history]
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Take `weights` as the starting point of a new run; CheckpointError names the first that does not fit."""
