@@ -47,6 +47,7 @@ SHUT = {
     "outcome.intervals": TRAINER_ONLY,
     "outcome.predict": TRAINER_ONLY,
     "outcome.recipe": TRAINER_ONLY,
+    "outcome.rolling": TRAINER_ONLY,
     "outcome.retrain": TRAINER_ONLY,
     "outcome.score": TRAINER_ONLY,
     "outcome.transfer": TRAINER_ONLY,
