@@ -496,7 +496,7 @@ def fetch(
         if remote is None:
             raise found.elsewhere()
         with _writing(found.path):
-            remote.download(name, found.number, found.path)
+            remote.download(found.objects, found.number, found.path)
     if as_json:
         _print_json({"study": name, "trial": found.number, "checkpoint": str(found.path)})
     else:
@@ -523,9 +523,7 @@ def retrain(
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")] = None,
     override: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Train with this value, whatever --epochs is: --set lr=0.001"
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Train with this value, whatever --epochs is: --set lr=0.001"),
     ] = None,
     threads: Threads = None,
     dry_run: DryRun = False,

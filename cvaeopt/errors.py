@@ -3,7 +3,8 @@
     CvaeoptError
     ├── UserError            2    the input is wrong: settings, study, data, checkpoint, device, URL
     │   ├── SettingsError         a setting or a definition
-    │   ├── StudyError            a study that does not exist, or was made from another definition
+    │   ├── StudyError            a study that does not exist, was made from another definition, or is damaged
+    │   │   └── StudyGone         it was deleted while a worker trained it
     │   ├── DataError             a data folder or a file in it
     │   ├── CheckpointError       a checkpoint that cannot be used
     │   ├── DeviceError           a GPU that does not exist
@@ -49,6 +50,10 @@ class SettingsError(UserError):
 
 class StudyError(UserError):
     """The study does not exist or was created from another definition."""
+
+
+class StudyGone(StudyError):  # noqa: N818 - reads as a state, which it is
+    """The study was deleted while this process worked for it."""
 
 
 class DataError(UserError):

@@ -33,7 +33,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        scratch.chmod(0o666 & ~_umask())
+        scratch.chmod(0o666 & ~umask())
         scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -138,7 +138,8 @@ def _free_mb(folder: Path) -> int:
     return 0
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that a new file of this process does not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -31,6 +31,7 @@ import optuna
 from cvaeopt import __version__, files
 from cvaeopt.errors import UserError
 from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.search.identity import Identity
 from cvaeopt.store.storage import Storage
 
 FORMAT = 1
@@ -90,6 +91,7 @@ def backup(
     with tempfile.TemporaryDirectory(prefix="cvaeopt-backup-") as scratch:
         database = Path(scratch) / "cvaeopt.db"
         stored: dict[str, list[str]] = {}
+        owners: dict[str, Identity] = {}
         studies: dict[str, dict[str, int]] = {}
         with care.snapshot(storage) as source, care.opened(care.sqlite_url(database), create=True) as copy:
             for name in care.chosen(source, wanted, storage.url):
@@ -97,22 +99,24 @@ def backup(
                     rows = care.copy(source, target_rows, name, "the backup")
                 studies[name] = {"trials": rows["trials"], "files": 0, "objects": 0}
                 stored[name] = care.dashboard_files(source, name)
+                owners[name] = care.identity_of(source, name)
         _one_file(database)
         content = database.read_bytes()
         with files.whole(target) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
             _add(tar, "cvaeopt.db", content)
             for name in studies:
-                for path in _files(artifacts, name, stored[name]):
+                for entry, path in _files(artifacts, owners[name], stored[name]):
                     if not checkpoints and path.suffix == ".pt":
                         continue
                     try:
                         data = path.read_bytes()
                     except FileNotFoundError:  # a worker replaced or tidied it meanwhile
                         continue
-                    _add(tar, f"artifacts/{path.relative_to(artifacts).as_posix()}", data)
+                    _add(tar, f"artifacts/{entry}", data)
                     studies[name]["files"] += 1
-                for file in remote.of_study(name) if remote is not None else []:
-                    held = remote.read(name, file) if remote is not None else None
+                place = owners[name].objects
+                for file in remote.of_study(place) if remote is not None else []:
+                    held = remote.read(place, file) if remote is not None else None
                     if held is not None:
                         _add(tar, f"checkpoints/{name}/{file}", held)
                         studies[name]["objects"] += 1
@@ -131,15 +135,15 @@ def backup(
     return studies
 
 
-def _files(artifacts: Path, name: str, stored: list[str]) -> Iterator[Path]:
-    """The study's own files and those that the dashboard shows with it."""
-    folder = care.study_folder(artifacts, name)
-    for path in sorted(folder.rglob("*")):
+def _files(artifacts: Path, owner: Identity, stored: list[str]) -> Iterator[tuple[str, Path]]:
+    """The study's own files and those that the dashboard shows with it, each with its name in the backup."""
+    folder = care.study_folder(artifacts, owner)
+    for path in sorted(folder.rglob("*")) if folder is not None else ():
         if path.is_file() and path.suffix != ".part":
-            yield artifacts / name / path.relative_to(folder)
+            yield f"{owner.study}/{path.relative_to(folder).as_posix()}", path
     for file in stored:
         if (artifacts / care.DASHBOARD / file).is_file():
-            yield artifacts / care.DASHBOARD / file
+            yield f"{care.DASHBOARD}/{file}", artifacts / care.DASHBOARD / file
 
 
 def _one_file(database: Path) -> None:

@@ -22,8 +22,9 @@ import optuna
 from sqlalchemy import URL, Connection, MetaData, Table, delete, insert, select
 
 from cvaeopt.errors import CvaeoptError, StorageUnreachable, StudyError, UserError
-from cvaeopt.files import inside
 from cvaeopt.run.object_store import Checkpoints, open_checkpoints
+from cvaeopt.search import identity
+from cvaeopt.search.definition import NAME
 from cvaeopt.store import leases
 from cvaeopt.store.storage import DEFAULT_URL, Storage, lease_table, open_storage, study_table, worker_table
 
@@ -222,16 +223,24 @@ def complete_trials(connection: Connection, name: str) -> set[int]:
 def object_stores(connection: Connection, name: str) -> list[str]:
     """The object stores that hold checkpoints of the study, as its trials say (s3://BUCKET/PREFIX)."""
     rows = _rows(connection, _tables(connection), name)
-    said = {json.loads(row["value_json"]) for row in rows["trial_user_attributes"] if row["key"] == "checkpoints"}
-    return sorted({re.sub(rf"/{re.escape(name)}/\d+$", "", url) for url in said})
+    said = [row["value_json"] for row in rows["trial_user_attributes"] if row["key"] == "checkpoints"]
+    place = re.compile(rf'"(s3://.+)/{re.escape(name)}(?:/[0-9a-f]{{12}})?/\d+"')  # JSON, of whoever wrote the row
+    return sorted({match[1] for url in said if (match := place.fullmatch(url))})
 
 
-def study_folder(artifacts: Path, name: str) -> Path:
-    """The folder of the study's trials; UserError for a name that would leave the artifact folder."""
-    try:
-        return inside(artifacts, name)
-    except ValueError as error:
-        raise UserError(f"Study {name!r} cannot have files: {error}.") from None
+def identity_of(connection: Connection, name: str) -> identity.Identity:
+    """Whose files are those of the study; StudyError if what the database says of it is damaged."""
+    rows = _rows(connection, _tables(connection), name)["study_system_attributes"]
+    value = next((row["value_json"] for row in rows if row["key"] == identity.KEY), None)
+    return identity.stated(name, None if value is None else json.loads(value))
+
+
+def study_folder(artifacts: Path, owner: identity.Identity) -> Path | None:
+    """The folder of the study's trials, which may not be there.
+
+    None for a study of another program whose name none of ours can have, such as '../other': it has no files here.
+    """
+    return owner.find(artifacts) if NAME.fullmatch(owner.study) else None
 
 
 # ---- copying
@@ -272,6 +281,84 @@ def copy(source: Connection, target: Connection, name: str, url: str) -> dict[st
         different = ", ".join(table for table in before if before[table] != after.get(table))
         raise CvaeoptError(f"The copy of study {name!r} differs in {different}.", todo="Nothing was kept of it.")
     return {table: len(entries) for table, entries in rows.items()}
+
+
+# ---- deleting
+
+_ROUNDS = 3  # how often rows are deleted that somebody wrote meanwhile
+
+
+def delete_rows(storage: Storage, name: str) -> None:
+    """Delete all rows of study `name`, of Optuna and ours; UserError if somebody still writes some.
+
+    In one transaction, which `optuna.delete_study` is not. A program that writes to a trial which it has read before
+    leaves rows of a study that is gone where the database does not check references (SQLite): these are looked for
+    afterwards. Nothing is deleted of a study that got the same numbers meanwhile.
+    """
+    trials = storage.retry(lambda: _delete_all(storage, name))
+    for _ in range(_ROUNDS):
+        if not storage.retry(lambda: _delete_orphans(storage, *trials)):
+            return
+    raise UserError(
+        f"Some program still writes rows of study {name!r}, which is deleted, into {storage.url}.",
+        "Expected: nobody uses a study while it is deleted.",
+        "Stop that program. The files of the trials are still there: remove them by hand.",
+    )
+
+
+def _delete_all(storage: Storage, name: str) -> tuple[int, list[int]]:
+    """The id of the study and those of its trials, whose rows are gone."""
+    with storage.transaction() as connection:
+        tables = _tables(connection)
+        studies, trials = tables.tables["studies"], tables.tables["trials"]
+        of_name = select(studies.c.study_id).where(studies.c.study_name == name).with_for_update()
+        study_id = connection.execute(of_name).scalar_one_or_none()
+        study_id = -1 if study_id is None else int(study_id)  # None: deleted before, its acknowledgement was lost
+        of_study = select(trials.c.trial_id).where(trials.c.study_id == study_id).with_for_update()
+        trial_ids = list(connection.execute(of_study).scalars())
+        for table in reversed(tables.sorted_tables):
+            if table.name in (study_table.name, lease_table.name):
+                continue
+            if "study_id" in table.c:
+                connection.execute(delete(table).where(table.c.study_id == study_id))
+            elif "trial_id" in table.c:
+                for some in _portions(trial_ids):
+                    connection.execute(delete(table).where(table.c.trial_id.in_(some)))
+        connection.execute(delete(lease_table).where(lease_table.c.study == name))
+        connection.execute(delete(worker_table).where(worker_table.c.study == name))
+        connection.execute(delete(study_table).where(study_table.c.name == name))
+        return study_id, trial_ids
+
+
+def _delete_orphans(storage: Storage, study_id: int, trial_ids: list[int]) -> int:
+    """How many rows of a study that is gone were there, and are gone now too."""
+    with storage.transaction() as connection:
+        tables = _tables(connection)
+        studies, trials = tables.tables["studies"], tables.tables["trials"]
+        gone = 0
+        nobodys = trials.c.study_id.not_in(select(studies.c.study_id))
+        late = list(
+            connection.execute(select(trials.c.trial_id).where(trials.c.study_id == study_id, nobodys)).scalars()
+        )
+        for table in reversed(tables.sorted_tables):
+            if table.name in (study_table.name, lease_table.name, studies.name):
+                continue
+            if table.name == trials.name or "trial_id" not in table.c:
+                if "study_id" in table.c:
+                    orphaned = table.c.study_id.not_in(select(studies.c.study_id))
+                    gone += connection.execute(delete(table).where(table.c.study_id == study_id, orphaned)).rowcount
+                continue
+            for some in _portions([*trial_ids, *late]):
+                kept = select(trials.c.trial_id).where(trials.c.trial_id.not_in(late))
+                mine = delete(table).where(table.c.trial_id.in_(some), table.c.trial_id.not_in(kept))
+                gone += connection.execute(mine).rowcount
+        return gone
+
+
+def _portions(ids: list[int]) -> Iterator[list[int]]:
+    """The ids in lists that fit into one statement."""
+    for start in range(0, len(ids), 500):
+        yield ids[start : start + 500]
 
 
 _IDS = ("study_id", "trial_id")

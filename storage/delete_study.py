@@ -17,11 +17,10 @@ from pathlib import Path
 
 import backup
 import care
-from sqlalchemy import delete
 
 from cvaeopt.errors import UserError
 from cvaeopt.run.object_store import Checkpoints
-from cvaeopt.store.storage import Storage, lease_table, study_table, worker_table
+from cvaeopt.store.storage import Storage
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,14 +37,16 @@ def main(arguments: list[str] | None = None) -> None:
         with care.snapshot(storage) as connection:
             doomed = care.chosen(connection, [given.study], storage.url)
             stores = {name: care.object_stores(connection, name) for name in doomed}
+            owners = {name: care.identity_of(connection, name) for name in doomed}
         for name in doomed:
             care.refuse_live(storage, name, "")
         remote = care.object_store(given.checkpoints)
         ours = None if remote is None else remote.url
-        left = [f"{store}/{name}" for name in doomed for store in stores[name] if store != ours]
+        left = [f"{store}/{owners[name].objects}" for name in doomed for store in stores[name] if store != ours]
         if not given.yes:
-            places = [storage.url, *(str(care.study_folder(given.artifacts, name)) for name in doomed)]
-            places += [f"{ours}/{name}" for name in doomed if ours is not None]
+            folders = [care.study_folder(given.artifacts, owner) for owner in owners.values()]
+            places = [storage.url, *(str(folder) for folder in folders if folder is not None)]
+            places += [f"{ours}/{owner.objects}" for owner in owners.values() if ours is not None]
             _ask(doomed, places, left, archived=given.archive is not None)
         if given.archive is not None:
             backup.backup(storage, given.artifacts, given.archive, [given.study], remote=remote)
@@ -61,26 +62,20 @@ def remove(storage: Storage, name: str, artifacts: Path, remote: Checkpoints | N
     """How many files and objects of `remote` went.
 
     The object store first: should it fail, the same command can be repeated. Then the database: files without a study
-    do no harm, the reverse would.
+    do no harm, the reverse would. UserError, with all files still there, while somebody writes rows of the study.
     """
-    objects = 0 if remote is None else remote.delete(name)
     with care.snapshot(storage) as connection:
+        owner = care.identity_of(connection, name)
         shown = care.dashboard_files(connection, name)
-    storage.delete_study(storage.get_study_id_from_name(name))
-
-    def forget() -> None:
-        with storage.transaction() as connection:
-            connection.execute(delete(lease_table).where(lease_table.c.study == name))
-            connection.execute(delete(worker_table).where(worker_table.c.study == name))
-            connection.execute(delete(study_table).where(study_table.c.name == name))
-
-    storage.retry(forget)
-    folder = care.study_folder(artifacts, name)
-    doomed = [path for path in folder.rglob("*") if path.is_file()]
+    folder = care.study_folder(artifacts, owner)
+    objects = 0 if remote is None else remote.delete(owner.objects)
+    care.delete_rows(storage, name)
+    doomed = [path for path in folder.rglob("*") if path.is_file()] if folder is not None else []
     doomed += [path for file in shown if (path := artifacts / care.DASHBOARD / file).is_file()]
     for path in doomed:
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     return len(doomed), objects
 
 

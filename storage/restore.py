@@ -26,6 +26,7 @@ import care
 
 from cvaeopt.errors import UserError
 from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.search.identity import Identity
 from cvaeopt.store.storage import Storage
 
 
@@ -85,9 +86,10 @@ def restore(
     """The studies that were restored, each with its files, whole or not at all."""
     with care.snapshot(source) as rows:
         studies = care.chosen(rows, wanted, "The backup")
-        for name in studies:
-            folder = care.study_folder(artifacts, name)
-            if folder.exists() and not keep_files:
+        owners = {name: care.identity_of(rows, name) for name in studies}
+        for name, owner in owners.items():
+            folder = care.study_folder(artifacts, owner)
+            if folder is not None and folder.exists() and not keep_files:
                 raise UserError(
                     f"There are files of a study {name!r} in {folder}.",
                     todo="Move them away, or add --keep-files if they belong to the study of the backup.",
@@ -98,15 +100,17 @@ def restore(
         for name in studies:
             objects = sorted((unpacked / "checkpoints" / name).glob("*/*.pt"))
             if remote is not None:
-                _upload(objects, name, remote, keep_files)
+                _upload(objects, owners[name], remote, keep_files)
                 objects = []
 
             def put(name: str = name, objects: list[Path] = objects) -> None:
-                folder = care.study_folder(artifacts, name)
+                folder = care.study_folder(artifacts, owners[name])
                 with target.transaction() as connection:
                     care.copy(rows, connection, name, target.url)
-                    _place(unpacked / "artifacts" / name, folder)
                     complete = care.complete_trials(rows, name)
+                    if folder is None:
+                        return
+                    _place(unpacked / "artifacts" / name, folder)
                     for path in objects:  # as the workers name them in the folder
                         number = path.parent.name
                         _place(path, folder / number / ("last.pt" if int(number) in complete else path.name))
@@ -118,18 +122,18 @@ def restore(
     return studies
 
 
-def _upload(objects: list[Path], name: str, remote: Checkpoints, keep: bool) -> None:
+def _upload(objects: list[Path], owner: Identity, remote: Checkpoints, keep: bool) -> None:
     """Put a study's objects into the store, before its rows: objects without a study do no harm."""
-    there = remote.of_study(name)
+    there = remote.of_study(owner.objects)
     if there and not keep:
         raise UserError(
-            f"There are {len(there)} checkpoints of a study {name!r} in {remote.url}.",
+            f"There are {len(there)} checkpoints of a study {owner.study!r} in {remote.url}.",
             todo="Name another prefix, or add --keep-files if they belong to the study of the backup.",
         )
     for path in objects:
         file = f"{path.parent.name}/{path.name}"
         if file not in there:
-            remote.write(name, file, path.read_bytes())
+            remote.write(owner.objects, file, path.read_bytes())
 
 
 def _place(source: Path, target: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvaeopt.errors import CheckpointError, StudyError
-from cvaeopt.files import RunFolder
 from cvaeopt.outcome.trials import best_of, facts
+from cvaeopt.search.identity import of
 from cvaeopt.store.study import open_existing
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ class Located:
     path    where it is on this machine, or would be
     host    the machine that finished the trial
     store   the object store to which it was copied, s3://BUCKET/PREFIX, or ''
+    objects  what stands there before the trial's number
     """
 
     number: int
     path: Path
     host: str
     store: str
+    objects: str
 
     def elsewhere(self) -> CheckpointError:
         """What to say when it is not here and no object store has it."""
@@ -62,7 +64,8 @@ def locate(storage: Storage, name: str, number: int | None, artifacts: Path) -> 
         which = "no trial" if number is None else f"no trial {number}"
         there = ", ".join(str(trial.number) for trial in trials) or "none"
         raise StudyError(f"Study '{name}' has {which} that is complete.", f"Complete: {there}.")
-    folder = RunFolder.of_trial(artifacts, name, chosen.number)
+    identity = of(study)
     copied = str(chosen.attributes.get("checkpoints") or "")
-    store = copied.removesuffix(f"/{name}/{chosen.number:05d}")
-    return Located(chosen.number, folder.last, str(chosen.attributes.get("host") or "another machine"), store)
+    store = copied.removesuffix(f"/{identity.objects}/{chosen.number:05d}")
+    host = str(chosen.attributes.get("host") or "another machine")
+    return Located(chosen.number, identity.run(artifacts, chosen.number).last, host, store, identity.objects)

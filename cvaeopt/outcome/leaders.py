@@ -111,8 +111,8 @@ class Confirmation:
 
     @property
     def over(self) -> bool:
-        """Whether every registered run is over."""
-        return self.ended == self.runs
+        """Whether every registered run is over; False while there is none."""
+        return 0 < self.runs == self.ended
 
     @property
     def best(self) -> Confirmed | None:

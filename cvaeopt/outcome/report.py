@@ -22,6 +22,7 @@ from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report_data import report_data
 from cvaeopt.outcome.report_pictures import report_pictures
 from cvaeopt.outcome.report_text import setting_text
+from cvaeopt.search.identity import of
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import Definition, left, open_existing, status
 
@@ -43,7 +44,12 @@ def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: date
     now         the date on the page
     """
     study, definition = open_existing(storage, name)
-    overview = {**status(storage, name), "left": left(storage, name), "confirmation": confirmation(storage, name)}
+    overview = {
+        **status(storage, name),
+        "left": left(storage, name),
+        "confirmation": confirmation(storage, name),
+        "identity": of(study),
+    }
     return write(definition, study.get_trials(deepcopy=False), overview, out, artifacts=artifacts, now=now)
 
 

@@ -24,6 +24,7 @@ from cvaeopt.outcome.report_text import duration, fresh_text, marks, setting_tex
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
 from cvaeopt.search.definition import Definition
+from cvaeopt.search.identity import Identity
 from cvaeopt.search.space import params_to_config
 from cvaeopt.text import BASELINES_LONG
 
@@ -47,9 +48,9 @@ class RunFiles:
     psnr: tuple[float, ...]
 
     @classmethod
-    def read(cls, artifacts: Path, study: str, number: int) -> RunFiles:
-        """The files of trial `number` under the artifact folder."""
-        folder = RunFolder.of_trial(artifacts, study, number)
+    def read(cls, study: Path, number: int) -> RunFiles:
+        """The files of trial `number` in the folder of its study."""
+        folder = RunFolder(study / f"{number:05d}")
         return cls(folder, tuple(_read_history(folder)), tuple(_read_psnr(folder)))
 
 
@@ -219,7 +220,8 @@ def report_data(
     """The facts of a report.
 
     overview    what `status` says; under "left" the numbers of the trials that wait for a worker, under
-                "confirmation" what fresh runs say of the leaders, if there are any
+                "confirmation" what fresh runs say of the leaders, if there are any, under "identity" whose files are
+                shown (without it those of `artifacts/NAME`)
     artifacts   folder of the trials' run folders
     now         the date of the report
     """
@@ -230,6 +232,7 @@ def report_data(
     best, estimated = _recommended(definition, known, searched_best, fresh)
     seconds = [trial.seconds for trial in known if trial.seconds is not None]
     searched = _ordered(axes(trials), definition)
+    folder = (overview.get("identity") or Identity(definition.name)).find(artifacts)
     failures = _failures(known)
     good = _good(known)
     return ReportData(
@@ -262,8 +265,8 @@ def report_data(
         good=_good_trials(good, known, searched),
         good_numbers=[trial.number for trial in good],
         configs=_configs(definition, known),
-        run=_best_run(definition, best, artifacts),
-        compared=_comparison(definition, known, artifacts),
+        run=_best_run(definition, best, folder),
+        compared=_comparison(definition, known, folder),
         failures=failures[:MAX_FAILURES],
         failure_kinds=len(failures),
     )
@@ -296,10 +299,10 @@ def _configs(definition: Definition, known: Sequence[TrialFacts]) -> dict[int, C
     return found
 
 
-def _best_run(definition: Definition, best: TrialFacts | None, artifacts: Path) -> BestRun:
+def _best_run(definition: Definition, best: TrialFacts | None, folder: Path) -> BestRun:
     if best is None:
         return BestRun(None, "", [], [])
-    files = RunFiles.read(artifacts, definition.name, best.number)
+    files = RunFiles.read(folder, best.number)
     host = str(best.attributes.get("host") or "")
     try:
         config = params_to_config(definition, best.params, best.number, best.attributes.get("seed"))
@@ -308,16 +311,16 @@ def _best_run(definition: Definition, best: TrialFacts | None, artifacts: Path) 
     return BestRun(files, host, list(config.plain().items()), marks(config))
 
 
-def _comparison(definition: Definition, known: Sequence[TrialFacts], artifacts: Path) -> Comparison:
+def _comparison(definition: Definition, known: Sequence[TrialFacts], folder: Path) -> Comparison:
     varied = tuple(name for name in _COMPARED if name in definition.search)
     if definition.sampler.kind != "grid" or not varied:
         return Comparison((), [])
     complete = [trial for trial in known if trial.state == "complete"][:_MAX_VARIANTS]
-    return Comparison(varied, [_variant(definition.name, trial, artifacts) for trial in complete])
+    return Comparison(varied, [_variant(trial, folder) for trial in complete])
 
 
-def _variant(study: str, trial: TrialFacts, artifacts: Path) -> Variant:
-    files = RunFiles.read(artifacts, study, trial.number)
+def _variant(trial: TrialFacts, folder: Path) -> Variant:
+    files = RunFiles.read(folder, trial.number)
     rows = files.history
     last = rows[-1] if rows else {}
     swing = [abs(float(b["train_loss"]) - float(a["train_loss"])) for a, b in itertools.pairwise(rows)]

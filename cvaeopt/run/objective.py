@@ -33,6 +33,7 @@ from cvaeopt.files import RunFolder, trouble, write_json
 from cvaeopt.pictures.run_pictures import trial_artifacts
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.search.definition import Definition
+from cvaeopt.search.identity import Identity, given, of
 from cvaeopt.search.space import key_of, suggest, trial_seed
 from cvaeopt.store.leases import CONSTRAINTS
 from cvaeopt.suggest.estimate import Estimate, estimate
@@ -96,6 +97,7 @@ class TrialRun:
     token     rises with every owner of the trial and is part of the checkpoint's name, so that an owner who lost
               the trial without knowing cannot spoil the files of the next one
     remote    where checkpoints are copied for workers that do not see `folder`; None: nowhere
+    identity  of the study: checkpoints of another one are not continued, whatever its name was
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class TrialRun:
         token: int = 0,
         store: FileSystemArtifactStore | None = None,
         remote: Checkpoints | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.definition = definition
+        self.identity = identity or Identity(definition.name)
         self.trial = trial
         self.number = trial.number
         self.token = token
@@ -132,11 +136,12 @@ class TrialRun:
                 trouble(folder.root, error),
             )
         self.trainer = Trainer(config, data, device)
-        found = checkpoint.newest(sorted(folder.root.glob("last*.pt")), config, data.digest)
+        mine = self.identity.accepted
+        found = checkpoint.newest(sorted(folder.root.glob("last*.pt")), config, data.digest, mine)
         if remote is not None:
             # What was uploaded under the token of a file that is here cannot be newer than the file.
-            fetched = remote.fetch(definition.name, self.number, folder.root, found.name if found else "")
-            found = checkpoint.newest([*fetched, *([found] if found else [])], config, data.digest)
+            fetched = remote.fetch(self.identity.objects, self.number, folder.root, found.name if found else "")
+            found = checkpoint.newest([*fetched, *([found] if found else [])], config, data.digest, mine)
         if found is not None:
             self.trainer.restore(found)
             self.resumed_from = found
@@ -154,7 +159,7 @@ class TrialRun:
             "host": socket.gethostname(),
         }
         if remote is not None:
-            attributes["checkpoints"] = remote.of_trial(definition.name, self.number)
+            attributes["checkpoints"] = remote.of_trial(self.identity.objects, self.number)
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
 
@@ -190,7 +195,7 @@ class TrialRun:
         self.trainer.save(self._checkpoint, self._provenance())
         self._saved_epoch = self.epoch
         if self._remote is not None:
-            self._remote.offer(self.definition.name, self.number, self.token, self._checkpoint)
+            self._remote.offer(self.identity.objects, self.number, self.token, self._checkpoint)
         self.folder.write_history(self.history)
         self._forget_older()
 
@@ -202,7 +207,7 @@ class TrialRun:
                 "an older one, or from its first epoch.",
                 self.number,
                 self._saved_epoch,
-                self._remote.of_trial(self.definition.name, self.number),
+                self._remote.of_trial(self.identity.objects, self.number),
             )
 
     def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
@@ -229,7 +234,7 @@ class TrialRun:
             if self._saved_epoch != self.epoch:
                 self.trainer.save(self._checkpoint, self._provenance())
                 if self._remote is not None:
-                    self._remote.offer(self.definition.name, self.number, self.token, self._checkpoint)
+                    self._remote.offer(self.identity.objects, self.number, self.token, self._checkpoint)
             self._checkpoint.replace(self.folder.last)
             self._forget_older()
         self.folder.write_history(self.history)
@@ -295,11 +300,12 @@ class TrialRun:
 
     @property
     def _place(self) -> str:
-        return f"{self.definition.name}/{self.folder.root.name}"
+        return f"{self.folder.root.parent.name}/{self.folder.root.name}"
 
     def _provenance(self) -> dict[str, Any]:
         return {
             "study": self.definition.name,
+            "identity": self.identity.value or None,
             "trial": self.number,
             "definition_digest": self.definition.digest(),
             "settings_digest": self.trainer.config.digest(),
@@ -336,8 +342,11 @@ class Objective:
         tidy(trial.study, self.artifacts, self.definition.service.keep_best, self.remote)
         config = suggest(self.definition, trial)
         config = config.model_copy(update={"seed": self._seed(trial, config.seed)})
-        folder = RunFolder.of_trial(self.artifacts, self.definition.name, trial.number)
-        return TrialRun(self.definition, config, self.data, self.device, folder, trial, token, self._store, self.remote)
+        identity = Identity(self.definition.name, given(trial.study).value)
+        folder = RunFolder(identity.claim(self.artifacts) / f"{trial.number:05d}")
+        return TrialRun(
+            self.definition, config, self.data, self.device, folder, trial, token, self._store, self.remote, identity
+        )
 
     def _seed(self, trial: Trial, usual: int) -> int:
         """The training seed: the first one of the study for settings that are new, the next one for a repeat of them.
@@ -413,14 +422,15 @@ def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoin
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
     kept = {trial.number for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number))[:keep_best]}
+    identity = of(study)
     deleted = []
     for trial in finished:
         if trial.number not in kept:
-            for path in RunFolder.of_trial(artifacts, study.study_name, trial.number).root.glob("last*.pt"):
+            for path in identity.run(artifacts, trial.number).root.glob("last*.pt"):
                 if delete(path):
                     deleted.append(path)
     if remote is not None:
-        remote.forget(study.study_name, {trial.number for trial in finished} - kept)
+        remote.forget(identity.objects, {trial.number for trial in finished} - kept)
     return deleted
 
 

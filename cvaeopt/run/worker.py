@@ -31,6 +31,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from cvaeopt.errors import (
+    CvaeoptError,
     DataError,
     DeviceError,
     Diverged,
@@ -38,6 +39,7 @@ from cvaeopt.errors import (
     LeaseLost,
     StorageUnreachable,
     StudyError,
+    StudyGone,
     TryAgain,
     UserError,
 )
@@ -60,6 +62,7 @@ from cvaeopt.run.events import (
 )
 from cvaeopt.run.reporter import Courier, clock_with_sleep
 from cvaeopt.run.signals import Stop, StopNow, heard
+from cvaeopt.search.identity import of
 from cvaeopt.store.leases import CONSTRAINTS, Beat, Fleet, Idle, Lease, Outcome, Place
 from cvaeopt.store.storage import Storage
 
@@ -187,6 +190,7 @@ class Worker:
         self._announced = False
         self._failures: list[str] = []  # kinds of the failures since the last good trial
         self._lease: Lease | None = None
+        self._folder = artifacts  # of the trial at hand
         self._last_reason = ""  # of the last trial that ended here
         self._waited_for = ""
         self._pause_s = _FIRST_PAUSE_S
@@ -206,7 +210,8 @@ class Worker:
         """How the worker ended: "finished" when the study's budget is met, "stopped" when asked to.
 
         StorageUnreachable when an outage passes its limit (the trial is checkpointed), Interrupted after a second
-        signal, TryAgain after a device fault or when the disk stays full, UserError when trial after trial fails.
+        signal, TryAgain after a device fault or when the disk stays full, UserError when trial after trial fails,
+        StudyGone when somebody deleted the study, StudyError when somebody deleted the row of a lease.
         """
         with self._watched_storage(), heard(self._stop.ask) if self._signals else contextlib.nullcontext():
             try:
@@ -222,6 +227,11 @@ class Worker:
                     "Stopped at once by a second signal.",
                     todo="The trial continues from its last checkpoint when a worker runs again.",
                 ) from None
+            except CvaeoptError:
+                raise
+            except Exception:  # Optuna knows a missing row as KeyError, the database as a broken reference
+                self._check_study()
+                raise
             finally:
                 self.courier.close()
                 self._leave()
@@ -308,21 +318,22 @@ class Worker:
         try:
             frozen = self.storage.get_trial(lease.trial_id)
         except KeyError:
+            self._check_study()
             raise StudyError(
                 f"Trial {lease.number} of study {lease.study!r} is no longer in {self.storage.url}.",
                 todo="Restore a backup, or give the study a new name.",
             ) from None
+        self._folder = of(self.study).claim(self.artifacts) / f"{lease.number:05d}"
         if frozen.state.is_finished():
             with contextlib.suppress(LeaseLost):
                 self._close_told(lease, frozen)
             return
-        folder = RunFolder.of_trial(self.artifacts, lease.study, lease.number).root
         self.courier.begin(
             lease,
             claimed_at,
             lambda: self._prunes(lease),
             set(frozen.intermediate_values),
-            folder / f"reports.{lease.token}.jsonl",
+            self._folder / f"reports.{lease.token}.jsonl",
         )
         if lease.token > 1 and (lease.slot, lease.token - 1) != self._left:
             self._emit(LeaseTaken(lease.number, lease.token, lease.attempt, lease.epochs_done))
@@ -337,9 +348,10 @@ class Worker:
                 run = self._factory(trial, lease)
                 self._waited_for, self._pause_s, self._full_s = "", _FIRST_PAUSE_S, 0.0
                 self._epochs(lease, trial, run)
-            except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain):
+            except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain, StudyGone):
                 raise
             except Exception as error:
+                self._check_study()  # what fails for want of the study's rows is no failure of the trial
                 if run is None and isinstance(error, OSError) and error.errno in FULL:
                     # Put off: no trial of the budget is spent on a full disk.
                     self._release(lease)
@@ -356,6 +368,7 @@ class Worker:
                     ) from None
                 self._tell(lease, trial, run, "failed", reason, kind)
         except LeaseLost as lost:
+            self.fleet.check_lost(lease)
             self._emit(TrialLeft(lease.number, run.epoch if run is not None else 0, str(lost)))
         except TryAgain:
             self._release(lease, crashed=True)
@@ -423,8 +436,7 @@ class Worker:
     def _backlog(self, lease: Lease, run: TrialRun) -> list[tuple[int, float]]:
         """(epoch, value) of finished epochs that the database may lack, in order."""
         values = {int(row["epoch"]): run.value_of(row) for row in run.history}
-        folder = RunFolder.of_trial(self.artifacts, lease.study, lease.number).root
-        for path in sorted(folder.glob("reports.*.jsonl")):
+        for path in sorted(self._folder.glob("reports.*.jsonl")):
             with contextlib.suppress(OSError, ValueError, KeyError):  # a file cut short by a crash
                 for line in path.read_text().splitlines():
                     entry = json.loads(line)
@@ -478,7 +490,7 @@ class Worker:
             self._close_told(lease, self.storage.get_trial(lease.trial_id))
             return
         self.fleet.finish(lease, outcome, reason, epochs_done)
-        self._forget_leavings(lease)
+        self._forget_leavings()
         self.trials += 1
         self._failures = [*self._failures, failed] if failed else []
         self._last_reason = reason
@@ -512,12 +524,11 @@ class Worker:
         reason = str(frozen.user_attrs.get("reason", "ended from outside"))
         epochs_done = int(frozen.user_attrs.get("epochs_done", frozen.last_step or 0))
         self.fleet.finish(lease, outcome, reason, epochs_done)
-        self._forget_leavings(lease)
+        self._forget_leavings()
 
-    def _forget_leavings(self, lease: Lease) -> None:
+    def _forget_leavings(self) -> None:
         """Delete what earlier owners left in the trial's folder: delivered reports, files cut short by a SIGKILL."""
-        folder = RunFolder.of_trial(self.artifacts, lease.study, lease.number).root
-        for path in [*folder.glob("reports.*.jsonl"), *folder.glob(".*.part")]:
+        for path in [*self._folder.glob("reports.*.jsonl"), *self._folder.glob(".*.part")]:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -549,6 +560,11 @@ class Worker:
             "Expected: failures to be the exception.",
             "Correct the cause and start the worker again; the failed trials are counted in the budget.",
         )
+
+    def _check_study(self) -> None:
+        """StudyGone if the study was deleted; nothing while the database cannot be asked."""
+        with contextlib.suppress(StorageUnreachable), self.storage.patience(10.0):
+            self.fleet.check_study()
 
     # ---- stopping
 

@@ -52,7 +52,7 @@ class StudyTable(Table):
     confirms: str | None = Field(
         None,
         pattern=rf"^{NAME.pattern}@[0-9a-f]{{12}}$",
-        description="study (and its definition's digest) whose leaders are trained again; seed is then searched",
+        description="study (and its identity, or its definition's digest) that is trained again; seed is then searched",
     )
 
 

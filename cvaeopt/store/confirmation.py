@@ -144,9 +144,9 @@ def register(storage: Storage, planned: Plan) -> None:
 def confirmations(storage: Storage, parent: Definition) -> list[Definition]:
     """The definitions of all confirmations of the study `parent`, the first one first.
 
-    Those of an earlier study of the same name, with another definition, are passed over.
+    Those of an earlier study of the same name are passed over.
     """
-    mark = _mark(parent)
+    mark = _mark(storage, parent)
     found = [definition for definition in _namesakes(storage, parent.name).values() if definition.confirms == mark]
     return sorted(found, key=lambda definition: _index(definition.name, parent.name))
 
@@ -205,7 +205,7 @@ def _definition(storage: Storage, parent: Definition, points: list[dict[str, Any
     del tables["sampler"], tables["pruner"]
     tables["study"] |= {
         "description": f"The leaders of '{parent.name}' again, from fresh seeds",
-        "confirms": _mark(parent),
+        "confirms": _mark(storage, parent),
     }
     tables["budget"] = {"trials": len(points), "epochs": parent.epochs}
     tables["fixed"].pop("seed", None)
@@ -216,8 +216,10 @@ def _definition(storage: Storage, parent: Definition, points: list[dict[str, Any
     return Definition.parse(tables, name, f"the confirmation of '{parent.name}'")
 
 
-def _mark(parent: Definition) -> str:
-    return f"{parent.name}@{parent.digest()}"
+def _mark(storage: Storage, parent: Definition) -> str:
+    """Which study a confirmation belongs to: by its identity, or by its definition for one that is older than that."""
+    known = studies.identity_of(storage, parent.name)
+    return f"{parent.name}@{parent.digest() if known.is_old else known.value}"
 
 
 def _namesakes(storage: Storage, name: str) -> dict[str, Definition]:

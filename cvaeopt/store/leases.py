@@ -16,6 +16,7 @@ All times are the database's (`Storage.now`), so workers' clocks and time zones 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -25,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, and_, case, delete, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, case, column, delete, func, or_, select, table, update
 
-from cvaeopt.errors import LeaseLost, StudyError, UserError
+from cvaeopt.errors import LeaseLost, StorageUnreachable, StudyError, StudyGone, UserError
 from cvaeopt.files import digest
 from cvaeopt.store.storage import Storage, lease_table, study_table, worker_table
 
@@ -37,6 +38,8 @@ CONSTRAINTS = ("diverged", "out_of_memory", "crashed")
 Outcome = Literal["complete", "pruned", "failed"]
 
 _FORGET_S = 86400.0  # how long the row of a worker that is gone is shown
+
+_STUDIES = table("studies", column("study_id"), column("study_name"))
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Beat:
 
 
 class Fleet:
-    """The workers of one study.
+    """The workers of one study: the one that had the name at the first call, never a later study of the same name.
 
     ttl_s          how long a lease lives without a sign of life, seconds
     max_attempts   starts of a trial without a finished epoch between them, before it is given up
@@ -177,11 +180,45 @@ class Fleet:
         self.ttl_s = ttl_s
         self.max_attempts = max_attempts
         self._clock = clock
+        self._born: tuple[int, float] | None = None  # which study it is: its id, which may be used again, and its time
+
+    # ---- the study itself
+
+    def check_study(self) -> None:
+        """StudyGone if the study was deleted since the first call, also if another one has its name now."""
+        self.storage.retry(self._check_study)
+
+    def _check_study(self) -> None:
+        with self.storage.reading() as connection:
+            if not self._is_there(connection):
+                raise self._gone()
+
+    def _is_there(self, connection: Connection) -> bool:
+        born = connection.execute(
+            select(study_table.c.study_id, study_table.c.created_at)
+            .join(
+                _STUDIES,
+                and_(_STUDIES.c.study_id == study_table.c.study_id, _STUDIES.c.study_name == study_table.c.name),
+            )
+            .where(study_table.c.name == self.study)
+        ).one_or_none()
+        if born is None:
+            return False
+        self._born = self._born or (born.study_id, born.created_at)
+        return self._born == (born.study_id, born.created_at)
+
+    def _gone(self) -> StudyGone:
+        return StudyGone(
+            f"Study {self.study!r} was deleted from {self.storage.url}.",
+            "Expected: it stays while workers run.",
+            "The files of its trials stay where they are. Restore a backup; or start a worker again, which makes the "
+            "study anew, with files of its own.",
+        )
 
     # ---- leases
 
     def claim(self, worker: str, place: Place | None = None) -> Lease | Idle:
-        """A lease for `worker` with its trial RUNNING, or why there is none. StudyError if the study is gone.
+        """A lease for `worker` with its trial RUNNING, or why there is none. StudyGone if the study was deleted.
 
         First a trial that was left (released, or its owner is dead), then a new one if the budget permits. A
         worker holds one lease at most: asking again returns that one, so a lost answer costs nothing.
@@ -191,6 +228,8 @@ class Fleet:
     def _claim(self, worker: str, place: Place | None) -> Lease | Idle:
         with self.storage.transaction() as connection:
             budget = self.storage.lock_study(connection, self.study)
+            if not self._is_there(connection):
+                raise self._gone()
             now = self._now(connection)
             self._sign_of_life(connection, now)
             grace_until = connection.execute(
@@ -315,10 +354,7 @@ class Fleet:
         try:
             trial_id, number = self.storage.next_trial(connection, budget.study_id)
         except KeyError:
-            raise StudyError(
-                f"Study {self.study!r} was deleted from {self.storage.url}.",
-                todo="Restore a backup, or give the study a new name.",
-            ) from None
+            raise self._gone() from None
         slot = connection.execute(
             select(func.coalesce(func.max(lease_table.c.slot), -1) + 1).where(lease_table.c.study == self.study)
         ).scalar_one()
@@ -422,16 +458,44 @@ class Fleet:
             )
 
     def _row(self, connection: Connection, lease: Lease) -> Row[Any]:
-        return connection.execute(
+        row = connection.execute(
             select(lease_table)
             .where(lease_table.c.study == lease.study, lease_table.c.slot == lease.slot)
             .with_for_update()
-        ).one()
+        ).one_or_none()
+        if row is None:
+            raise lost(lease)
+        return row
 
     def _write(self, connection: Connection, lease: Lease, **values: Any) -> None:
-        """Change the lease's row if `lease` is its newest token; LeaseLost otherwise."""
-        if connection.execute(update(lease_table).where(_held(lease)).values(**values)).rowcount != 1:
-            raise LeaseLost(f"Trial {lease.number} is being trained by another worker now.")
+        """Change the lease's row if `lease` is its newest token and its study is there; LeaseLost otherwise."""
+        if (
+            not self._is_there(connection)
+            or connection.execute(update(lease_table).where(_held(lease)).values(**values)).rowcount != 1
+        ):
+            raise lost(lease)
+
+    def check_lost(self, lease: Lease) -> None:
+        """Why `lease` is lost, where that ends the worker: StudyGone, or StudyError if the lease's row was deleted.
+
+        Nothing is raised when another worker holds the trial, or when the database cannot be asked.
+        """
+        with contextlib.suppress(StorageUnreachable), self.storage.patience(10.0):
+            self.check_study()
+            if not self.storage.retry(lambda: self._is_listed(lease)):
+                raise StudyError(
+                    f"Study {self.study!r}: the row of trial {lease.number} (slot {lease.slot}) is no longer in "
+                    "cvaeopt_lease.",
+                    "Expected: one row for each trial that was begun, which only this program changes.",
+                    "Restore a backup (storage/README.md), or give the study a new name.",
+                )
+
+    def _is_listed(self, lease: Lease) -> bool:
+        with self.storage.reading() as connection:
+            listed = select(func.count()).where(
+                lease_table.c.study == lease.study, lease_table.c.trial_id == lease.trial_id
+            )
+            return bool(connection.execute(listed).scalar_one())
 
     # ---- workers
 
@@ -442,6 +506,7 @@ class Fleet:
     def _register(self, worker: str, place: Place, device: str) -> None:
         with self.storage.transaction() as connection:
             now = self._now(connection)
+            self._is_there(connection)  # from now on this study is meant
             connection.execute(update(study_table).where(study_table.c.name == self.study).values(stopped_reason=None))
             connection.execute(
                 delete(worker_table).where(
@@ -485,6 +550,7 @@ class Fleet:
                     held = connection.execute(update(lease_table).where(_held(lease)).values(**values)).rowcount == 1
                 else:
                     held = connection.execute(select(func.count()).where(_held(lease))).scalar_one() == 1
+                held = held and self._is_there(connection)
             connection.execute(
                 update(worker_table)
                 .where(worker_table.c.id == worker)
@@ -577,6 +643,11 @@ def _shown(row: Row[Any], now: float) -> WorkerRow:
 
 def _checkpoint(saved: tuple[int, str] | None) -> dict[str, Any]:
     return {} if saved is None else {"checkpoint_epoch": saved[0], "checkpoint_host": saved[1][:255]}
+
+
+def lost(lease: Lease) -> LeaseLost:
+    """The error of a worker whose `lease` ended without it."""
+    return LeaseLost(f"Trial {lease.number} is being trained by another worker now.")
 
 
 def _held(lease: Lease) -> Any:

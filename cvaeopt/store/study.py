@@ -18,7 +18,7 @@ from sqlalchemy import Connection, String, cast, column, delete, func, insert, s
 from sqlalchemy.orm import Session
 
 from cvaeopt.errors import StudyError
-from cvaeopt.search import space
+from cvaeopt.search import identity, space
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.store import leases
 from cvaeopt.store.storage import Storage, lease_table, study_table
@@ -29,6 +29,7 @@ __all__ = [
     "best",
     "counts",
     "create_or_open",
+    "identity_of",
     "left",
     "load_definition",
     "names",
@@ -83,6 +84,8 @@ def create_or_open(storage: Storage, definition: Definition) -> Study:
             f"{_differences(json.loads(entry['definition']), definition.plain())}.",
             todo=f"Restore {definition.name}.toml or create the study under a new name.",
         )
+    if entry["identity"] is None:
+        _identify(storage, entry)
     return _load(storage, definition)
 
 
@@ -449,24 +452,49 @@ def _entry(storage: Storage, name: str) -> dict[str, Any] | None:
     return storage.retry(read)
 
 
+def _identify(storage: Storage, entry: dict[str, Any]) -> None:
+    """Give a study that an older version made its identity; of several callers the first one does."""
+    mine = identity.of_older(entry["name"], entry["created_at"])
+    study_id = entry["study_id"]
+
+    def enter() -> None:
+        with storage.transaction() as connection:
+            storage.lock_study(connection, entry["name"])
+            current = _current(connection, entry["name"])
+            if current is not None and current["identity"] is None and current["study_id"] == study_id:
+                connection.execute(
+                    insert(_STUDY_ATTRS).values(study_id=study_id, key=identity.KEY, value_json=json.dumps(mine))
+                )
+
+    storage.retry(enter)
+
+
+def identity_of(storage: Storage, name: str) -> identity.Identity:
+    """Whose files are those of study `name`; StudyError for an unknown study."""
+    return identity.stated(name, _require(storage, name)["identity"])
+
+
 def _current(connection: Connection, name: str) -> dict[str, Any] | None:
+    own = _STUDY_ATTRS.alias()
     rows = connection.execute(
-        select(study_table, _STUDY_ATTRS.c.value_json)
+        select(study_table, _STUDY_ATTRS.c.value_json, own.c.value_json.label("identity"))
         .select_from(
             study_table.join(
                 _STUDIES,
                 (_STUDIES.c.study_id == study_table.c.study_id) & (_STUDIES.c.study_name == study_table.c.name),
-            ).join(
+            )
+            .join(
                 _STUDY_ATTRS,
                 (_STUDY_ATTRS.c.study_id == study_table.c.study_id) & (_STUDY_ATTRS.c.key == MARK),
             )
+            .outerjoin(own, (own.c.study_id == study_table.c.study_id) & (own.c.key == identity.KEY))
         )
         .where(study_table.c.name == name)
     )
     row = rows.mappings().one_or_none()
     if row is None or json.loads(row["value_json"]) != row["digest"]:
         return None
-    return dict(row)
+    return {**row, "identity": None if row["identity"] is None else json.loads(row["identity"])}
 
 
 def _create(storage: Storage, definition: Definition) -> None:
@@ -517,7 +545,8 @@ def _enter(
     if _states(connection, study_id):
         raise StudyError(
             f"{storage.url} has a study '{definition.name}' that another program made.",
-            todo="Give this study another name, or use another storage.",
+            todo="Give this study another name, or use another storage. Optuna's dashboard renames a study by making "
+            "such a copy and deleting the study: a backup has it under its old name.",
         )
     # What is there under this name belonged to a study that was deleted in the dashboard.
     connection.execute(delete(study_table).where(study_table.c.name == definition.name))
@@ -539,10 +568,12 @@ def _enter(
             stopped_reason=None,
         )
     )
-    connection.execute(delete(_STUDY_ATTRS).where(_STUDY_ATTRS.c.study_id == study_id, _STUDY_ATTRS.c.key == MARK))
+    attributes = {MARK: definition.digest(), identity.KEY: identity.new()}
     connection.execute(
-        insert(_STUDY_ATTRS).values(study_id=study_id, key=MARK, value_json=json.dumps(definition.digest()))
+        delete(_STUDY_ATTRS).where(_STUDY_ATTRS.c.study_id == study_id, _STUDY_ATTRS.c.key.in_(list(attributes)))
     )
+    for key, value in attributes.items():
+        connection.execute(insert(_STUDY_ATTRS).values(study_id=study_id, key=key, value_json=json.dumps(value)))
     # Optuna's public enqueue_trial opens a transaction of its own, so that a crash could lose or repeat
     # points; the method below it takes ours.
     with Session(bind=connection, join_transaction_mode="rollback_only") as session:

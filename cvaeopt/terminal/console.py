@@ -518,7 +518,7 @@ def _status(facts: dict[str, Any]) -> RenderableType:
         below = f" (below {' / '.join(lost)})" if lost else ""
         style = "yellow" if lost else "green"
         fresh = facts.get("confirmation")
-        counts = f"; {_verdict(fresh)}" if fresh else ""
+        counts = f"; {_verdict(fresh)}" if fresh and fresh["table"] else ""
         whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}{below}{counts}", style=style))
         whole.add_row("", Text(", ".join(f"{name} {short(value)}" for name, value in best["params"].items())))
     else:
@@ -538,7 +538,7 @@ def _status(facts: dict[str, Any]) -> RenderableType:
     if len(failures) > _MOST_FAILURES:
         whole.add_row("", Text(f"and {len(failures) - _MOST_FAILURES} earlier ones"))
     fresh = facts.get("confirmation")
-    if fresh:
+    if fresh and fresh["table"]:
         ran = f"{fresh['ended']} of {count(fresh['runs'], 'fresh run')} of {len(fresh['leaders'])} leaders ended"
         best = fresh["best"]
         said = f": trial {best['number']}, {best['value']:.2f} dB" if best else ""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -212,11 +212,15 @@ def continuation(path: Path) -> Continuation:
     return Continuation(run.cvaeopt, weights, training, run.optimizer)
 
 
-def newest(paths: list[Path], config: Config, data_digest: str) -> Path | None:
+def newest(
+    paths: list[Path], config: Config, data_digest: str, identities: Collection[str | None] | None = None
+) -> Path | None:
     """The checkpoint of this very run with the most finished epochs, or None.
 
-    Passed over: files that cannot be read, and those of other settings or other data, which a deleted study of the
-    same name may have left. Where that leaves none, a warning says why each was passed over.
+    Passed over: files that cannot be read, and those of other settings, of other data, or of another study, which may
+    have had the same name. Where that leaves none, a warning says why each was passed over.
+
+    identities   of the study, as provenance states it (None: not stated); without it any will do
     """
     found: list[tuple[int, Path]] = []
     passed: list[str] = []
@@ -226,7 +230,9 @@ def newest(paths: list[Path], config: Config, data_digest: str) -> Path | None:
         except CheckpointError as error:
             passed.append(error.found)
             continue
-        if reason := other_run(own, config, data_digest):
+        if identities is not None and own.provenance.get("identity") not in identities:
+            passed.append(f"{path} belongs to another study.")
+        elif reason := other_run(own, config, data_digest):
             passed.append(f"{path} {reason[0]}.")
         else:
             found.append((own.epoch, path))

@@ -18,6 +18,7 @@ import torch
 from cvaeopt.errors import CheckpointError, UserError
 from cvaeopt.run.object_store import Checkpoints, open_checkpoints, parse
 from cvaeopt.run.objective import Objective, tidy
+from cvaeopt.search import identity
 from cvaeopt.vae import checkpoint
 from tests.run.test_objective import DATA, definition, new_study
 from tests.support.command import Shop
@@ -163,7 +164,8 @@ def test_what_is_in_no_store_is_said(remote: Checkpoints, s3: S3, tmp_path: Path
 
 
 def test_a_trial_goes_on_where_another_machine_left_it_bit_for_bit(remote: Checkpoints, tmp_path: Path) -> None:
-    trial = new_study().ask()
+    study = new_study()
+    trial = study.ask()
     first = Objective(definition(), DATA, artifacts=tmp_path / "a", remote=remote).open(trial, token=1)
     for result in first.run():
         first.save()
@@ -177,7 +179,7 @@ def test_a_trial_goes_on_where_another_machine_left_it_bit_for_bit(remote: Check
         second.save()
     second.settle()
     assert [path.name for path in second.folder.root.glob("last*.pt")] == ["last.2.pt"]
-    assert trial.user_attrs["checkpoints"] == f"{URL}/tiny/00000"
+    assert trial.user_attrs["checkpoints"] == f"{URL}/{identity.of(study).objects}/00000"
 
     whole = Objective(definition(), DATA, artifacts=tmp_path / "c").open(new_study().ask(), token=1)
     list(whole.run())
@@ -187,17 +189,19 @@ def test_a_trial_goes_on_where_another_machine_left_it_bit_for_bit(remote: Check
 
 
 def test_the_newest_that_is_whole_and_of_this_run_wins(remote: Checkpoints, s3: S3, tmp_path: Path) -> None:
-    trial = new_study().ask()
+    study = new_study()
+    trial = study.ask()
     run = Objective(definition(), DATA, artifacts=tmp_path / "a", remote=remote).open(trial, token=1)
     next(run.run())
     run.save()
     run.settle()
-    # What another study of the same name, and a broken upload, have left under later tokens.
+    # What another study, and a broken upload, have left there under later tokens.
+    mine = identity.of(study).objects
     other = Objective(definition(study={"seed": 8}), DATA, artifacts=tmp_path / "x").open(new_study().ask(), token=5)
     list(other.run())
     other.save()
     for token, content in ((5, other._checkpoint.read_bytes()), (6, other._checkpoint.read_bytes()[:999])):
-        s3.own.put_object(Bucket=BUCKET, Key=f"lab/tiny/00000/last.{token}.pt", Body=content)
+        s3.own.put_object(Bucket=BUCKET, Key=f"lab/{mine}/00000/last.{token}.pt", Body=content)
     again = Objective(definition(), DATA, artifacts=tmp_path / "b", remote=remote).open(trial, token=7)
     assert again.epoch == 1
     assert again.resumed_from is not None and again.resumed_from.name == "last.1.remote.pt"
@@ -209,10 +213,11 @@ def test_losing_trials_are_tidied_in_the_store_as_on_the_disk(remote: Checkpoint
     study.optimize(Objective(definition(), DATA, artifacts=tmp_path, remote=remote), n_trials=3)
     best = max(study.trials, key=lambda trial: trial.values[0]).number
     running = study.ask()
-    remote.offer("tiny", running.number, 1, tmp_path / "tiny" / f"{best:05d}" / "last.pt")
+    mine = identity.of(study).objects
+    remote.offer(mine, running.number, 1, tmp_path / "tiny" / f"{best:05d}" / "last.pt")
     tidy(study, tmp_path, 1, remote)
     assert remote.flush(10.0)
-    assert s3.keys() == [f"lab/tiny/{best:05d}/last.0.pt", f"lab/tiny/{running.number:05d}/last.1.pt"]
+    assert s3.keys() == [f"lab/{mine}/{best:05d}/last.0.pt", f"lab/{mine}/{running.number:05d}/last.1.pt"]
 
 
 @pytest.mark.usefixtures("plain")
@@ -298,7 +303,7 @@ def test_a_trial_of_a_machine_that_died_goes_on_on_another_from_the_store(s3: S3
     mine = weights(b.artifacts / "tiny" / "00000" / "last.pt")
     theirs = weights(alone.artifacts / "tiny" / "00000" / "last.pt")
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert s3.keys() == ["lab/tiny/00000/last.2.pt"]
+    assert s3.keys() == [f"lab/{identity.of(studies[0]).objects}/00000/last.2.pt"]
     assert SECRET not in said
     assert "AKIDNOTSHOWN" not in said
 

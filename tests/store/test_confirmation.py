@@ -17,7 +17,7 @@ from cvaeopt.search.space import params_to_config, trial_seed
 from cvaeopt.store import confirmation
 from cvaeopt.store.leases import Fleet, Place
 from cvaeopt.store.storage import Storage, open_storage
-from cvaeopt.store.study import create_or_open, names, open_existing, stored_definition
+from cvaeopt.store.study import create_or_open, identity_of, names, open_existing, stored_definition
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_confirmation_is_a_study_of_the_same_settings_and_fresh_seeds(storage:
     assert found == planned.definition
     assert (found.budget.trials, found.epochs, found.budget.total_epochs) == (6, 10, None)
     assert found.pruner.kind == "none" and found.window == 2
-    assert found.confirms == f"main@{definition.digest()}"
+    assert found.confirms == f"main@{identity_of(storage, 'main').value}"
     points = found.points()
     assert len(points) == 6
     runs = [params_to_config(found, point, number) for number, point in enumerate(points)]
