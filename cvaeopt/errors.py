@@ -4,7 +4,8 @@
     ├── UserError            2    the input is wrong: settings, study, data, checkpoint, device, URL
     │   ├── SettingsError         a setting or a definition
     │   ├── StudyError            a study that does not exist, was made from another definition, or is damaged
-    │   │   └── StudyGone         it was deleted while a worker trained it
+    │   │   ├── StudyGone         it was deleted while a worker trained it
+    │   │   └── StudyDamaged      a row of it in the database is not what was written there
     │   ├── DataError             a data folder or a file in it
     │   ├── CheckpointError       a checkpoint that cannot be used
     │   ├── DeviceError           a GPU that does not exist
@@ -54,6 +55,10 @@ class StudyError(UserError):
 
 class StudyGone(StudyError):  # noqa: N818 - reads as a state, which it is
     """The study was deleted while this process worked for it."""
+
+
+class StudyDamaged(StudyError):  # noqa: N818
+    """A row of the study in the database does not hold what belongs there."""
 
 
 class DataError(UserError):

@@ -111,6 +111,8 @@ def restore(
                     if folder is None:
                         return
                     _place(unpacked / "artifacts" / name, folder)
+                    if objects:
+                        folder = owners[name].claim(artifacts)
                     for path in objects:  # as the workers name them in the folder
                         number = path.parent.name
                         _place(path, folder / number / ("last.pt" if int(number) in complete else path.name))

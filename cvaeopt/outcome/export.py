@@ -22,6 +22,7 @@ from cvaeopt.outcome.leaders import Confirmation, Confirmed, confirmation
 from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.trials import TrialFacts, best_of, facts
 from cvaeopt.pictures import curves
+from cvaeopt.search.damage import named
 from cvaeopt.search.space import params_to_config
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import Definition, open_existing, status
@@ -47,6 +48,7 @@ class Export:
     confirmed: Confirmation | None = None
 
 
+@named
 def export_best(
     storage: Storage,
     name: str,
@@ -82,6 +84,7 @@ def export_best(
     return Export(target, picture, chosen, tuple(warnings), fresh if fresh is not None and fresh.best else None)
 
 
+@named
 def best_recipe(
     storage: Storage,
     name: str,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cvaeopt.errors import CheckpointError, StudyError
 from cvaeopt.outcome.trials import best_of, facts
+from cvaeopt.search.damage import named
 from cvaeopt.search.identity import of
 from cvaeopt.store.study import open_existing
 
@@ -55,6 +56,7 @@ class Located:
         )
 
 
+@named
 def locate(storage: Storage, name: str, number: int | None, artifacts: Path) -> Located:
     """Where the checkpoint of a complete trial is; `number` None is the best one. StudyError if there is no such."""
     study, _ = open_existing(storage, name)

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 
 from cvaeopt.outcome.intervals import Interval, Paired, around, paired, pooled_spread, t_quantile
 from cvaeopt.outcome.trials import facts
+from cvaeopt.search.damage import damaged, named
 from cvaeopt.search.space import key_of
 from cvaeopt.store.confirmation import Leader, confirmations, leaders
 from cvaeopt.store.storage import Storage
@@ -134,6 +135,7 @@ class Confirmation:
         }
 
 
+@named
 def confirmation(storage: Storage, name: str) -> Confirmation | None:
     """What the confirmations of study `name` say so far; None if there is none. StudyError for an unknown study."""
     definition = stored_definition(storage, name)
@@ -147,6 +149,14 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
         for trial, fact in zip(trials, facts(trials), strict=True):
             # By its place in the queue: a run that was given up at once has no parameters yet.
             place: int | None = trial.system_attrs.get(ENQUEUED)
+            if place is not None and (type(place) is not int or place not in range(len(points))):
+                raise damaged(
+                    one.name,
+                    f", trial {trial.number}",
+                    "trial_system_attributes",
+                    f"{ENQUEUED!r} = {place!r}",
+                    f"a number below {len(points)}, the runs that are registered",
+                )
             key = None if place is None else key_of(one, points[place])
             if place is None or key not in found:
                 continue
@@ -240,6 +250,7 @@ def table(found: Confirmation) -> list[dict[str, str]]:
     return rows
 
 
+@named
 def _trials(storage: Storage, name: str) -> list[FrozenTrial]:
     found = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
     return sorted(found, key=lambda trial: trial.number)

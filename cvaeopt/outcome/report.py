@@ -22,6 +22,7 @@ from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report_data import report_data
 from cvaeopt.outcome.report_pictures import report_pictures
 from cvaeopt.outcome.report_text import setting_text
+from cvaeopt.search.damage import named
 from cvaeopt.search.identity import of
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import Definition, left, open_existing, status
@@ -37,6 +38,7 @@ class Report:
     pictures: tuple[Path, ...]
 
 
+@named
 def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: datetime) -> Report:
     """Write `out`/report.html and its pictures for study `name`; StudyError for an unknown study.
 

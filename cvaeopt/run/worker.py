@@ -38,6 +38,7 @@ from cvaeopt.errors import (
     Interrupted,
     LeaseLost,
     StorageUnreachable,
+    StudyDamaged,
     StudyError,
     StudyGone,
     TryAgain,
@@ -62,6 +63,7 @@ from cvaeopt.run.events import (
 )
 from cvaeopt.run.reporter import Courier, clock_with_sleep
 from cvaeopt.run.signals import Stop, StopNow, heard
+from cvaeopt.search import damage
 from cvaeopt.search.identity import of
 from cvaeopt.store.leases import CONSTRAINTS, Beat, Fleet, Idle, Lease, Outcome, Place
 from cvaeopt.store.storage import Storage
@@ -211,7 +213,8 @@ class Worker:
 
         StorageUnreachable when an outage passes its limit (the trial is checkpointed), Interrupted after a second
         signal, TryAgain after a device fault or when the disk stays full, UserError when trial after trial fails,
-        StudyGone when somebody deleted the study, StudyError when somebody deleted the row of a lease.
+        StudyGone when somebody deleted the study, StudyError when somebody deleted the row of a lease, StudyDamaged
+        when a row cannot be read.
         """
         with self._watched_storage(), heard(self._stop.ask) if self._signals else contextlib.nullcontext():
             try:
@@ -230,7 +233,7 @@ class Worker:
             except CvaeoptError:
                 raise
             except Exception:  # Optuna knows a missing row as KeyError, the database as a broken reference
-                self._check_study()
+                self._check_rows()
                 raise
             finally:
                 self.courier.close()
@@ -318,7 +321,7 @@ class Worker:
         try:
             frozen = self.storage.get_trial(lease.trial_id)
         except KeyError:
-            self._check_study()
+            self._check_rows()
             raise StudyError(
                 f"Trial {lease.number} of study {lease.study!r} is no longer in {self.storage.url}.",
                 todo="Restore a backup, or give the study a new name.",
@@ -348,10 +351,10 @@ class Worker:
                 run = self._factory(trial, lease)
                 self._waited_for, self._pause_s, self._full_s = "", _FIRST_PAUSE_S, 0.0
                 self._epochs(lease, trial, run)
-            except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain, StudyGone):
+            except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain, StudyGone, StudyDamaged):
                 raise
             except Exception as error:
-                self._check_study()  # what fails for want of the study's rows is no failure of the trial
+                self._check_rows()  # what fails for want of the study's rows is no failure of the trial
                 if run is None and isinstance(error, OSError) and error.errno in FULL:
                     # Put off: no trial of the budget is spent on a full disk.
                     self._release(lease)
@@ -373,7 +376,7 @@ class Worker:
         except TryAgain:
             self._release(lease, crashed=True)
             raise
-        except (DataError, DeviceError):
+        except (DataError, DeviceError, StudyDamaged):
             self._release(lease)
             raise
         finally:
@@ -561,10 +564,13 @@ class Worker:
             "Correct the cause and start the worker again; the failed trials are counted in the budget.",
         )
 
-    def _check_study(self) -> None:
-        """StudyGone if the study was deleted; nothing while the database cannot be asked."""
+    def _check_rows(self) -> None:
+        """StudyGone if the study was deleted, StudyDamaged if a row is; nothing while the database cannot be asked."""
         with contextlib.suppress(StorageUnreachable), self.storage.patience(10.0):
             self.fleet.check_study()
+            damaged = damage.find(self.storage, self.study.study_name)
+            if damaged is not None:
+                raise damaged
 
     # ---- stopping
 

@@ -10,7 +10,6 @@ All leaders get the same seeds, which are none of the search's.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Iterable
@@ -19,7 +18,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.errors import SettingsError, StudyDamaged, StudyError
+from cvaeopt.search.damage import named
 from cvaeopt.search.definition import Definition, check_name
 from cvaeopt.search.space import key_of, stream
 from cvaeopt.store import study as studies
@@ -84,6 +84,7 @@ class Plan:
         }
 
 
+@named
 def plan(storage: Storage, name: str, top: int, seeds: int) -> Plan:
     """The confirmation of the best `top` settings of study `name` with `seeds` fresh seeds each.
 
@@ -141,6 +142,7 @@ def register(storage: Storage, planned: Plan) -> None:
         ) from None
 
 
+@named
 def confirmations(storage: Storage, parent: Definition) -> list[Definition]:
     """The definitions of all confirmations of the study `parent`, the first one first.
 
@@ -151,11 +153,13 @@ def confirmations(storage: Storage, parent: Definition) -> list[Definition]:
     return sorted(found, key=lambda definition: _index(definition.name, parent.name))
 
 
+@named
 def unfinished(storage: Storage, parent: Definition) -> list[Definition]:
     """The confirmations of `parent` of which a repeat is still to be trained."""
     return [one for one in confirmations(storage, parent) if not _ended(storage, one)]
 
 
+@named
 def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
     """As `fleet.ask_stop`, for study `name` and its confirmations, which its workers take when its budget is met."""
     asked: list[str] = []
@@ -227,8 +231,12 @@ def _namesakes(storage: Storage, name: str) -> dict[str, Definition]:
     found = {}
     for other in studies.names(storage):
         if re.fullmatch(rf"{re.escape(name)}\.confirm(-\d+)?", other):
-            with contextlib.suppress(StudyError):  # deleted in the dashboard: its row is all that is left
+            try:
                 found[other] = studies.stored_definition(storage, other)
+            except StudyDamaged:
+                raise
+            except StudyError:  # deleted in the dashboard: its row is all that is left
+                continue
     return found
 
 

@@ -24,13 +24,16 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Connection, Row, and_, case, column, delete, func, or_, select, table, update
 
 from cvaeopt.errors import LeaseLost, StorageUnreachable, StudyError, StudyGone, UserError
 from cvaeopt.files import digest
+from cvaeopt.search.damage import explained
 from cvaeopt.store.storage import Storage, lease_table, study_table, worker_table
+
+T = TypeVar("T")
 
 CONSTRAINTS = ("diverged", "out_of_memory", "crashed")
 """Constraints that every finished trial carries, 0.0 when fine: samplers learn from them what cannot be trained."""
@@ -182,6 +185,11 @@ class Fleet:
         self._clock = clock
         self._born: tuple[int, float] | None = None  # which study it is: its id, which may be used again, and its time
 
+    def _ask(self, call: Callable[[], T]) -> T:
+        """What `call` returns, as `Storage.retry`; StudyDamaged where a damaged row kept it from that."""
+        with explained(self.storage, self.study):
+            return self.storage.retry(call)
+
     # ---- the study itself
 
     def check_study(self) -> None:
@@ -223,7 +231,7 @@ class Fleet:
         First a trial that was left (released, or its owner is dead), then a new one if the budget permits. A
         worker holds one lease at most: asking again returns that one, so a lost answer costs nothing.
         """
-        return self.storage.retry(lambda: self._claim(worker, place))
+        return self._ask(lambda: self._claim(worker, place))
 
     def _claim(self, worker: str, place: Place | None) -> Lease | Idle:
         with self.storage.transaction() as connection:
@@ -394,7 +402,7 @@ class Fleet:
 
     def renew(self, lease: Lease) -> None:
         """Extend the lease by its time to live; LeaseLost if another worker holds the trial."""
-        self.storage.retry(lambda: self._renew(lease))
+        self._ask(lambda: self._renew(lease))
 
     def _renew(self, lease: Lease) -> None:
         with self.storage.transaction() as connection:
@@ -406,7 +414,7 @@ class Fleet:
         The same transaction renews the lease and notes a new checkpoint, `saved` = (epoch, host).
         UpdateFinishedTrialError if the trial was ended by someone else.
         """
-        self.storage.retry(lambda: self._report(lease, epoch, value, saved))
+        self._ask(lambda: self._report(lease, epoch, value, saved))
 
     def _report(self, lease: Lease, epoch: int, value: float, saved: tuple[int, str] | None) -> None:
         with self.storage.transaction() as connection:
@@ -422,7 +430,7 @@ class Fleet:
 
     def release(self, lease: Lease, *, crashed: bool = False) -> None:
         """Leave the trial to whoever is free; `crashed` counts as an attempt. LeaseLost if it is held elsewhere."""
-        self.storage.retry(lambda: self._release(lease, crashed))
+        self._ask(lambda: self._release(lease, crashed))
 
     def _release(self, lease: Lease, crashed: bool) -> None:
         with self.storage.transaction() as connection:
@@ -439,7 +447,7 @@ class Fleet:
 
         The trial must have been told before. LeaseLost if it is held elsewhere.
         """
-        self.storage.retry(lambda: self._finish(lease, outcome, reason, epochs_done))
+        self._ask(lambda: self._finish(lease, outcome, reason, epochs_done))
 
     def _finish(self, lease: Lease, outcome: Outcome, reason: str, epochs_done: int) -> None:
         with self.storage.transaction() as connection:
@@ -501,7 +509,7 @@ class Fleet:
 
     def register(self, worker: str, place: Place, device: str) -> None:
         """Enter the worker; what an earlier stop said about the study is forgotten."""
-        self.storage.retry(lambda: self._register(worker, place, device))
+        self._ask(lambda: self._register(worker, place, device))
 
     def _register(self, worker: str, place: Place, device: str) -> None:
         with self.storage.transaction() as connection:
@@ -535,7 +543,7 @@ class Fleet:
 
     def beat(self, worker: str, beat: Beat, lease: Lease | None = None, *, renew: bool = True) -> Pulse:
         """A sign of life: the worker's row, and its lease renewed (unless `renew` is off: training hangs)."""
-        return self.storage.retry(lambda: self._beat(worker, beat, lease, renew))
+        return self._ask(lambda: self._beat(worker, beat, lease, renew))
 
     def _beat(self, worker: str, beat: Beat, lease: Lease | None, renew: bool) -> Pulse:
         with self.storage.transaction() as connection:
@@ -592,7 +600,8 @@ def workers(storage: Storage, study: str | None = None) -> list[WorkerRow]:
             rows = connection.execute(query).all()
         return [_shown(row, now) for row in rows]
 
-    return storage.retry(read)
+    with explained(storage, study) if study is not None else contextlib.nullcontext():
+        return storage.retry(read)
 
 
 def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[str]:
@@ -619,7 +628,8 @@ def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[st
                 )
             return asked
 
-    return storage.retry(ask)
+    with explained(storage, study):
+        return storage.retry(ask)
 
 
 def _shown(row: Row[Any], now: float) -> WorkerRow:

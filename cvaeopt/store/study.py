@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from cvaeopt.errors import StudyError
 from cvaeopt.search import identity, space
+from cvaeopt.search.damage import named
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.store import leases
 from cvaeopt.store.storage import Storage, lease_table, study_table
@@ -65,6 +66,7 @@ _USER_ATTRS = table("trial_user_attributes", column("trial_id"), column("key"), 
 _SYSTEM_ATTRS = table("trial_system_attributes", column("trial_id"), column("key"), column("value_json"))
 
 
+@named
 def create_or_open(storage: Storage, definition: Definition) -> Study:
     """The study of `definition`, created (with its enqueued points, once) if it is not there yet.
 
@@ -117,6 +119,7 @@ def _leaves(value: Any, key: str = "") -> dict[str, str]:
     }
 
 
+@named
 def open_existing(storage: Storage, name: str) -> tuple[Study, Definition]:
     """The study of this name and the definition it was created from ([service] at its defaults).
 
@@ -126,6 +129,7 @@ def open_existing(storage: Storage, name: str) -> tuple[Study, Definition]:
     return _load(storage, definition), definition
 
 
+@named
 def stored_definition(storage: Storage, name: str) -> Definition:
     """The definition a study was created from; StudyError with the names that exist if there is none."""
     entry = _require(storage, name)
@@ -142,6 +146,7 @@ def names(storage: Storage) -> list[str]:
     return storage.retry(read)
 
 
+@named
 def record_facts(
     storage: Storage, name: str, data_digest: str, measure: Callable[[], dict[str, float]]
 ) -> dict[str, Any]:
@@ -191,6 +196,7 @@ def _ranked(study: Study) -> list[FrozenTrial]:
     return sorted(ranked, key=lambda trial: (-trial.values[0], trial.number))
 
 
+@named
 def counts(storage: Storage, name: str) -> dict[str, int]:
     """Trials by state: complete, pruned, running, waiting, failed; StudyError for an unknown study.
 
@@ -208,6 +214,7 @@ def counts(storage: Storage, name: str) -> dict[str, int]:
     return storage.retry(read)
 
 
+@named
 def left(storage: Storage, name: str) -> frozenset[int]:
     """The numbers of the trials that were begun, are not over, and have no worker; empty for an unknown study.
 
@@ -225,6 +232,7 @@ def left(storage: Storage, name: str) -> frozenset[int]:
     return storage.retry(read)
 
 
+@named
 def status(storage: Storage, name: str) -> dict[str, Any]:
     """What `cvaeopt status --json` prints; StudyError for an unknown study.
 
@@ -469,6 +477,7 @@ def _identify(storage: Storage, entry: dict[str, Any]) -> None:
     storage.retry(enter)
 
 
+@named
 def identity_of(storage: Storage, name: str) -> identity.Identity:
     """Whose files are those of study `name`; StudyError for an unknown study."""
     return identity.stated(name, _require(storage, name)["identity"])

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ import pytest
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload_artifact
 from optuna.trial import Trial, TrialState
 from optuna_dashboard import get_note, save_note
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 
 from cvaeopt.errors import (
     CheckpointError,
@@ -43,7 +44,7 @@ from cvaeopt.search.definition import Definition
 from cvaeopt.store import confirmation as confirmations
 from cvaeopt.store.leases import Fleet, Place
 from cvaeopt.store.storage import Storage, lease_table, open_storage, study_table
-from cvaeopt.store.study import create_or_open, status
+from cvaeopt.store.study import create_or_open, identity_of, status
 from tests.outcome.test_leaders import run_all
 from tests.run import test_objective
 from tests.support import made_up
@@ -558,8 +559,8 @@ def confirmed(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
         if seeds == 2:
             run_all(storage, "made-up.confirm", lambda params: 30 + 100 * params["lr"] + params["seed"] % 7 / 10)
     for name in everything(site):
-        path = site.artifacts / name / "00000" / "history.jsonl"
-        path.parent.mkdir(parents=True)
+        path = identity_of(storage, name).claim(site.artifacts) / "00000" / "history.jsonl"
+        path.parent.mkdir()
         path.write_text(name)
     storage.close()
     return site
@@ -626,7 +627,7 @@ def test_a_study_is_deleted_with_its_confirmations_which_are_named_before(
     archive = tmp_path / "x.tar"
     script("delete_study").main(["made-up", "--yes", "--archive", str(archive), *confirmed.options()])
     said = capsys.readouterr().out
-    assert [name for name in FAMILY if f"{name} is deleted, with 1 files" in said] == FAMILY
+    assert [name for name in FAMILY if f"{name} is deleted, with 2 files" in said] == FAMILY
     assert everything(confirmed) == ["made-up.confirmed"]
     assert [path.name for path in confirmed.artifacts.iterdir()] == ["made-up.confirmed"]
     script("restore").main([str(archive), *confirmed.options()])
@@ -655,6 +656,26 @@ class Lab:
 
     site: Site
     s3: S3
+    main: str
+    other: str
+
+    @property
+    def mine(self) -> dict[str, bytes]:
+        """The objects of the study."""
+        return {
+            f"lab/{self.main}/00000/last.1.pt": b"of a complete trial",
+            f"lab/{self.main}/00002/last.3.pt": b"of one that was left",
+        }
+
+    @property
+    def others(self) -> dict[str, bytes]:
+        """Objects of others, a study of the same name that was deleted among them."""
+        return {
+            "lab/main/00000/last.1.pt": b"of a study that was deleted",
+            f"lab/{self.main}/x/00000/last.1.pt": b"deeper",
+            f"lab/{self.main}/readme": b"text",
+            f"lab/{self.other}/00000/last.1.pt": b"other",
+        }
 
     def put(self, key: str, body: bytes) -> None:
         self.s3.own.put_object(Bucket=BUCKET, Key=key, Body=body)
@@ -665,8 +686,6 @@ class Lab:
         return {key: read(Bucket=BUCKET, Key=key)["Body"].read() for key in there if key.startswith(prefix)}
 
 
-MINE = {"lab/main/00000/last.1.pt": b"of a complete trial", "lab/main/00002/last.3.pt": b"of one that was left"}
-OTHERS = {"lab/other/00000/last.1.pt": b"other", "lab/main/x/00000/last.1.pt": b"deeper", "lab/main/readme": b"text"}
 STORE = f"s3://{BUCKET}/lab"
 
 
@@ -675,12 +694,12 @@ def lab(half: Site, server: S3, monkeypatch: pytest.MonkeyPatch) -> Lab:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     server.clear()
-    made = Lab(half, server)
-    for key, body in {**MINE, **OTHERS}.items():
-        made.put(key, body)
     storage = half.open()
+    made = Lab(half, server, *(identity_of(storage, name).objects for name in ("main", "other")))
+    for key, body in {**made.mine, **made.others}.items():
+        made.put(key, body)
     study = optuna.load_study(study_name="main", storage=storage)
-    storage.set_trial_user_attr(study.trials[2]._trial_id, "checkpoints", f"{STORE}/main/00002")
+    storage.set_trial_user_attr(study.trials[2]._trial_id, "checkpoints", f"{STORE}/{made.main}/00002")
     storage.close()
     return made
 
@@ -706,7 +725,7 @@ def test_a_backup_has_the_objects_if_their_store_is_named_and_says_so_if_not(
     there = Site(f"sqlite:///{tmp_path}/there.db", tmp_path / "there")
     new = f"s3://{BUCKET}/new"
     script("restore").main([str(with_them), "--study", "main", "--checkpoints", new, *there.options()])
-    assert lab.objects("") == {key.replace("lab", "new"): body for key, body in MINE.items()}
+    assert lab.objects("") == {key.replace("lab", "new"): body for key, body in lab.mine.items()}
     assert not list(there.artifacts.rglob("*.pt"))
     again = [str(with_them), "--study", "main", "--checkpoints", new]
     with pytest.raises(StudyError, match="already"):
@@ -714,9 +733,9 @@ def test_a_backup_has_the_objects_if_their_store_is_named_and_says_so_if_not(
     fresh = Site(f"sqlite:///{tmp_path}/fresh.db", tmp_path / "fresh")
     with pytest.raises(UserError, match=r"There are 2 checkpoints of a study 'main' in s3://studies/new"):
         script("restore").main([*again, *fresh.options()])
-    lab.put("new/main/00000/last.1.pt", b"newer")
+    lab.put(f"new/{lab.main}/00000/last.1.pt", b"newer")
     script("restore").main([*again, "--keep-files", *fresh.options()])
-    assert lab.objects("new/main/00000") == {"new/main/00000/last.1.pt": b"newer"}
+    assert lab.objects(f"new/{lab.main}/00000") == {f"new/{lab.main}/00000/last.1.pt": b"newer"}
 
     # Without one they are where workers look on their disk.
     plain = Site(f"sqlite:///{tmp_path}/plain.db", tmp_path / "plain")
@@ -762,15 +781,15 @@ def test_a_deletion_takes_the_objects_of_a_store_that_is_named_and_no_others(
         with pytest.raises(UserError, match=said) as refused:
             script("delete_study").main([*delete, "--checkpoints", url])
         assert SECRET not in str(refused.value)
-    assert lab.objects("") == {**MINE, **OTHERS}
+    assert lab.objects("") == {**lab.mine, **lab.others}
     archive = tmp_path / "main.tar"
     script("delete_study").main([*delete, "--checkpoints", STORE, "--archive", str(archive)])
     said = capsys.readouterr().out
     assert re.search(r"main is deleted, with \d+ files and 2 objects", said)
     assert "stay" not in said
-    assert lab.objects("") == OTHERS
+    assert lab.objects("") == lab.others
     script("restore").main([str(archive), "--checkpoints", STORE, *lab.site.options()])
-    assert lab.objects("") == {**MINE, **OTHERS}
+    assert lab.objects("") == {**lab.mine, **lab.others}
     assert_continues(lab.site)
 
 
@@ -783,9 +802,9 @@ def test_a_deletion_without_the_store_says_what_stays_there(
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "main")
     script("delete_study").main(["main", *lab.site.options()])
-    assert f"Checkpoints in {STORE}/main stay, unless --checkpoints names their store" in asked[0]
-    assert f"stay; to delete them: aws s3 rm --recursive {STORE}/main/" in capsys.readouterr().out
-    assert lab.objects("") == {**MINE, **OTHERS}
+    assert f"Checkpoints in {STORE}/{lab.main} stay, unless --checkpoints names their store" in asked[0]
+    assert f"stay; to delete them: aws s3 rm --recursive {STORE}/{lab.main}/" in capsys.readouterr().out
+    assert lab.objects("") == {**lab.mine, **lab.others}
 
 
 def test_a_store_that_fails_half_way_leaves_a_study_that_can_be_deleted_again(
@@ -801,7 +820,7 @@ def test_a_store_that_fails_half_way_leaves_a_study_that_can_be_deleted_again(
     monkeypatch.syspath_prepend(str(SCRIPTS))
     assert everything(lab.site) == ["main", "other"]
     script("delete_study").main(delete)
-    assert (everything(lab.site), lab.objects("")) == (["other"], OTHERS)
+    assert (everything(lab.site), lab.objects("")) == (["other"], lab.others)
 
 
 def _fails(*_: object) -> None:
@@ -852,3 +871,96 @@ def test_an_upgrade_refuses_running_workers(half: Site, script: Callable[[str], 
         connection.exec_driver_sql("UPDATE cvaeopt_worker SET state = 'stopped'")
     storage.close()
     script("upgrade").main(["--no-copy", "--storage", half.url])
+
+
+@pytest.mark.parametrize("name", ["../evil", "_dashboard", "main/00000", ".."])
+def test_a_study_of_another_program_stops_no_backup_and_takes_no_files_along(
+    half: Site, script: Callable[[str], ModuleType], tmp_path: Path, name: str
+) -> None:
+    storage = half.open()
+    optuna.create_study(storage=storage, study_name=name).add_trial(optuna.trial.create_trial(value=1.0))
+    storage.close()
+    there = Site(f"sqlite:///{tmp_path}/there.db", tmp_path / "there")
+    script("backup").main([str(tmp_path / "all.tar"), *half.options()])
+    script("restore").main([str(tmp_path / "all.tar"), *there.options()])
+    assert sorted(everything(there)) == sorted(["main", "other", name])
+    files = {path: path.read_bytes() for path in half.artifacts.rglob("*") if path.is_file()}
+    script("delete_study").main([name, "--yes", *half.options()])
+    assert everything(half) == ["main", "other"]
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def orphans(storage: Storage) -> int:
+    """Rows of Optuna's tables whose study or trial is gone."""
+    total = 0
+    with storage.reading() as connection:
+        for name in inspect(storage.engine).get_table_names():
+            for key, parent in (("study_id", "studies"), ("trial_id", "trials")):
+                if key in {one["name"] for one in inspect(storage.engine).get_columns(name)} and name != parent:
+                    if name.startswith("cvaeopt_"):
+                        continue
+                    query = f"SELECT count(*) FROM {name} WHERE {key} NOT IN (SELECT {key} FROM {parent})"
+                    total += connection.exec_driver_sql(query).scalar_one()
+    return total
+
+
+def test_a_deletion_leaves_no_row_behind_whoever_writes_meanwhile(
+    half: Site, script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = half.open()
+    study_id = storage.get_study_id_from_name("main")
+    trial_id = storage.get_all_trials(study_id)[0]._trial_id
+    care = script("care")
+    delete = care._delete_all
+
+    def late(*arguments: Any) -> Any:
+        """A program that read the study before it was deleted, and writes afterwards: SQLite takes it all."""
+        done = delete(*arguments)
+        with closing(sqlite3.connect(half.url.removeprefix("sqlite:///"))) as raw, raw:
+            raw.execute(
+                "INSERT INTO trials (trial_id, number, study_id, state) VALUES (999, 9, ?, 'RUNNING')", [study_id]
+            )
+            for trial in (trial_id, 999):
+                raw.execute(
+                    "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, 'a', '1')", [trial]
+                )
+        return done
+
+    monkeypatch.setattr(care, "_delete_all", late)
+    script("delete_study").main(["main", "--yes", *half.options()])
+    assert orphans(storage) == 0 and everything(half) == ["other"]
+    assert len(storage.get_all_trials(storage.get_study_id_from_name("other"))) > 0
+    storage.close()
+    assert not (half.artifacts / "main").exists()
+
+
+def test_files_stay_while_somebody_still_writes_rows_of_a_deleted_study(
+    half: Site, script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script("care"), "_delete_orphans", lambda *_: 1)
+    with pytest.raises(UserError, match="still writes rows of study 'main'"):
+        script("delete_study").main(["main", "--yes", *half.options()])
+    assert (half.artifacts / "main" / "00002" / "curve.png").exists()
+
+
+def test_a_study_that_was_deleted_and_started_again_is_kept_apart_from_the_files_of_the_first(
+    half: Site, script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in (half.artifacts / "main").rglob("*") if path.is_file()}
+    storage = half.open()
+    optuna.delete_study(study_name="main", storage=storage)
+    create_or_open(storage, definition())
+    own = identity_of(storage, "main").claim(half.artifacts)
+    storage.close()
+    (own / "mine.txt").write_text("mine")
+    there = Site(f"sqlite:///{tmp_path}/there.db", tmp_path / "there")
+    script("backup").main([str(tmp_path / "main.tar"), "--study", "main", *half.options()])
+    script("restore").main([str(tmp_path / "main.tar"), *there.options()])
+    assert (there.artifacts / "main" / "mine.txt").exists()
+    assert not (there.artifacts / "main" / "00002" / "curve.png").exists()
+    script("delete_study").main(["main", "--yes", *half.options()])
+    assert not own.exists()
+    assert {path: path.read_bytes() for path in before} == before
+    # Beside the files of the first study there is room for those of the second one.
+    script("restore").main([str(tmp_path / "main.tar"), *half.options()])
+    assert (own / "mine.txt").exists()
