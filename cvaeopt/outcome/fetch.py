@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvaeopt.errors import CheckpointError, StudyError
+from cvaeopt.files import RunFolder
 from cvaeopt.outcome.trials import best_of, facts
 from cvaeopt.search.damage import named
-from cvaeopt.search.identity import of
+from cvaeopt.search.identity import Identity, of
 from cvaeopt.store.study import open_existing
+from cvaeopt.vae import checkpoint
 
 if TYPE_CHECKING:
     from cvaeopt.store.storage import Storage
@@ -70,4 +73,17 @@ def locate(storage: Storage, name: str, number: int | None, artifacts: Path) -> 
     copied = str(chosen.attributes.get("checkpoints") or "")
     store = copied.removesuffix(f"/{identity.objects}/{chosen.number:05d}")
     host = str(chosen.attributes.get("host") or "another machine")
-    return Located(chosen.number, identity.run(artifacts, chosen.number).last, host, store, identity.objects)
+    path = identity.run(artifacts, chosen.number).last
+    if not path.exists():
+        path = _copied(identity, artifacts, chosen.number) or path
+    return Located(chosen.number, path, host, store, identity.objects)
+
+
+def _copied(identity: Identity, artifacts: Path, number: int) -> Path | None:
+    """The checkpoint that somebody put into a folder without a mark, if it says that it is this study's."""
+    path = RunFolder.of_trial(artifacts, identity.study, number).last
+    with contextlib.suppress(CheckpointError):
+        own = checkpoint.own_part(checkpoint.read(path), path)
+        if (own.get("provenance") or {}).get("identity") in identity.accepted:
+            return path
+    return None

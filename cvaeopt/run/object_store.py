@@ -260,8 +260,8 @@ class Checkpoints:
                     self._lock.wait_for(lambda: self._closed or not self._hurry, self._retry_s)
             else:
                 if self._failing:
-                    self._failing = False
                     log.warning("%s answers again; checkpoints are stored there again.", self.url)
+                    self._failing = False
 
     def _round(self) -> None:
         """Upload one checkpoint, else delete what lost."""

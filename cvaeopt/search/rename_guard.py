@@ -1,0 +1,52 @@
+"""Optuna's dashboard, which may not rename our studies: it copies the trials under the new name and deletes the study.
+
+The definition, the budget and the leases stay behind, and the trials get other ids: no worker could go on with the
+copy. Studies of other programs are renamed as ever.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from cvaeopt.store.storage import Storage, study_table
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+_RENAME = re.compile(r"/api/studies/(\d+)/rename/?")
+
+
+def refuse_renames(application: WSGIApplication, storage: Storage) -> WSGIApplication:
+    """`application`, Optuna's dashboard on `storage`, with a refusal in place of the renaming of one of our studies."""
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = _RENAME.fullmatch(environ.get("PATH_INFO", ""))
+        name = _name(storage, int(asked[1])) if asked else None
+        if name is None:
+            return application(environ, start_response)
+        reason = (
+            f"Study '{name}' was not renamed: its workers, budget and files go by its name. Start a study under the "
+            f'other name instead; [warm_start] study = "{name}" in its file begins with the best points of this one.'
+        )
+        body = json.dumps({"reason": reason}).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response("400 Bad Request", headers)
+        return [body]
+
+    return guarded
+
+
+def _name(storage: Storage, study_id: int) -> str | None:
+    """The name of the study if this program made it; None otherwise."""
+
+    def read() -> str | None:
+        with storage.reading() as connection:
+            names = connection.execute(select(study_table.c.name).where(study_table.c.study_id == study_id)).scalars()
+            return next(iter(names), None)
+
+    return storage.retry(read)
