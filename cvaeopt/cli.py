@@ -424,11 +424,19 @@ def dashboard(
         )
     from cvaeopt.run.dashboard import Server, application
     from cvaeopt.run.objective import artifact_store
+    from cvaeopt.run.rename_guard import refuse_renames
 
     with Server(host, port) as server:
         store = _open(console, url, start_limit_s=_READ_LIMIT_S)
         server.set_app(
-            application(store, artifact_store(folder), bound=host, names=allow_host or (), read_only=read_only)
+            application(
+                store,
+                artifact_store(folder),
+                bound=host,
+                names=allow_host or (),
+                read_only=read_only,
+                layers=[lambda inner: refuse_renames(inner, store)],
+            )
         )
         console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
         # A service manager ends it with SIGTERM; an ending that was asked for is no failure.

@@ -31,7 +31,7 @@ import optuna
 from cvaeopt import __version__, files
 from cvaeopt.errors import UserError
 from cvaeopt.run.object_store import Checkpoints
-from cvaeopt.search.identity import Identity
+from cvaeopt.store.identity import Identity
 from cvaeopt.store.storage import Storage
 
 FORMAT = 1

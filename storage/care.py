@@ -23,9 +23,8 @@ from sqlalchemy import URL, Connection, MetaData, Table, delete, insert, select
 
 from cvaeopt.errors import CvaeoptError, StorageUnreachable, StudyError, UserError
 from cvaeopt.run.object_store import Checkpoints, open_checkpoints
-from cvaeopt.search import identity
 from cvaeopt.search.definition import NAME
-from cvaeopt.store import leases
+from cvaeopt.store import identity, leases
 from cvaeopt.store.storage import DEFAULT_URL, Storage, lease_table, open_storage, study_table, worker_table
 
 DASHBOARD = "_dashboard"

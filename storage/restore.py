@@ -26,7 +26,7 @@ import care
 
 from cvaeopt.errors import UserError
 from cvaeopt.run.object_store import Checkpoints
-from cvaeopt.search.identity import Identity
+from cvaeopt.store.identity import Identity
 from cvaeopt.store.storage import Storage
 
 

@@ -22,8 +22,8 @@ from cvaeopt.outcome.leaders import Confirmation, Confirmed, confirmation
 from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.trials import TrialFacts, best_of, facts
 from cvaeopt.pictures import curves
-from cvaeopt.search.damage import named
 from cvaeopt.search.space import params_to_config
+from cvaeopt.store.damage import named
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import Definition, open_existing, status
 from cvaeopt.text import BASELINES

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from cvaeopt.errors import CheckpointError, StudyError
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome.trials import best_of, facts
-from cvaeopt.search.damage import named
-from cvaeopt.search.identity import Identity, of
+from cvaeopt.store.damage import named
+from cvaeopt.store.identity import Identity, of
 from cvaeopt.store.study import open_existing
 from cvaeopt.vae import checkpoint
 

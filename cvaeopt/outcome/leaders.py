@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial
 
 from cvaeopt.outcome.intervals import Interval, Paired, around, paired, pooled_spread, t_quantile
 from cvaeopt.outcome.trials import facts
-from cvaeopt.search.damage import damaged, named
 from cvaeopt.search.space import key_of
 from cvaeopt.store.confirmation import Leader, confirmations, leaders
+from cvaeopt.store.damage import damaged, named
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import ENQUEUED, stored_definition
 

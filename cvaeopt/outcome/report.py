@@ -22,8 +22,8 @@ from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report_data import report_data
 from cvaeopt.outcome.report_pictures import report_pictures
 from cvaeopt.outcome.report_text import setting_text
-from cvaeopt.search.damage import named
-from cvaeopt.search.identity import of
+from cvaeopt.store.damage import named
+from cvaeopt.store.identity import of
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import Definition, left, open_existing, status
 

@@ -24,8 +24,8 @@ from cvaeopt.outcome.report_text import duration, fresh_text, marks, setting_tex
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
 from cvaeopt.search.definition import Definition
-from cvaeopt.search.identity import Identity
 from cvaeopt.search.space import params_to_config
+from cvaeopt.store.identity import Identity
 from cvaeopt.text import BASELINES_LONG
 
 MAX_ROWS: Final = 200

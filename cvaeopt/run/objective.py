@@ -33,8 +33,8 @@ from cvaeopt.files import RunFolder, trouble, write_json
 from cvaeopt.pictures.run_pictures import trial_artifacts
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.search.definition import Definition
-from cvaeopt.search.identity import Identity, given, of
 from cvaeopt.search.space import key_of, suggest, trial_seed
+from cvaeopt.store.identity import Identity, given, of
 from cvaeopt.store.leases import CONSTRAINTS
 from cvaeopt.suggest.estimate import Estimate, estimate
 from cvaeopt.text import short

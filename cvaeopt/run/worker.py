@@ -63,8 +63,8 @@ from cvaeopt.run.events import (
 )
 from cvaeopt.run.reporter import Courier, clock_with_sleep
 from cvaeopt.run.signals import Stop, StopNow, heard
-from cvaeopt.search import damage
-from cvaeopt.search.identity import of
+from cvaeopt.store import damage
+from cvaeopt.store.identity import of
 from cvaeopt.store.leases import CONSTRAINTS, Beat, Fleet, Idle, Lease, Outcome, Place
 from cvaeopt.store.storage import Storage
 

@@ -19,10 +19,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.errors import SettingsError, StudyDamaged, StudyError
-from cvaeopt.search.damage import named
 from cvaeopt.search.definition import Definition, check_name
 from cvaeopt.search.space import key_of, stream
 from cvaeopt.store import study as studies
+from cvaeopt.store.damage import named
 from cvaeopt.store.leases import ask_stop, workers
 from cvaeopt.store.storage import Storage
 

@@ -30,7 +30,7 @@ from sqlalchemy import Connection, Row, and_, case, column, delete, func, or_, s
 
 from cvaeopt.errors import LeaseLost, StorageUnreachable, StudyError, StudyGone, UserError
 from cvaeopt.files import digest
-from cvaeopt.search.damage import explained
+from cvaeopt.store.damage import explained
 from cvaeopt.store.storage import Storage, lease_table, study_table, worker_table
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ import torch
 from cvaeopt.errors import CheckpointError, UserError
 from cvaeopt.run.object_store import Checkpoints, open_checkpoints, parse
 from cvaeopt.run.objective import Objective, tidy
-from cvaeopt.search import identity
+from cvaeopt.store import identity
 from cvaeopt.vae import checkpoint
 from tests.run.test_objective import DATA, definition, new_study
 from tests.support.command import Shop

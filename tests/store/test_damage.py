@@ -20,9 +20,9 @@ from cvaeopt.outcome.export import export_best
 from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report import report
 from cvaeopt.run.worker import Worker
-from cvaeopt.search import damage
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
+from cvaeopt.store import damage
 from cvaeopt.store.confirmation import plan, register
 from cvaeopt.store.leases import Fleet, Idle, Place
 from cvaeopt.store.storage import Storage, open_storage

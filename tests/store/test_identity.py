@@ -18,9 +18,9 @@ from cvaeopt.outcome.leaders import confirmation, rank
 from cvaeopt.run.events import EpochDone
 from cvaeopt.run.objective import Objective, tidy
 from cvaeopt.run.worker import Worker
-from cvaeopt.search import identity
-from cvaeopt.search.identity import MARKER, Identity
+from cvaeopt.store import identity
 from cvaeopt.store.confirmation import confirmations, plan, register
+from cvaeopt.store.identity import MARKER, Identity
 from cvaeopt.store.leases import Beat, Fleet, Place
 from cvaeopt.store.storage import Storage, lease_table, open_storage
 from cvaeopt.store.study import create_or_open, identity_of

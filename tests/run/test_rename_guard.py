@@ -13,7 +13,7 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from cvaeopt.search.rename_guard import refuse_renames
+from cvaeopt.run.rename_guard import refuse_renames
 from cvaeopt.store.storage import Storage, open_storage
 from cvaeopt.store.study import create_or_open, status
 from tests.run.test_objective import definition
