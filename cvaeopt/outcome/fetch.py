@@ -84,6 +84,6 @@ def _copied(identity: Identity, artifacts: Path, number: int) -> Path | None:
     path = RunFolder.of_trial(artifacts, identity.study, number).last
     with contextlib.suppress(CheckpointError):
         own = checkpoint.own_part(checkpoint.read(path), path)
-        if (own.get("provenance") or {}).get("identity") in identity.accepted:
+        if own.provenance.get("identity") in identity.accepted:
             return path
     return None

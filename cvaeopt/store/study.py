@@ -18,8 +18,9 @@ from sqlalchemy import Connection, String, cast, column, delete, func, insert, s
 from sqlalchemy.orm import Session
 
 from cvaeopt.errors import StudyError
+from cvaeopt.search import space
 from cvaeopt.search.definition import Definition, load_definition
-from cvaeopt.store import identity, leases, space
+from cvaeopt.store import identity, leases
 from cvaeopt.store.damage import named
 from cvaeopt.store.storage import Storage, lease_table, study_table
 from cvaeopt.suggest.sampler import pruner_for, sampler_for
