@@ -927,6 +927,12 @@ def _explained(error: Exception) -> CvaeoptError:
             "Expected: a folder." if taken else "Expected: a path that this command can read or write.",
             "Name another one." if taken else "Name another one, or change its permissions.",
         )
+    elif isinstance(error, UnicodeEncodeError):
+        shown = UserError(
+            f"A name or path has characters that this environment cannot spell ({error.reason}).",
+            "Expected: names in UTF-8, and an environment that uses it.",
+            "Set LC_ALL=C.UTF-8, then run the same command again.",
+        )
     elif name == "OutOfMemoryError" or isinstance(error, MemoryError):
         shown = CvaeoptError(
             f"Out of memory ({(message or name).splitlines()[0]}).",

@@ -21,7 +21,7 @@ import sys
 import termios
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -335,6 +335,41 @@ def test_an_advised_command_never_has_stars_to_be_copied_in_place_of_a_password(
     assert (
         "--storage sqlite:///x.db --top 2" in shop.run("status", "--study", "tiny", "--storage", "sqlite:///x.db").err
     )
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "advised"),
+    [
+        ("sqlite:///a b.db", "", " --storage 'sqlite:///a b.db'"),
+        (CLOSED, "", " --storage URL"),
+        ("", "sqlite:///x.db", ""),  # the variable is there for the next command, too
+    ],
+)
+def test_one_of_several_workers_on_a_device_advises_what_the_user_typed(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, flag: str, variable: str, advised: str
+) -> None:
+    children: list[Mapping[str, str]] = []
+
+    def advise(store: object, name: str) -> dict[str, Any]:
+        raise StudyError("x", todo=f"cvaeopt confirm --study {name} --top 2")
+
+    def start(console: object, arguments: object, size: int, variables: Mapping[str, str], *_: Any, **__: Any) -> int:
+        children.append(variables)
+        return 0
+
+    monkeypatch.setattr("cvaeopt.run.processes.supervise", start)
+    monkeypatch.setattr(cli, "_open", lambda *_, **__: None)
+    monkeypatch.setattr("cvaeopt.outcome.leaders.confirmation", advise)
+    given = ["--storage", flag] if flag else []
+    assert shop.run("worker", "--study", "tiny", "--trials-per-gpu", "2", *given, STORAGE=variable).code == 0
+    said = shop.run("status", "--study", "tiny", **children[0])
+    one_message(said, 2, f"cvaeopt confirm --study tiny{advised} --top 2")
+
+
+def test_a_folder_is_advised_in_the_shells_own_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvaeopt.vae.demonstration.write", lambda *_, **__: None)
+    said = Shop(tmp_path, tmp_path).run("demo-data", "the lab's data")
+    assert shlex.split(said.err.partition("with: ")[2]) == ["cvaeopt", "check-data", "the lab's data"]
 
 
 def test_more_leaders_than_there_are_is_one_clear_message_everywhere(done: Shop, tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ class Output(io.TextIOWrapper):
 
     @property
     def lost(self) -> OSError | None:
-        """Why the first text was lost; None while everything was written."""
-        return self.raw.lost
+        """Why the first text was lost, or why the next one will be; None while everything arrives."""
+        return self.raw.lost or self.raw.gone()
 
 
 class _Raw(io.RawIOBase):
@@ -87,6 +87,13 @@ class _Raw(io.RawIOBase):
             ):  # one that Python alone knows has no descriptor
                 stream.flush()
                 self._handle = stream.fileno()
+
+    def gone(self) -> OSError | None:
+        """That nobody reads a pipe any more, or that its terminal is closed, before anything is written."""
+        poll = select.poll()
+        if self._handle is not None:
+            poll.register(self._handle, 0)
+        return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) if poll.poll(0) else None
 
     def writable(self) -> bool:
         return True

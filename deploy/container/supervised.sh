@@ -42,7 +42,7 @@ stop_child() {
   caught=yes
   if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; else pending=yes; fi
 }
-trap 'asked=yes; stop_child' TERM INT
+trap 'asked=yes; stop_child' TERM INT HUP USR1
 
 "$@" &
 child=$!

@@ -30,7 +30,7 @@ import os, signal, sys
 from pathlib import Path
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome.retrain import Retraining
-from tests.vae import tiny
+from tests.support import tiny
 
 run = Retraining(tiny.config(**{settings}), tiny.dataset(), RunFolder(Path(sys.argv[1])))
 print(run.epoch, flush=True)

@@ -36,6 +36,7 @@ from cvaeopt.run.events import (
     Warned,
 )
 from cvaeopt.run.reporter import Courier
+from cvaeopt.run.signals import ASKING
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.leases import Beat, Fleet, Lease, Place, Pulse, ask_stop, workers
 from cvaeopt.store.storage import Storage, open_storage
@@ -447,12 +448,13 @@ def test_with_rare_checkpoints_a_worker_that_leaves_still_saves_its_last_epoch(l
     assert second.runs[0].trained == [6, 7]
 
 
-def test_a_signal_before_the_first_epoch_leaves_the_trial_untouched(lite: Bench) -> None:
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_before_the_first_epoch_leaves_the_trial_untouched(lite: Bench, number: signal.Signals) -> None:
     study = make_study(lite.storage, trials=1)
     fakes = lite.fakes()
 
     def factory(trial: optuna.Trial, lease: Lease) -> FakeRun:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return fakes(trial, lease)
 
     assert lite.worker(study, factory).run().kind == "stopped"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from cvaeopt.errors import DataError, StorageUnreachable
 from cvaeopt.pictures import curves
 from cvaeopt.terminal.console import Console
-from cvaeopt.terminal.streams import Terminal
+from cvaeopt.terminal.streams import Output, Terminal
 from cvaeopt.text import BASELINES, SPARKS, duration, short, sparkline
 
 
@@ -332,8 +333,38 @@ def test_watching_a_terminal_outlives_the_database_and_leaves_the_last_state_beh
     assert "2400 epochs spent" in plain(text.partition(leave)[2])
 
 
-def test_watching_what_is_not_there_is_an_error() -> None:
-    shown, script = console(terminal), Script(AWAY)
+def test_watching_a_pipe_outlives_the_database_and_says_so_once() -> None:
+    shown, script = console(pipe), Script(FACTS, AWAY, AWAY, LATER, AWAY, LATER)
+    shown.watch(script.read, sleep=script.sleep)
+    assert [re.findall(r"\d+ epochs", line) for line in written(shown.out).splitlines()] == [
+        ["2345 epochs"],
+        ["2400 epochs"],
+    ]
+    outage = "Warning: The database did not answer for 10 s. Waiting for it."
+    assert written(shown.err).splitlines() == [outage, outage]
+
+
+def test_watching_ends_when_nobody_reads_any_more() -> None:
+    shown = Console()
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        shown.out = Terminal(file=Output(stream))
+        readings = 0
+
+        def read() -> dict[str, Any]:
+            nonlocal readings
+            readings += 1
+            if readings == 2:  # although there is nothing new to write
+                os.close(reading)
+            return FACTS
+
+        shown.watch(read, sleep=lambda _: None)
+    assert readings == 2
+
+
+@pytest.mark.parametrize("make", [terminal, pipe])
+def test_watching_what_is_not_there_is_an_error(make: Callable[[], Terminal]) -> None:
+    shown, script = console(make), Script(AWAY)
     with pytest.raises(StorageUnreachable):
         shown.watch(script.read, sleep=script.sleep)
 
