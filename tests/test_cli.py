@@ -366,6 +366,13 @@ def test_one_of_several_workers_on_a_device_advises_what_the_user_typed(
     one_message(said, 2, f"cvaeopt confirm --study tiny{advised} --top 2")
 
 
+def test_a_name_that_the_environment_cannot_spell_is_the_users_to_mend(done: Shop, shop: Shop) -> None:
+    path = shop.root / "donn\udcff.db"  # a byte that is no UTF-8
+    shutil.copy(done.root / "storage/cvaeopt.db", path)
+    said = shop.run("status", "--study", "tiny", "--storage", f"sqlite:///{path}")
+    one_message(said, 2, "cannot spell", "LC_ALL=C.UTF-8")
+
+
 def test_a_folder_is_advised_in_the_shells_own_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cvaeopt.vae.demonstration.write", lambda *_, **__: None)
     said = Shop(tmp_path, tmp_path).run("demo-data", "the lab's data")
