@@ -12,16 +12,18 @@ from pathlib import Path
 
 import optuna
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from cvaeopt.store.storage import open_storage
 from tests.support.connections import counted
 from tests.support.postgres import Postgres
 
-# Everywhere else hypothesis looks for new examples; a landing should not depend on what it finds today.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# How long an example takes is a matter of the machine. Outside CI hypothesis looks for new examples; there, whether a
+# commit passes should not depend on what it finds today.
+settings.register_profile(
+    "cvaeopt", derandomize=bool(os.environ.get("CI")), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("cvaeopt")
 
 # A shell starts what runs in its background with Ctrl-C ignored, and so would be every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

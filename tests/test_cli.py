@@ -39,6 +39,7 @@ from cvaeopt.store.storage import open_storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.vae.trainer import Trainer
 from tests.support.command import STUDY, Said, Shop
+from tests.support.waiting import LONG_S, until
 
 COMMANDS = [
     command.name or str(command.callback.__name__) for command in cli.app.registered_commands if command.callback
@@ -896,12 +897,9 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "cvaeopt.cli", "demo-data", "data"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("*.png")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    until(lambda: list(tmp_path.rglob("*.png")), process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
@@ -914,7 +912,7 @@ def test_watching_in_a_real_terminal_ends_with_ctrl_c_and_exit_code_0(done: Shop
     line = [sys.executable, "-m", "cvaeopt.cli", "status", "--study", "tiny", "--watch"]
     process = subprocess.Popen(line, cwd=done.root, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    seen, deadline, asked = b"", time.monotonic() + 60, False
+    seen, deadline, asked = b"", time.monotonic() + LONG_S, False
     while time.monotonic() < deadline:
         if select.select([ours], [], [], 0.5)[0]:
             try:
@@ -925,7 +923,7 @@ def test_watching_in_a_real_terminal_ends_with_ctrl_c_and_exit_code_0(done: Shop
             asked = True
             process.send_signal(signal.SIGINT)
     os.close(ours)
-    assert process.wait(60) == 0, seen.decode()
+    assert process.wait(LONG_S) == 0, seen.decode()
     before, left, after = seen.decode().partition("\x1b[?1049l")
     assert left, seen
     assert "Ctrl-C ends this view" in before

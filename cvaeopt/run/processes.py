@@ -249,6 +249,8 @@ class Crew:
 
     def _ended(self, slot: _Slot, code: int) -> None:
         """Start the child again, or close its slot."""
+        if slot.end is not None and not slot.ready:
+            self._look_for_ready(slot)  # it may have said so since the last look
         if slot.reader is not None:
             slot.reader.join(timeout=2.0)
         self._untie(slot)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +20,7 @@ from tests.outcome.test_report import ablation
 from tests.support import chromium
 from tests.support.command import Shop
 from tests.support.made_up import BASELINES, NOON, definition, run_folder, trials
+from tests.support.waiting import LONG_S, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,13 +122,14 @@ def dashboard(shop: Shop) -> Iterator[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(line, cwd=shop.root, env=environment, stderr=subprocess.DEVNULL) as serving:
         address = f"http://127.0.0.1:{port}"
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api/studies", timeout=5).close()
-                break
-            except OSError:
-                assert serving.poll() is None, "the dashboard did not start"
-                time.sleep(0.2)
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/api/studies", timeout=LONG_S).close()
+                return True
+            return False
+
+        until(answers, serving)
         yield address
         serving.terminate()
 

@@ -6,10 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -19,10 +17,13 @@ from cvaeopt.errors import CheckpointError, UserError
 from cvaeopt.run.object_store import Checkpoints, open_checkpoints, parse
 from cvaeopt.run.objective import Objective, tidy
 from cvaeopt.store import identity
+from cvaeopt.store.storage import open_storage
 from cvaeopt.vae import checkpoint
 from tests.run.test_objective import DATA, definition, new_study
 from tests.support.command import Shop
+from tests.support.held import Gate
 from tests.support.s3 import BUCKET, S3, SECRET
+from tests.support.waiting import LONG_S, until
 
 URL = f"s3://{BUCKET}/lab"
 ROOT = Path(__file__).parents[2]
@@ -56,11 +57,6 @@ def remote(s3: S3) -> Iterator[Checkpoints]:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: they take longer than everything else here."""
     monkeypatch.setattr("cvaeopt.run.objective.trial_artifacts", lambda *_, **__: [])
-
-
-def until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +111,7 @@ def test_an_object_is_what_the_file_held_when_it_was_offered(remote: Checkpoints
     path.write_bytes(b"first")
     remote.offer("main", 7, 3, path)
     path.unlink()
-    assert remote.flush(10.0)
+    assert remote.flush(LONG_S)
     assert s3.keys() == ["lab/main/00007/last.3.pt"]
     (fetched,) = remote.fetch("main", 7, tmp_path)
     assert (fetched.name, fetched.read_bytes()) == ("last.3.remote.pt", b"first")
@@ -130,7 +126,7 @@ def test_an_owner_deletes_what_earlier_owners_stored_and_never_a_later_ones(
     path.write_bytes(b"x")
     for token in (2, 10, 9):  # 9 was asleep while 10 took over
         remote.offer("main", 0, token, path)
-        assert remote.flush(10.0)
+        assert remote.flush(LONG_S)
     assert s3.keys() == ["lab/main/00000/last.10.pt", "lab/main/00000/last.9.pt"]
     assert remote.download("main", 0, tmp_path / "last.pt").read_bytes() == b"x"
 
@@ -144,7 +140,7 @@ def test_a_store_that_goes_away_is_said_once_and_gets_the_newest_when_it_is_back
             path.write_bytes(f"epoch {epoch}".encode())
             remote.offer("main", 0, 1, path)
             until(lambda epoch=epoch: remote._failures > epoch)  # type: ignore[misc]
-        assert not remote.flush(10.0)
+        assert not remote.flush(LONG_S)  # at once: the store fails
         assert remote.fetch("main", 0, tmp_path) == []
     until(lambda: not remote._pending and not remote._failing)
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
@@ -216,7 +212,7 @@ def test_losing_trials_are_tidied_in_the_store_as_on_the_disk(remote: Checkpoint
     mine = identity.of(study).objects
     remote.offer(mine, running.number, 1, tmp_path / "tiny" / f"{best:05d}" / "last.pt")
     tidy(study, tmp_path, 1, remote)
-    assert remote.flush(10.0)
+    assert remote.flush(LONG_S)
     assert s3.keys() == [f"lab/{mine}/{best:05d}/last.0.pt", f"lab/{mine}/{running.number:05d}/last.1.pt"]
 
 
@@ -238,7 +234,6 @@ def test_a_store_that_is_away_costs_no_trial(s3: S3, tmp_path: Path, caplog: pyt
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     made = Shop.new(tmp_path_factory.mktemp("shop") / "x")
     text = (made.root / "studies" / "tiny.toml").read_text()
-    # Epochs short enough for two whole runs, and enough of them that the first machine is stopped between two.
     text = text.replace("epochs = 1", f"epochs = {EPOCHS}").replace("trials = 2", "trials = 1")
     text = text.replace("[fixed]", "[fixed]\nframe_H = 8\nframe_W = 16\ntrain_vi_len = 4")
     (made.root / "studies" / "tiny.toml").write_text(text)
@@ -255,13 +250,13 @@ class Machine:
         self._words += ["--artifacts", str(self.artifacts), "--threads", "1"]
         self._environment = environment
 
-    def start(self) -> subprocess.Popen[str]:
-        """A worker process."""
+    def start(self, gate: Gate) -> subprocess.Popen[str]:
+        """A worker process that waits at the gate after its first epoch."""
         given = {"DATA": str(self._shop.data), "GPU": "cpu", **self._environment}
         return subprocess.Popen(
             [sys.executable, "-m", "cvaeopt.cli", *self._words],
             cwd=self._shop.root,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **{f"CVAEOPT_{key}": value for key, value in given.items()}},
+            env={**os.environ, **gate.environment, **{f"CVAEOPT_{key}": value for key, value in given.items()}},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -285,8 +280,8 @@ def test_a_trial_of_a_machine_that_died_goes_on_on_another_from_the_store(s3: S3
     two = tmp_path / "two"
     two.mkdir()
     a = Machine(shop, two, "a", CHECKPOINTS=URL)
-    first = a.start()
-    until(lambda: s3.keys() or first.poll() is not None)
+    first = a.start(Gate.new(tmp_path / "gate"))
+    until(s3.keys, first)
     first.send_signal(signal.SIGKILL)
     said = first.communicate()[0]
     assert first.returncode == -signal.SIGKILL, said
@@ -298,30 +293,35 @@ def test_a_trial_of_a_machine_that_died_goes_on_on_another_from_the_store(s3: S3
     assert len((b.artifacts / "tiny" / "00000" / "history.jsonl").read_text().splitlines()) == EPOCHS
     alone = Machine(shop, tmp_path, "alone")
     alone.work()
-    studies = [optuna.load_study(study_name="tiny", storage=f"sqlite:///{one}/x.db") for one in (two, tmp_path)]
-    assert studies[0].trials[0].intermediate_values == studies[1].trials[0].intermediate_values
+    curves, objects = [], []
+    for one in (two, tmp_path):
+        with open_storage(f"sqlite:///{one}/x.db") as storage:
+            study = optuna.load_study(study_name="tiny", storage=storage)
+            curves.append(study.trials[0].intermediate_values)
+            objects.append(identity.of(study).objects)
+    assert curves[0] == curves[1]
     mine = weights(b.artifacts / "tiny" / "00000" / "last.pt")
     theirs = weights(alone.artifacts / "tiny" / "00000" / "last.pt")
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert s3.keys() == [f"lab/{identity.of(studies[0]).objects}/00000/last.2.pt"]
+    assert s3.keys() == [f"lab/{objects[0]}/00000/last.2.pt"]
     assert SECRET not in said
     assert "AKIDNOTSHOWN" not in said
 
     # And a third machine fetches what the second one finished.
-    storage = f"sqlite:///{two}/x.db"
+    url = f"sqlite:///{two}/x.db"
     third = tmp_path / "third"
-    got = shop.run("fetch", "--study", "tiny", "--artifacts", third, STORAGE=storage)
+    got = shop.run("fetch", "--study", "tiny", "--artifacts", third, STORAGE=url)
     assert (got.code, got.out.strip()) == (0, str(third / "tiny" / "00000" / "last.pt")), got.err
     fetched = weights(third / "tiny" / "00000" / "last.pt")
     assert all(torch.equal(fetched[key], theirs[key]) for key in theirs)
     s3.clear()
-    assert shop.run("fetch", "--study", "tiny", "--artifacts", third, STORAGE=storage).code == 0  # it is here
-    gone = shop.run("fetch", "--study", "tiny", "--artifacts", tmp_path / "fourth", STORAGE=storage)
+    assert shop.run("fetch", "--study", "tiny", "--artifacts", third, STORAGE=url).code == 0  # it is here
+    gone = shop.run("fetch", "--study", "tiny", "--artifacts", tmp_path / "fourth", STORAGE=url)
     assert (gone.code, "holds no checkpoint" in gone.text) == (2, True)
     assert not (tmp_path / "fourth").exists()
-    wrong = shop.run("fetch", "--study", "tiny", "--trial", "3", STORAGE=storage)
+    wrong = shop.run("fetch", "--study", "tiny", "--trial", "3", STORAGE=url)
     assert (wrong.code, "no trial 3 that is complete. Complete: 0" in wrong.text) == (2, True)
-    secretive = shop.run("worker", "--study", "tiny", "--checkpoints", f"s3://key:{SECRET}@bucket", STORAGE=storage)
+    secretive = shop.run("worker", "--study", "tiny", "--checkpoints", f"s3://key:{SECRET}@bucket", STORAGE=url)
     assert (secretive.code, SECRET in secretive.text) == (2, False)
 
 
@@ -329,10 +329,12 @@ def test_a_trial_of_a_machine_that_died_goes_on_on_another_from_the_store(s3: S3
 @pytest.mark.usefixtures("plain")
 def test_machines_that_share_neither_folder_nor_store_say_that_a_trial_starts_again(shop: Shop, tmp_path: Path) -> None:
     a = Machine(shop, tmp_path, "a")
-    first = a.start()
-    until(lambda: list(a.artifacts.rglob("last.1.pt")) or first.poll() is not None)
+    gate = Gate.new(tmp_path / "gate")
+    first = a.start(gate)
+    until(gate.held, first)
     first.send_signal(signal.SIGTERM)  # in order: the release says which epoch was saved
-    assert first.communicate(timeout=120)[0]
+    gate.open()
+    assert first.communicate()[0]
     assert first.returncode == 0
     said = Machine(shop, tmp_path, "b").work()
     assert "Trial 0: it starts again from its first epoch. The checkpoint of epoch" in said

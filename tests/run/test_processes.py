@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from cvaeopt.run.signals import ASKING
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.live_processes import CrewView
 from tests.support.command import STUDY, Shop
+from tests.support.held import Gate
+from tests.support.waiting import LONG_S, until
 
 # ---- arithmetic
 
@@ -86,6 +87,10 @@ def born():
             return number
         except FileExistsError:
             pass
+def wait_for(number):
+    "Until so many others were started after the first."
+    while not (here / f"born{number}").exists():
+        time.sleep(0.02)
 """
 
 
@@ -102,9 +107,9 @@ class Heard:
         return sum(text in line for line in self.lines)
 
 
-def crew(folder: Path, life: str, size: int, **limits: float) -> tuple[int, Heard]:
+def crew(folder: Path, life: str, size: int, heard: Heard | None = None, **limits: float) -> tuple[int, Heard]:
     """Exit code and lines of a crew whose children live `life`."""
-    heard = Heard()
+    heard = heard or Heard()
     command = [sys.executable, "-c", CHILD + life, str(folder)]
     return Crew(command, size, os.environ, heard, **{"pause_s": 0.05, **limits}).run(), heard  # type: ignore[arg-type]
 
@@ -115,15 +120,21 @@ def test_wrong_input_is_said_once(tmp_path: Path) -> None:
 
 
 def test_the_others_start_when_the_first_is_ready(tmp_path: Path) -> None:
-    life = "say(f'born {born()} of {size}'); time.sleep(0.3); say('ready'); ready()"
+    life = """
+me = born()
+if me == 0:
+    time.sleep(0.3)
+    (here / "first").touch()
+say(f"{me < 3} of {size}, the first is ready: {(here / 'first').exists()}")
+ready()
+"""
     code, heard = crew(tmp_path, life, 3)
     assert code == 0
-    assert heard.lines[:2] == ["0 born 0 of 3", "0 ready"]
-    assert {line.partition(" ")[0] for line in heard.lines[2:]} == {"1", "2"}
+    assert sorted(heard.lines) == [f"{slot} True of 3, the first is ready: True" for slot in range(3)]
 
 
 def test_a_killed_child_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
-    life = "ready(); me = born(); say(f'born {me}'); os.kill(os.getpid(), 9) if me == 1 else time.sleep(0.5)"
+    life = "ready(); me = born(); say(f'born {me}'); os.kill(os.getpid(), 9) if me == 1 else wait_for(2)"
     code, heard = crew(tmp_path, life, 2)
     assert code == 0
     assert heard.count("born ") == 3
@@ -137,7 +148,7 @@ def test_a_device_fault_gets_a_fresh_process(tmp_path: Path) -> None:
 
 
 def test_a_child_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
-    life = "ready(); me = born(); os.kill(os.getpid(), 11) if me != 0 else time.sleep(1)"
+    life = "ready(); me = born(); os.kill(os.getpid(), 11) if me != 0 else wait_for(3)"
     code, heard = crew(tmp_path, life, 2, most_deaths=2)
     assert code == 128 + signal.SIGSEGV
     assert heard.count("started again") == 2
@@ -155,9 +166,7 @@ def when(heard_of: Callable[[], bool], act: Callable[[], None]) -> threading.Thr
     """`act()` in a thread, as soon as `heard_of()`."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 60
-        while not heard_of() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(heard_of)
         act()
 
     thread = threading.Thread(target=wait)
@@ -188,13 +197,15 @@ def test_the_first_signal_is_passed_on_once_and_ends_well(tmp_path: Path, number
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    heard = Heard()
+
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.5)
+        until(lambda: heard.count("told s") == 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     up = when(lambda: len(list(tmp_path.glob("up*"))) == 2, twice)
-    code, heard = crew(tmp_path, OBEDIENT, 2)
+    code, _ = crew(tmp_path, OBEDIENT, 2, heard)
     up.join()
     assert code == 130
     assert heard.count("told s") == heard.count("told n") == 2
@@ -290,15 +301,21 @@ def histories(shop: Shop) -> dict[str, list[dict[str, float]]]:
 
 
 class Running:
-    """`cvaeopt worker --trials-per-gpu 2` in the background."""
+    """`cvaeopt worker --trials-per-gpu 2` in the background; each worker waits at the gate after its first epoch."""
 
-    def __init__(self, shop: Shop) -> None:
+    def __init__(self, shop: Shop, gate: Gate) -> None:
         self.lines: list[str] = []
         clean = {key: value for key, value in os.environ.items() if not key.startswith("CVAEOPT_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cvaeopt.cli", "worker", "--study", "tiny", "--trials-per-gpu", "2"],
             cwd=shop.root,
-            env={**clean, "CVAEOPT_DATA": str(shop.data), "CVAEOPT_GPU": "cpu", "CVAEOPT_THREADS": "1"},
+            env={
+                **clean,
+                **gate.environment,
+                "CVAEOPT_DATA": str(shop.data),
+                "CVAEOPT_GPU": "cpu",
+                "CVAEOPT_THREADS": "1",
+            },
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -312,17 +329,12 @@ class Running:
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """The first line that has `pattern`."""
-        deadline = time.monotonic() + 250
-        while time.monotonic() < deadline:
-            for line in list(self.lines):
-                if found := re.search(pattern, line):
-                    return found
-            assert self.process.poll() is None, self.text
-            time.sleep(0.02)
-        raise AssertionError(f"{pattern}: {self.text}")
+        found = until(lambda: next(filter(None, (re.search(pattern, line) for line in list(self.lines))), None))
+        assert found is not None
+        return found
 
     def ended(self) -> int:
-        code = self.process.wait(250)
+        code = self.process.wait(LONG_S)
         self._reader.join()
         return code
 
@@ -345,11 +357,15 @@ def frames_kb(pid: int) -> tuple[int, int]:
 @pytest.mark.slow
 def test_a_trial_is_what_it_is_alone_when_its_neighbour_is_killed(alone: Shop, tmp_path: Path) -> None:
     shop = new_shop(tmp_path / "together", alone.data)
-    running = Running(shop)
+    gate = Gate.new(tmp_path / "gate")
+    running = Running(shop, gate)
     pid = int(running.wait_for(r"\[1\] worker \S+-(\d+)-\S+ on cpu")[1])
     lost = running.wait_for(r"\[1\] trial (\d+) epoch 1/")[1]
+    until(lambda: len(gate.held()) == 2)
     mapped_kb, share_kb = frames_kb(pid)
     os.kill(pid, signal.SIGKILL)
+    running.wait_for("killed by SIGKILL")
+    gate.open()
     assert share_kb <= 0.55 * mapped_kb  # one copy of the decoded frames, mapped by both
     assert running.ended() == 0, running.text
     assert "[1] Warning: the worker was killed by SIGKILL; started again in 2 s (1 of 5)" in running.text
@@ -366,10 +382,12 @@ def test_a_trial_is_what_it_is_alone_when_its_neighbour_is_killed(alone: Shop, t
 @pytest.mark.slow
 def test_a_crew_that_is_told_to_stop_leaves_every_trial_to_whoever_comes_next(alone: Shop, tmp_path: Path) -> None:
     shop = new_shop(tmp_path / "together", alone.data)
-    running = Running(shop)
-    for slot in (0, 1):
-        running.wait_for(rf"\[{slot}\] trial \d+ epoch 1/")
+    gate = Gate.new(tmp_path / "gate")
+    running = Running(shop, gate)
+    until(lambda: len(gate.held()) == 2, running.process)
     running.process.send_signal(signal.SIGTERM)
+    until(lambda: len(gate.asked()) == 2)
+    gate.open()
     assert running.ended() == 0, running.text
     assert len(re.findall(r"(?m)^\[[01]\] stopped: SIGTERM received", running.text)) == 2
     assert 0 < sum(map(len, histories(shop).values())) < TRIALS * EPOCHS

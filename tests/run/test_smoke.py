@@ -74,7 +74,7 @@ def test_the_wheel_holds_every_module_and_every_file_that_modules_read(wheel: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_wheel_alone_runs_the_smoke_study_end_to_end(wheel: Path, tmp_path: Path) -> None:
     """Data, two workers on one SQLite file, export, retrain, predict, score, report: as `cvaeopt smoke` does it."""
     installed, work = tmp_path / "installed", tmp_path / "work"

@@ -44,6 +44,7 @@ from tests.store.test_leases import EVIL
 from tests.store.test_storage import Outages, outage
 from tests.support.fakes import Events, FakeRun, Fakes, curve, expire, leases, make_study, set_stop
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 
 __all__ = ["outage"]  # a fixture
 
@@ -489,7 +490,7 @@ def test_an_operator_stops_a_worker_and_a_new_one_resumes_the_study(bench: Bench
         if epoch == 2:
             assert ask_stop(bench.storage, "main") == [worker.id]
             worker.courier.show("running", "asked")  # brings the next beat forward
-            wait_until(lambda: worker.courier.stop_asked)
+            until(lambda: worker.courier.stop_asked)
 
     first = bench.fakes(before_epoch=ask)
     worker = bench.worker(study, first)
@@ -622,13 +623,6 @@ def test_interrupted_at_every_second_epoch_a_sequential_study_is_the_same(tmp_pa
 # ---- the database goes away
 
 
-def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
-    """The first true answer of `condition`; the test's time-out ends the wait."""
-    while not (answer := condition()):
-        time.sleep(0.02)
-    return answer
-
-
 def test_training_goes_on_through_an_outage_and_reports_are_delivered_in_order(
     bench: Bench, outage: Callable[[], Outages]
 ) -> None:
@@ -647,7 +641,7 @@ def test_training_goes_on_through_an_outage_and_reports_are_delivered_in_order(
             away.pop().come_back()
 
     factory = bench.fakes(before_epoch=before)
-    assert bench.worker(study, factory, ttl_s=8, report_wait_s=0.3).run().kind == "finished"
+    assert bench.worker(study, factory, ttl_s=8).run().kind == "finished"
     assert [run.trained for run in factory.runs] == [list(range(1, 9))] * 2
     assert pruner.asked == [(number, epoch) for number in (0, 1) for epoch in range(1, 9)]
     for number, trial in enumerate(study.trials):
@@ -669,15 +663,15 @@ def test_pruning_that_was_decided_during_an_outage_is_acted_on_afterwards(lite: 
             held.append(_hold_sqlite(str(tmp_path / "x.db")))
         elif epoch == 6:
             held.pop().close()
-        elif epoch > 6:
-            time.sleep(0.1)
+        elif epoch == 7:
+            until(lambda: lite.events.of(Recovered))
 
     factory = lite.fakes(before_epoch=before)
-    lite.worker(study, factory, ttl_s=4, report_wait_s=0.2).run()
+    lite.worker(study, factory, ttl_s=4).run()
     (trial,) = study.trials
     assert trial.state == TrialState.PRUNED
     assert trial.last_step == 3  # as without the outage
-    assert 6 <= len(factory.runs[0].trained) < 50
+    assert len(factory.runs[0].trained) in (6, 7)
 
 
 def test_an_outage_beyond_its_limit_ends_the_worker_and_nothing_is_lost(
@@ -694,7 +688,7 @@ def test_an_outage_beyond_its_limit_ends_the_worker_and_nothing_is_lost(
 
     first = bench.fakes(before_epoch=before)
     with pytest.raises(StorageUnreachable, match="reports wait for it"):
-        bench.worker(study, first, ttl_s=4, report_wait_s=0.2, limit_s=1.0).run()
+        bench.worker(study, first, ttl_s=4, limit_s=1.0).run()
     away.pop().come_back()
     trained = len(first.runs[0].trained)
     assert 3 < trained < 60
@@ -715,7 +709,7 @@ def test_a_stop_during_an_outage_does_not_wait_for_its_end(bench: Bench, outage:
             away.append(outage())
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert bench.worker(study, bench.fakes(before_epoch=before), ttl_s=4, report_wait_s=0.2).run().kind == "stopped"
+    assert bench.worker(study, bench.fakes(before_epoch=before), ttl_s=4).run().kind == "stopped"
     away.pop().come_back()
     assert leases(bench.storage)[0].state == "open"
     expire(bench.storage)
@@ -747,17 +741,18 @@ def test_the_courier_outlives_errors(sqlite: Storage) -> None:
     fleet.register("a", Place.here(), "cpu")
     courier.start()
     ask_stop(sqlite, "main")
-    wait_until(lambda: courier.stop_asked)
+    until(lambda: courier.stop_asked)
     courier.close()
     assert courier.errors >= 2
 
 
 def test_a_hung_training_is_taken_over_although_its_process_lives(lite: Bench) -> None:
     study = make_study(lite.storage, trials=1)
-    go_on = threading.Event()
+    hung, go_on = threading.Event(), threading.Event()
 
     def hang(run: FakeRun, epoch: int) -> None:
         if epoch == 2:
+            hung.set()
             go_on.wait()
 
     factory = lite.fakes(before_epoch=hang)
@@ -765,7 +760,8 @@ def test_a_hung_training_is_taken_over_although_its_process_lives(lite: Bench) -
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        wait_until(lambda: lite.events.of(Stalled))
+        hung.wait()
+        until(lambda: lite.events.of(Stalled))
         other = lite.fakes()
         assert Worker(study, lite.storage, other, artifacts=lite.folder, ttl_s=1.0, poll_s=0.1).run().kind == "finished"
     finally:
@@ -822,12 +818,13 @@ class Process:
     popen: subprocess.Popen[str]
 
     @classmethod
-    def start(cls, url: str, folder: Path, name: str, epoch_s: float, ttl_s: float) -> Process:
+    def start(cls, url: str, folder: Path, name: str, epochs: int) -> Process:
+        """A worker that waits for `go` after so many epochs."""
         log = folder / f"{name}.log"
         log.touch()
         command = [sys.executable, "-m", "tests.support.fakes", url, str(folder / "artifacts")]
         popen = subprocess.Popen(
-            [*command, str(epoch_s), str(ttl_s), str(log)],
+            [*command, str(epochs), str(log)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -842,28 +839,32 @@ class Process:
 
     def trained(self, count: int) -> None:
         """Wait until it has trained `count` epochs."""
-        wait_until(lambda: self.popen.poll() is not None or len(self.epochs()) >= count)
-        assert self.popen.poll() is None, self.popen.communicate()[0]
+        until(lambda: len(self.epochs()) >= count, self.popen)
+
+    def go(self) -> None:
+        """Let it go on."""
+        Path(f"{self.log}.go").touch()
 
     def end(self) -> str:
         """Its output, after its end."""
-        return self.popen.communicate(timeout=120)[0]
+        return self.popen.communicate()[0]
 
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_a_terminated_one_leaves_in_order(storage: Storage, tmp_path: Path) -> None:
     url = storage._source
     study = make_study(storage)
-    first = Process.start(url, tmp_path, "first", 0.2, 60)
+    first = Process.start(url, tmp_path, "first", 2)
     first.trained(2)
     first.popen.kill()
     first.end()
-    second = Process.start(url, tmp_path, "second", 0.2, 60)
+    second = Process.start(url, tmp_path, "second", 3)
     second.trained(3)
     second.popen.terminate()
+    second.go()
     assert second.end() == "stopped\n"
     assert second.popen.returncode == 0
-    third = Process.start(url, tmp_path, "third", 0.0, 60)
+    third = Process.start(url, tmp_path, "third", -1)
     assert third.end() == "finished\n"
     assert third.popen.returncode == 0
     assert second.epochs()[0][0] == first.epochs()[-1][0]
@@ -884,14 +885,18 @@ def test_a_worker_that_was_frozen_finds_its_trial_taken_and_goes_on_with_another
     url = postgres.new_database("frozen")
     with closing(open_storage(url)) as storage:
         study = make_study(storage)
-        frozen = Process.start(url, tmp_path, "frozen", 0.3, 2)
-        frozen.trained(2)
-        time.sleep(0.1)  # past the report, into the next epoch
+        frozen = Process.start(url, tmp_path, "frozen", 2)
+        until(lambda: leases(storage) and leases(storage)[0].epochs_done == 2, frozen.popen)
         frozen.popen.send_signal(signal.SIGSTOP)
-        other = Process.start(url, tmp_path, "other", 0.1, 2)
+        os.waitpid(frozen.popen.pid, os.WUNTRACED)  # it stands still
+        expire(storage)
+        other = Process.start(url, tmp_path, "other", 1)
         other.trained(1)
-        wait_until(lambda: leases(storage)[0].token > 1)
+        assert leases(storage)[0].token == 2
         frozen.popen.send_signal(signal.SIGCONT)
+        frozen.go()
+        until(lambda: any(number == 1 for number, _ in frozen.epochs()), frozen.popen)
+        other.go()
         assert frozen.end() == "finished\n"
         assert other.end() == "finished\n"
         assert states(study) == ["COMPLETE"] * 3

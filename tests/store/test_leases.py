@@ -287,7 +287,7 @@ def test_names_are_data(storage: Storage) -> None:
 def _claim_all(index: int, url: str) -> list[tuple[int, int, int]]:
     """(slot, number, token) of everything that this process got; each claim by a worker of its own."""
     with closing(open_storage(url)) as storage:
-        fleet = Fleet(storage, "main")
+        fleet = Fleet(storage, "main", ttl_s=3600)
         got = []
         while isinstance(lease := fleet.claim(f"{index}-{len(got)}"), Lease):
             got.append((lease.slot, lease.number, lease.token))
@@ -313,7 +313,7 @@ def _spend(index: int, url: str) -> int:
     """Take trials until the study is finished; every other one is pruned early. Epochs trained here."""
     with closing(open_storage(url)) as storage:
         study = optuna.load_study(storage=storage, study_name="main")
-        fleet = Fleet(storage, "main")
+        fleet = Fleet(storage, "main", ttl_s=3600)
         trained = 0
         while True:
             lease = fleet.claim(str(index))
@@ -386,20 +386,20 @@ def test_racing_processes_spend_the_budget_and_not_one_epoch_more(
 def test_workers_are_shown_with_what_they_do(storage: Storage) -> None:
     make_study(storage)
     make_study(storage, "other")
-    fleet = Fleet(storage, "main", ttl_s=60)
+    fleet = Fleet(storage, "main", ttl_s=3600)
     fleet.register("a", HERE, "cuda:0")
     Fleet(storage, "other").register("b", HERE, "cpu")
     fleet.beat("a", Beat("running", 7, 3, "message"))
     (row,) = workers(storage, "main")
     assert (row.id, row.host, row.device, row.state, row.trial, row.epoch) == ("a", "host", "cuda:0", "running", 7, 3)
-    assert 0 <= row.beat_age_s < 60
+    assert 0 <= row.beat_age_s < 3600
     assert [row.id for row in workers(storage)] == ["a", "b"]
     with storage.transaction() as connection:
-        connection.execute(worker_table.update().values(beat_at=storage.now(connection) - 61))
+        connection.execute(worker_table.update().values(beat_at=storage.now(connection) - 3601))
     assert workers(storage, "main")[0].state == "dead"
     fleet.beat("a", Beat("stopped"))
     with storage.transaction() as connection:
-        connection.execute(worker_table.update().values(beat_at=storage.now(connection) - 61))
+        connection.execute(worker_table.update().values(beat_at=storage.now(connection) - 3601))
     assert workers(storage, "main")[0].state == "stopped"
 
 

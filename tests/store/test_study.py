@@ -237,7 +237,9 @@ def _create(url, start, suicide):
 def test_many_creators_some_of_them_killed_make_one_study_with_each_point_once(storage_url):
     context = multiprocessing.get_context("spawn")
     start = context.Event()
-    workers = [context.Process(target=_create, args=(storage_url, start, number < 2)) for number in range(5)]
+    workers = [
+        context.Process(target=_create, args=(storage_url, start, number < 2), daemon=True) for number in range(5)
+    ]
     for worker in workers:
         worker.start()
     start.set()
@@ -335,7 +337,7 @@ def test_of_two_workers_that_measure_at_once_the_first_to_finish_counts(storage)
 
 def test_a_trial_without_a_worker_is_waiting(storage):
     create_or_open(storage, define())
-    fleet = Fleet(storage, "main", ttl_s=60)
+    fleet = Fleet(storage, "main", ttl_s=3600)
     held, silent, left = (fleet.claim(worker) for worker in "abc")
 
     def shown():

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import LONG_S
+
 ARGUMENTS = [
     "--no-sandbox",  # containers, and root
     "--disable-gpu",
@@ -87,6 +89,7 @@ def visit(browser: Any, *, width: int = 1280, dark: bool = False) -> Iterator[Vi
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", service_workers="block"
     )
+    context.set_default_timeout(LONG_S * 1000)
     seen = Visit(context.new_page())
     seen.page.on("console", lambda said: said.type in ("error", "warning") and seen.complaints.append(said.text))
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))

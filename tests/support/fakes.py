@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -185,23 +186,31 @@ class Events:
 
 
 def process_main() -> None:
-    """A worker process: `python -m tests.support.fakes URL ARTIFACTS EPOCH_S TTL_S LOG`.
+    """A worker process: `python -m tests.support.fakes URL ARTIFACTS EPOCHS LOG`.
 
-    LOG gets one line "number epoch" for every epoch that this process trained.
+    LOG gets one line "number epoch" for every epoch that this process trained. After EPOCHS of them it waits, in the
+    next one, until the file LOG.go is there; LOG.held says that it waits, LOG.asked that it was asked to stop.
+    A lease lives for an hour: tests let it expire.
     """
-    url, artifacts, epoch_s, ttl_s, log = sys.argv[1:6]
+    url, artifacts, epochs, log = sys.argv[1:5]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trained = itertools.count()
 
-    def slowly(run: FakeRun, epoch: int) -> None:
-        time.sleep(float(epoch_s))
+    def held(run: FakeRun, epoch: int) -> None:
+        if next(trained) == int(epochs):
+            Path(f"{log}.held").touch()
+            while not Path(f"{log}.go").exists():
+                time.sleep(0.02)
+                if worker._stop_reason():
+                    Path(f"{log}.asked").touch()
         with Path(log).open("a") as stream:
             stream.write(f"{run.number} {epoch}\n")
 
     with open_storage(url) as storage:
         study = make_study(storage)
-        factory = Fakes(Path(artifacts), before_epoch=slowly)
-        ended = Worker(study, storage, factory, artifacts=Path(artifacts), ttl_s=float(ttl_s), poll_s=0.3).run()
-        print(ended.kind, flush=True)
+        factory = Fakes(Path(artifacts), before_epoch=held)
+        worker = Worker(study, storage, factory, artifacts=Path(artifacts), ttl_s=3600.0, poll_s=0.05)
+        print(worker.run().kind, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from tests.support.waiting import LONG_S
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.fakes"])
 
@@ -25,11 +27,11 @@ def race(task: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
         process.start()
     found = {}
     for _ in processes:
-        index, answer, failure = answers.get(timeout=120)
+        index, answer, failure = answers.get(timeout=LONG_S)
         assert failure is None, failure
         found[index] = answer
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=LONG_S)
     answers.close()
     answers.join_thread()
     return [found[index] for index in range(count)]
@@ -40,7 +42,7 @@ def _enter(task: Callable[..., Any], index: int, barrier: Any, answers: Any, arg
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=LONG_S)
         answers.put((index, task(index, *arguments), None))
     except BaseException:
         answers.put((index, None, traceback.format_exc()))

@@ -50,7 +50,7 @@ class S3:
             aws_access_key_id="AKIDNOTSHOWN",
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
-            config=Config(connect_timeout=1, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1}),
+            config=Config(connect_timeout=60, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 1}),
         )
 
     @property

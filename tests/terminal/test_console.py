@@ -8,7 +8,6 @@ import math
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvaeopt.errors import DataError, StorageUnreachable
-from cvaeopt.pictures import curves
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.streams import Output, Terminal
-from cvaeopt.text import BASELINES, SPARKS, duration, short, sparkline
+from cvaeopt.text import SPARKS, duration, short, sparkline
+from tests.support.waiting import LONG_S, until
 
 
 def terminal(width: int = 80, **options: Any) -> Terminal:
@@ -285,10 +284,6 @@ def test_a_score_says_also_when_the_nearest_pose_is_not_beaten(nearest: float, s
     assert said in written(shown.out)
 
 
-def test_baselines_have_the_same_names_everywhere() -> None:
-    assert BASELINES == curves.SHORT_NAMES
-
-
 # ---- watching
 
 
@@ -472,7 +467,7 @@ def test_a_retrain_on_a_terminal_fits_and_ends_with_one_line(width: int) -> None
     with shown.training("run", 4, []) as heard:
         for row in ROWS:
             heard(row)
-        time.sleep(0.4)  # drawn four times a second
+        until(lambda: "▁▃▆█" in plain(written(shown.err)))
     text = written(shown.err)
     lines = plain(text).replace("\r", "\n").splitlines()
     assert max(map(len, lines)) <= width
@@ -497,5 +492,5 @@ def test_slow_work_is_announced_and_quick_work_is_not() -> None:
     said = threading.Event()
     shown.err.print = lambda *args, **options: said.set()  # type: ignore[method-assign]
     with shown.announce("slow", after_s=0):
-        assert said.wait(5)
+        assert said.wait(LONG_S)
     assert written(shown.err) == ""

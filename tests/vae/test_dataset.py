@@ -28,6 +28,7 @@ from cvaeopt.errors import DataError
 from cvaeopt.vae import dataset
 from cvaeopt.vae.dataset import check, clip_starts, count_test_sequences, load, require_clips
 from cvaeopt.vae.png_folder import list_folder, stop
+from tests.support.waiting import LONG_S
 
 FRAMES, LABELS = "train/train_img", "train/train_label"
 
@@ -369,7 +370,7 @@ def test_four_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     workers = [context.Process(target=_load_with_others, args=(root, barrier, answers)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    found = [answers.get(timeout=120) for _ in workers]
+    found = [answers.get(timeout=LONG_S) for _ in workers]
     for worker in workers:
         worker.join()
     assert sorted(decoded for decoded, _ in found) == [0, 0, 0, 606]
