@@ -21,8 +21,8 @@ from cvaeopt.run.signals import ASKING
 from cvaeopt.store.storage import Storage
 from cvaeopt.terminal.console import Console
 from cvaeopt.vae.dataset import Dataset
+from tests.support.broken_streams import closed_pipe, full_disk
 from tests.support.command import Shop
-from tests.test_streams import closed_pipe, full_disk
 
 
 @pytest.fixture(scope="module")

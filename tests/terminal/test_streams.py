@@ -11,7 +11,6 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -23,26 +22,10 @@ from rich.text import Text
 from cvaeopt.errors import DataError
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.streams import Output, Terminal
+from tests.support.broken_streams import closed_pipe, full_disk
 from tests.terminal.test_console import FACTS, FRESH, console, pipe, plain, terminal, written
 
 # ---- where nothing can be written
-
-
-@contextmanager
-def closed_pipe() -> Iterator[TextIO]:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w", buffering=1) as stream:
-        yield stream
-
-
-@contextmanager
-def full_disk() -> Iterator[TextIO]:
-    place = Path("/dev/full")
-    if not place.exists():
-        pytest.skip("needs /dev/full")
-    with place.open("w", buffering=1) as stream:
-        yield stream
 
 
 @contextmanager
