@@ -222,7 +222,7 @@ def test_a_study_can_be_watched_from_any_folder(done: Shop, tmp_path: Path) -> N
 
 def test_a_trial_knows_where_it_came_from(done: Shop) -> None:
     folder = done.root / "storage/artifacts/tiny"
-    assert sorted(path.name for path in folder.iterdir()) == ["00000", "00001"]
+    assert sorted(path.name for path in folder.iterdir()) == ["00000", "00001", "study.json"]
     rows = [json.loads(line) for line in (folder / "00000/history.jsonl").read_text().splitlines()]
     keys = "epoch, lr, tfr, teacher_forced, beta, train_loss, train_mse, train_kl, val_psnr, val_psnr_late, seconds"
     assert [", ".join(row) for row in rows] == [keys]
