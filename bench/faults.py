@@ -6,7 +6,8 @@
 
 Every round has its own database, four worker processes that train real (tiny) networks, and a schedule drawn from
 its seed: a SIGKILL about every 20 epochs trained, and in between a SIGTERM, a SIGSTOP that outlasts the lease, the
-database gone for seconds (30 s in one round of each back end) and a full disk. A supervisor replaces what died.
+database gone for seconds (30 s in one round of each back end) and a full disk. Before PostgreSQL stands a proxy, which
+freezes for seconds, loses the answers of COMMITs, and resets connections inside them. A supervisor replaces what died.
 Afterwards the database is compared with what it should hold, and every curve with that of a run nobody disturbed.
 
 The same schedule is then played against plain `study.optimize` with Optuna's heartbeat and retry callback. Results
@@ -60,6 +61,7 @@ from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
 from tests.support.postgres import Postgres
+from tests.support.proxy import Proxy
 
 ZONES = ("UTC", "Asia/Tokyo", "America/New_York", "Asia/Kolkata")
 SHIFTS_S = (0, 3600, -7200, 45)  # how far the workers' clocks are off, seconds
@@ -87,6 +89,8 @@ class Size:
     kill_every   epochs trained between two SIGKILLs
     away_s       how long the database is gone, shortest and longest, seconds; long_away_s in one round
     full_s       how long the disk is full, shortest and longest, seconds
+    freeze_s     how long the proxy passes nothing on, shortest and longest, seconds
+    silence_s    how long a worker waits for the answer to a statement, seconds (60 outside this campaign)
     deadline_s   a round that is not over by then has failed, seconds
     """
 
@@ -99,6 +103,8 @@ class Size:
     away_s: tuple[float, float] = (3.0, 6.0)
     long_away_s: float = 30.0
     full_s: tuple[float, float] = (2.0, 4.0)
+    freeze_s: tuple[float, float] = (4.0, 8.0)
+    silence_s: float = 2.0
     deadline_s: float = 100.0
     seed: int = 11
 
@@ -127,17 +133,20 @@ class Fault:
     """Something that happens once `at` epochs were trained; `seconds` is how long it lasts."""
 
     at: int
-    kind: str  # kill | term | stop | database | disk
+    kind: str  # kill | term | stop | database | disk | freeze | drop | reset
     seconds: float = 0.0
 
 
-def schedule(seed: int, size: Size, long_outage: bool) -> list[Fault]:
-    """The faults of a round by epochs trained; enough for a side that trains everything four times."""
+def schedule(seed: int, size: Size, long_outage: bool, network: bool = False) -> list[Fault]:
+    """The faults of a round by epochs trained; enough for a side that trains everything four times.
+
+    network   whether there are connections, which a proxy can disturb
+    """
     rng = random.Random(seed)
     faults = []
     for window in range(4):
         first = window * size.total
-        kinds = ["term", "stop", "database", "disk"]
+        kinds = ["term", "stop", "database", "disk", *(("freeze", "drop", "reset") if network else ())]
         rng.shuffle(kinds)
         for index, kind in enumerate(kinds):
             at = first + round((index + rng.uniform(0.2, 0.8)) * size.total / len(kinds))
@@ -146,6 +155,9 @@ def schedule(seed: int, size: Size, long_outage: bool) -> list[Fault]:
                 "stop": rng.uniform(1.5, 2.5) * size.ttl_s,
                 "database": rng.uniform(*size.away_s),
                 "disk": rng.uniform(*size.full_s),
+                "freeze": rng.uniform(*size.freeze_s),
+                "drop": 0.0,
+                "reset": 0.0,
             }[kind]
             if kind == "database" and long_outage and window == 0:
                 seconds = size.long_away_s
@@ -226,7 +238,7 @@ def train_ours(task: Task) -> None:
     log = _prepare(task)
     definition = task.size.definition()
     try:
-        with open_storage(task.url, start_limit_s=60.0) as storage:
+        with open_storage(task.url, start_limit_s=60.0, silence_s=task.size.silence_s) as storage:
             study = create_or_open(storage, definition)
             objective = Objective(definition, _data(task.size), "cpu", task.artifacts)
             worker = Worker(
@@ -411,7 +423,7 @@ class SqliteServer:
 
 
 class PostgresServer:
-    """A PostgreSQL of our own; to stop it is an immediate shutdown, as when its machine fails."""
+    """A PostgreSQL of our own behind a proxy; to stop it is an immediate shutdown, as when its machine fails."""
 
     name = "postgres"
 
@@ -419,11 +431,14 @@ class PostgresServer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._server = Postgres.launch()
+        self.proxy = Proxy(self._server.sockets / ".s.PGSQL.5432")
         self._database = ""
 
     def new(self, name: str) -> str:
         self._database = name.replace("-", "_")
-        return self._server.new_database(self._database)
+        self._server.new_database(self._database)
+        self.proxy.disarm()
+        return self.proxy.url(self._database)
 
     def stop(self) -> bool:
         self._server.stop()
@@ -436,6 +451,7 @@ class PostgresServer:
         self._server.drop_database(self._database)
 
     def close(self) -> None:
+        self.proxy.close()
         self._server.remove()
 
 
@@ -504,7 +520,8 @@ class Crew:
         size = self.task.size
         alive: dict[BaseProcess, str] = {}  # what was done to it
         frozen: dict[BaseProcess, float] = {}
-        away_until = full_until = 0.0
+        away_until = full_until = frozen_until = 0.0
+        proxy = getattr(self.server, "proxy", None)
         starts: list[float] = []
         waiting = list(self.faults)
         for _ in range(size.workers):
@@ -518,6 +535,9 @@ class Crew:
                 if away_until and now >= away_until:
                     self.server.start()
                     away_until = 0.0
+                if frozen_until and now >= frozen_until:
+                    proxy.thaw()
+                    frozen_until = 0.0
                 if full_until:
                     if now >= full_until:
                         self.disk.free()
@@ -552,6 +572,11 @@ class Crew:
                         if away_until or not self.server.stop():
                             continue
                         away_until = time.monotonic() + fault.seconds
+                    elif fault.kind == "freeze":
+                        proxy.freeze()
+                        frozen_until = now + fault.seconds
+                    elif fault.kind in ("drop", "reset"):
+                        proxy.arm(fault.kind, times=len(alive) + 1)  # at the next COMMITs, whoever they are of
                     else:
                         full_until = now + fault.seconds
                     waiting.pop(0)
@@ -561,6 +586,9 @@ class Crew:
         finally:
             if away_until:
                 self.server.start()
+            if proxy is not None:
+                proxy.thaw()
+                proxy.disarm()
             self.disk.free()
             for process in alive:
                 process.kill()
@@ -736,7 +764,7 @@ def play_round(
         storage = _plain_storage(url, size)
         optuna.create_study(study_name=NAME, storage=storage, direction="maximize")
         storage.engine.dispose()
-    faults = schedule(1000 + index, size, long_outage=index == 1)
+    faults = schedule(1000 + index, size, long_outage=index == 1, network=server.name == "postgres")
     task = Task(url, disk.root / "artifacts", log, disk.flag, size, "UTC", 0, strangers)
     crew = Crew(
         train_ours if side == "ours" else train_plainly,
@@ -840,6 +868,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ("rounds in which all of this was exact", lambda row: row.get("passed", "-")),
         ("SIGKILL / SIGTERM / SIGSTOP", lambda row: " / ".join(_of(row, "kill", "term", "stop"))),
         ("database gone / disk full", lambda row: " / ".join(_of(row, "database", "disk"))),
+        ("frozen / answer lost / reset in COMMIT", lambda row: " / ".join(_of(row, "freeze", "drop", "reset"))),
         ("trials finished (should be)", lambda row: f"{row['finished']:.0f} ({row['trials_expected']})"),
         ("trials beyond the budget", lambda row: row["overshoot_trials"]),
         ("epochs beyond the budget", lambda row: row.get("overshoot_epochs", "-")),

@@ -9,7 +9,8 @@
     │   ├── DataError             a data folder or a file in it
     │   ├── CheckpointError       a checkpoint that cannot be used
     │   ├── DeviceError           a GPU that does not exist
-    │   └── SchemaError           tables of another version of this program
+    │   ├── SchemaError           tables of another version of this program
+    │   └── StorageRefused        the database answered, and said no: user, password, rights, options
     ├── StorageUnreachable   3    the database cannot be reached, or its disk is full
     ├── TryAgain            75    a device fault that poisons the process; a supervisor restarts it
     ├── Interrupted        130    stopped at once by a second signal
@@ -75,6 +76,10 @@ class DeviceError(UserError):
 
 class SchemaError(UserError):
     """The database holds tables of another version of this program."""
+
+
+class StorageRefused(UserError):  # noqa: N818 - reads as a state, which it is
+    """The database answered, and will not do what was asked: wrong user, missing rights, an option it refuses."""
 
 
 class StorageUnreachable(CvaeoptError):  # noqa: N818 - reads as a state, which it is

@@ -19,12 +19,13 @@ import care
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
 from cvaeopt import files
 from cvaeopt.errors import SchemaError, StudyError, UserError
-from cvaeopt.store import password
-from cvaeopt.store.storage import is_outage, mask, unreachable
+from cvaeopt.store import password, urls
+from cvaeopt.store.outage import first_line, is_outage, unreachable
+from cvaeopt.store.urls import mask
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,13 +60,8 @@ def refuse_workers(url: str) -> None:
 
 
 def parse(url: str) -> URL:
-    """The URL with the driver we use; UserError if it is none, or its database does not exist."""
-    try:
-        parsed = make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise UserError(f"{mask(url)!r} is not a database URL.", todo="Change --storage.") from None
-    if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    """The URL with the driver we use; UserError if it cannot work, or its database does not exist."""
+    parsed = urls.parse(url)
     if parsed.get_backend_name() == "postgresql" and parsed.password is None:
         parsed = parsed.set(password=password.from_file())
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
@@ -90,7 +86,7 @@ def copy(url: URL, target: Path) -> None:
     if url.get_backend_name() != "postgresql":
         raise UserError(f"{mask(str(url))} is copied with its own tools.", todo="Then add --no-copy.")
     environment = {**os.environ, **({"PGPASSWORD": url.password} if url.password else {})}
-    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    plain = urls.libpq_url(url).set(drivername="postgresql", password=None).render_as_string(hide_password=False)
     with files.whole(target) as stream:
         try:
             subprocess.run(
@@ -115,9 +111,11 @@ def copy(url: URL, target: Path) -> None:
 
 def upgrade(url: URL) -> tuple[str, str]:
     """Optuna's schema version before and after."""
-    full = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     try:
-        storage = RDBStorage(full, skip_compatibility_check=True, skip_table_creation=True)
+        options = urls.engine_options(url, 10.0)
+        storage = RDBStorage(
+            urls.template(url), engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True
+        )
         try:
             before = storage.get_current_version()
             storage.upgrade()
@@ -126,8 +124,7 @@ def upgrade(url: URL) -> tuple[str, str]:
             storage.remove_session()
             storage.engine.dispose()
     except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        said = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
+        said = urls.scrub(first_line(error), url.render_as_string(hide_password=False))
         if is_outage(error):
             raise unreachable(mask(str(url)), 0.0, said) from None
         raise UserError(f"The tables in {mask(str(url))} could not be upgraded ({said}).") from None

@@ -42,6 +42,8 @@ def test_a_schedule_depends_on_its_seed_alone_and_kills_as_often_as_it_says() ->
     assert abs(len(kills) - size.total / size.kill_every) <= 1
     assert {fault.kind for fault in first} == {"kill", "term", "stop", "database", "disk"}
     assert max(fault.seconds for fault in first) == size.long_away_s
+    networked = faults.schedule(4, size, long_outage=True, network=True)
+    assert {fault.kind for fault in networked} - {fault.kind for fault in first} == {"freeze", "drop", "reset"}
 
 
 def test_a_load_run_loses_and_doubles_nothing() -> None:

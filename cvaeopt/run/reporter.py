@@ -21,7 +21,7 @@ from typing import Literal
 
 from optuna.exceptions import UpdateFinishedTrialError
 
-from cvaeopt.errors import LeaseLost, StorageUnreachable
+from cvaeopt.errors import LeaseLost, StorageRefused, StorageUnreachable
 from cvaeopt.run.events import Listener, Outage, Recovered, Stalled, Warned
 from cvaeopt.store.leases import Beat, Fleet, Lease
 from cvaeopt.store.storage import unreachable
@@ -334,6 +334,12 @@ class Courier:
             except StorageUnreachable as error:
                 with self._lock:
                     self._note_away(started, error.found)
+                pause_s = self._pause_s
+            except StorageRefused as error:  # it will not pass: the worker is told with its next report
+                with self._lock:
+                    if self._job is not None:
+                        self._job.failure = error
+                        self._lock.notify_all()
                 pause_s = self._pause_s
             except Exception as error:
                 self.errors += 1

@@ -37,6 +37,7 @@ from cvaeopt.errors import (
     Diverged,
     Interrupted,
     LeaseLost,
+    StorageRefused,
     StorageUnreachable,
     StudyDamaged,
     StudyError,
@@ -214,7 +215,7 @@ class Worker:
         StorageUnreachable when an outage passes its limit (the trial is checkpointed), Interrupted after a second
         signal, TryAgain after a device fault or when the disk stays full, UserError when trial after trial fails,
         StudyGone when somebody deleted the study, StudyError when somebody deleted the row of a lease, StudyDamaged
-        when a row cannot be read.
+        when a row cannot be read, StorageRefused when the database takes a right away.
         """
         with self._watched_storage(), heard(self._stop.ask) if self._signals else contextlib.nullcontext():
             try:
@@ -351,7 +352,16 @@ class Worker:
                 run = self._factory(trial, lease)
                 self._waited_for, self._pause_s, self._full_s = "", _FIRST_PAUSE_S, 0.0
                 self._epochs(lease, trial, run)
-            except (StorageUnreachable, LeaseLost, DataError, DeviceError, TryAgain, StudyGone, StudyDamaged):
+            except (
+                StorageUnreachable,
+                StorageRefused,
+                LeaseLost,
+                DataError,
+                DeviceError,
+                TryAgain,
+                StudyGone,
+                StudyDamaged,
+            ):
                 raise
             except Exception as error:
                 self._check_rows()  # what fails for want of the study's rows is no failure of the trial
@@ -376,7 +386,7 @@ class Worker:
         except TryAgain:
             self._release(lease, crashed=True)
             raise
-        except (DataError, DeviceError, StudyDamaged):
+        except (DataError, DeviceError, StudyDamaged, StorageRefused):
             self._release(lease)
             raise
         finally:
@@ -548,7 +558,7 @@ class Worker:
             with self.storage.patience(patience_s):
                 self.fleet.release(lease, crashed=crashed)
             self._left = (lease.slot, lease.token)
-        except (LeaseLost, StorageUnreachable) as error:
+        except (LeaseLost, StorageUnreachable, StorageRefused) as error:
             self._emit(Warned(f"Trial {lease.number} could not be released: {error}"))
 
     # ---- failures in a row
@@ -596,7 +606,7 @@ class Worker:
         """Say goodbye in the workers' table; best effort, the row shows "dead" otherwise."""
         if self.courier.away_s() > 0:
             return
-        with contextlib.suppress(StorageUnreachable), self.storage.patience(2.0):
+        with contextlib.suppress(StorageUnreachable, StorageRefused), self.storage.patience(2.0):
             self.fleet.beat(self.id, Beat("stopped"))
 
     # ---- events

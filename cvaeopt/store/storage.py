@@ -20,7 +20,6 @@ import functools
 import json
 import os
 import random
-import re
 import shutil
 import sqlite3
 import threading
@@ -30,20 +29,21 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
-from urllib.parse import unquote
 
-import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Column, Connection, Float, Integer, MetaData, String, Table, Text, event, orm
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
-from cvaeopt.errors import CvaeoptError, SchemaError, StorageUnreachable, StudyError, UserError
-from cvaeopt.store import password as password_file
+from cvaeopt.errors import CvaeoptError, SchemaError, StorageRefused, StorageUnreachable, StudyError, UserError
+from cvaeopt.store import urls, watchdog
+from cvaeopt.store.outage import first_line, is_outage, is_refusal, refused
+from cvaeopt.store.outage import unreachable as unreachable
+from cvaeopt.store.urls import mask as mask
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -128,26 +128,6 @@ _HURRY_S = 2.0
 """How long a call is still repeated once the process was asked to stop, seconds."""
 
 
-def mask(url: str) -> str:
-    """The URL with `***` for its password, also in the query string; any text is accepted.
-
-    What cannot be parsed is masked generously: a piece of the host may go, never a piece of the password stays.
-    """
-    masked = re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;#]*", r"\1***", url)
-    scheme, separator, rest = masked.partition("://")
-    if not separator:  # no URL, but somebody may have meant one: from the first colon to the last @
-        start, end = masked.find(":"), masked.rfind("@")
-        return f"{masked[:start]}:***{masked[end:]}" if 0 <= start < end else masked
-    before_query = rest.partition("?")[0]
-    end = before_query.rfind("@") if "@" in before_query else rest.find("@")
-    if end < 0:
-        return masked
-    user, colon, password = rest[:end].partition(":")
-    if not colon or not password:
-        return masked
-    return f"{scheme}://{user}:***{rest[end:]}"
-
-
 def _retried(method: F, *, reading: bool = False) -> F:
     """`method` of RDBStorage, repeated while the database does not answer; `reading` takes no write lock."""
 
@@ -170,6 +150,7 @@ class Storage(RDBStorage):
     on_retry      called before each repetition with (seconds of the outage so far, what the database said)
     on_recovery   called when a repeated call succeeded, with the seconds of the outage
     hurry         True when the process was asked to stop: calls then give up after a few seconds
+    silence_s     PostgreSQL: how long the server may be silent during one statement, seconds; that is an outage then
     """
 
     def __init__(
@@ -178,37 +159,46 @@ class Storage(RDBStorage):
         *,
         limit_s: float = 900.0,
         busy_s: float = 10.0,
+        silence_s: float = watchdog.SILENCE_S,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        target = _parse(url)
+        target = urls.parse(url)
         self.limit_s = limit_s
         self.on_retry: Callable[[float, str], None] = _ignore
         self.on_recovery: Callable[[float], None] = _ignore
         self.hurry: Callable[[], bool] = _never
         self._source = url
         self._busy_s = busy_s
+        self._silence_s = silence_s
         self._sleep = sleep
         self._clock = clock
         self._jitter = random.Random()
         self._local = threading.local()
-        full = target.render_as_string(hide_password=False)
         try:
             super().__init__(
-                full.replace("{", "{{").replace("}", "}}"),  # RDBStorage fills templates
-                engine_kwargs=_engine_options(target, busy_s),
+                urls.template(target),
+                engine_kwargs=urls.engine_options(target, busy_s, silence_s, lambda: self.hurry()),
                 skip_table_creation=True,
             )
         except BaseException:
             if hasattr(self, "scoped_session"):
                 self.close()
             raise
-        self.url = mask(full)
+        self.url = mask(target.render_as_string(hide_password=False))
+        event.listen(self.engine, "handle_error", self._refuse)
         if self.engine.name == "sqlite":
             self._harden_sqlite()
 
-    def __reduce__(self) -> tuple[Callable[..., Storage], tuple[str, float, float]]:
-        return (_reopen, (self._source, self.limit_s, self._busy_s))
+    def __reduce__(self) -> tuple[Callable[..., Storage], tuple[str, float, float, float]]:
+        return (_reopen, (self._source, self.limit_s, self._busy_s, self._silence_s))
+
+    def _refuse(self, context: sqlalchemy.engine.ExceptionContext) -> StorageRefused | None:
+        """What is raised in place of a driver's error that is a refusal, such as a missing right."""
+        error = context.sqlalchemy_exception
+        if error is None or not is_refusal(error):
+            return None
+        return refused(self.url, self.scrub(first_line(error)))
 
     def _harden_sqlite(self) -> None:
         # Installed after construction: Optuna's schema check holds one transaction while it opens another.
@@ -273,19 +263,20 @@ class Storage(RDBStorage):
         pause = 0.2
         attempt = 0
         while True:
+            started = self._clock()
             try:
                 result = call(attempt)
             except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
                 if not is_outage(error):
                     _check_sqlite_content(error, self.url)
                     raise
-                said = self.scrub(_first_line(error))
+                said = self.scrub(first_line(error))
             else:
                 if failed_at is not None:
                     self.on_recovery(self._clock() - failed_at)
                 return result
             now = self._clock()
-            failed_at = now if failed_at is None else failed_at
+            failed_at = started if failed_at is None else failed_at  # a call that hung was an outage from its beginning
             outage_s = now - failed_at
             limit_s = getattr(self._local, "limit_s", None)
             limit_s = self.limit_s if limit_s is None else min(limit_s, self.limit_s)
@@ -298,7 +289,7 @@ class Storage(RDBStorage):
 
     def scrub(self, text: str) -> str:
         """`text` without the password of this database, in any spelling."""
-        return _scrub(text, self._source)
+        return urls.scrub(text, self._source)
 
     # ---- transactions of our own
 
@@ -514,6 +505,7 @@ def open_storage(
     limit_s: float = 900.0,
     start_limit_s: float = 30.0,
     busy_s: float = 10.0,
+    silence_s: float = watchdog.SILENCE_S,
 ) -> Storage:
     """The storage at `url`, its tables made if they are missing; any number of processes may start at once.
 
@@ -521,11 +513,12 @@ def open_storage(
     limit_s         how long every later call is repeated during an outage, seconds
     start_limit_s   how long this call waits for the database, seconds (a wrong host should not take 15 minutes)
     busy_s          SQLite: how long one attempt waits for another process' lock, seconds
+    silence_s       PostgreSQL: how long the server may be silent during one statement, seconds
 
-    UserError for a URL that cannot work, StorageUnreachable when nobody answers and, at once, for a SQLite file on a
-    full disk, SchemaError for tables of another version.
+    UserError for a URL that cannot work, StorageRefused for what the server says no to, StorageUnreachable when nobody
+    answers and, at once, for a SQLite file on a full disk, SchemaError for tables of another version.
     """
-    target = _parse(url)
+    target = urls.parse(url)
     shown = mask(url)
     absent: list[Path] = []
     if target.get_backend_name() == "sqlite":
@@ -536,32 +529,32 @@ def open_storage(
     pause = 0.2
     while True:
         try:
-            _make_tables(target, shown, create, busy_s)
-            return Storage(url, limit_s=limit_s, busy_s=busy_s)
+            _make_tables(target, shown, create, busy_s, silence_s)
+            return Storage(url, limit_s=limit_s, busy_s=busy_s, silence_s=silence_s)
         except CvaeoptError:
             raise
         except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise UserError(
-                f"No driver is installed for {shown} ({_first_line(error)}).", todo=_driver_advice(target)
+                f"No driver is installed for {shown} ({first_line(error)}).", todo=_driver_advice(target)
             ) from None
-        except RuntimeError as error:  # how Optuna refuses tables of another Optuna
-            said = _scrub(str(error), url)
-            _check_room(error, target, absent)
-            if not is_outage(error):
-                _check_sqlite_content(error, shown)
-                if isinstance(error, optuna.exceptions.OptunaError):
-                    raise _refused(shown, _scrub(_first_line(error), url)) from None
-                raise SchemaError(
-                    f"The Optuna tables in {shown} are of another version ({said})",
-                    todo="Stop the workers, then: python storage/upgrade.py COPY --storage URL (storage/README.md).",
-                ) from None
-            said = _scrub(_first_line(error), url)
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            said = _scrub(_first_line(error), url)
+        except TypeError as error:  # how a driver other than psycopg refuses an option
+            if not target.query or target.drivername == urls.PSYCOPG:
+                raise
+            raise UserError(
+                f"The driver of {shown} does not take an option of this URL ({urls.scrub(first_line(error), url)}).",
+                todo="Change --storage.",
+            ) from None
+        except (RuntimeError, StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            said = urls.scrub(first_line(error), url)
             _check_room(error, target, absent)
             _check_sqlite_content(error, shown)
-            if not is_outage(error) or _is_refusal(said):
-                raise _refused(shown, said) from None
+            if not isinstance(error, (StorageInternalError, sqlalchemy.exc.SQLAlchemyError)):  # Optuna's, of its tables
+                raise SchemaError(
+                    f"The Optuna tables in {shown} are of another version ({urls.scrub(str(error), url)})",
+                    todo="Stop the workers, then: python storage/upgrade.py COPY --storage URL (storage/README.md).",
+                ) from None
+            if not is_outage(error):
+                raise refused(shown, said) from None
         except sqlite3.DatabaseError as error:  # the creation lock
             said = str(error)
             _check_sqlite_content(error, shown)
@@ -571,117 +564,6 @@ def open_storage(
             raise unreachable(shown, waited, said)
         time.sleep(pause * jitter.uniform(0.5, 1.0))
         pause = min(pause * 2, 3.0)
-
-
-def unreachable(url: str, outage_s: float, said: str) -> StorageUnreachable:
-    """The error for a database that did not answer for `outage_s` seconds; `said` is its last word."""
-    if re.search(r"disk is full|No space left", said):
-        return StorageUnreachable(
-            f"The database {url} could not be written for {outage_s:.0f} s ({said}).",
-            todo="Make room on its disk; then run the same command again.",
-        )
-    return StorageUnreachable(
-        f"The database {url} did not answer for {outage_s:.0f} s ({said}).",
-        todo="Bring it back, or check --storage; then run the same command again.",
-    )
-
-
-def is_outage(error: BaseException) -> bool:
-    """True if the same call may succeed later: connection lost, server restarting, lock held, disk full."""
-    cause: BaseException | None = error
-    if isinstance(error, StorageInternalError):  # Optuna's wrapping of any SQLAlchemy error
-        cause = error.__cause__
-    if isinstance(cause, (sqlalchemy.exc.DisconnectionError, sqlalchemy.exc.TimeoutError)):
-        return True
-    if not isinstance(cause, sqlalchemy.exc.DBAPIError):
-        return False
-    if cause.connection_invalidated:
-        return True
-    origin = cause.orig
-    if isinstance(origin, sqlite3.Error):
-        code = getattr(origin, "sqlite_errorcode", None)
-        return code is not None and code & 0xFF in _SQLITE_OUTAGES
-    state = getattr(origin, "sqlstate", None)
-    if state is not None:  # PostgreSQL
-        return str(state).startswith(_POSTGRES_OUTAGES)
-    return isinstance(cause, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError))
-
-
-_SQLITE_OUTAGES = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PROTOCOL,
-}
-# Connection lost; serialisation and deadlock; read-only (a standby being promoted); resources; lock and statement
-# time-outs, shutdown and start; the server's own disk.
-_POSTGRES_OUTAGES = ("08", "40001", "40P01", "25006", "25P03", "53", "55P03", "57", "58")
-
-
-def _parse(url: str) -> URL:
-    """The URL with the driver we use; UserError if it is not one of ours."""
-    expected = "Expected: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE."
-    try:
-        target = make_url(url)
-        backend = target.get_backend_name()
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise UserError(f"{mask(url)!r} is not a database URL.", expected, "Change --storage.") from None
-    if (
-        backend == "postgresql" and url.partition("?")[0].count("@") > 1
-    ):  # not named in the message: a piece of the password stands there
-        raise UserError(
-            f"{mask(url)!r} has an '@' in its password.",
-            "Expected: it is written %40 in a URL (and : / ? # as %3A %2F %3F %23).",
-            "Change --storage, or leave the password out and set PGPASSWORD.",
-        )
-    if target.drivername in ("postgres", "postgresql"):
-        return target.set(drivername="postgresql+psycopg")
-    if backend not in ("sqlite", "postgresql"):
-        raise UserError(f"{mask(url)!r} names a database that is not supported.", expected, "Change --storage.")
-    if backend == "sqlite" and target.database in (None, "", ":memory:"):
-        raise UserError(
-            f"{mask(url)!r} lives in the memory of one process.",
-            "Expected a file that workers can share: sqlite:///FILE.",
-            "Change --storage.",
-        )
-    return target
-
-
-def _engine_options(target: URL, busy_s: float) -> dict[str, Any]:
-    backend = target.get_backend_name()
-    if backend == "sqlite":
-        return {"connect_args": {"timeout": busy_s}}
-    options: dict[str, Any] = {
-        "pool_pre_ping": True,
-        "pool_recycle": 300,
-        "pool_size": 3,
-        "max_overflow": 2,
-        "pool_timeout": 30,
-    }
-    if target.drivername == "postgresql+psycopg":
-        given = target.query.get("options", "")
-        words = [given] if isinstance(given, str) else list(given)
-        # A stopped worker must not hold up the others with a lock, nor a dead network hold up a worker.
-        words += [
-            "-c timezone=UTC",
-            "-c lock_timeout=30000",
-            "-c idle_in_transaction_session_timeout=60000",
-        ]
-        arguments: dict[str, Any] = {
-            "connect_timeout": 5,
-            "keepalives_idle": 30,
-            "keepalives_interval": 10,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30000,
-            "application_name": "cvaeopt",
-        }
-        if target.password is None and (secret := password_file.from_file()) is not None:
-            arguments["password"] = secret
-        arguments = {key: value for key, value in arguments.items() if key not in target.query}
-        options["connect_args"] = {**arguments, "options": " ".join(word for word in words if word)}
-    return options
 
 
 def _check_sqlite_file(target: URL, shown: str, create: bool) -> None:
@@ -748,13 +630,13 @@ def _check_sqlite_content(error: BaseException, shown: str) -> None:
         ) from None
     if sqlite3.SQLITE_CORRUPT in codes:
         raise UserError(
-            f"The SQLite database {shown} is damaged ({_first_line(error)}).",
+            f"The SQLite database {shown} is damaged ({first_line(error)}).",
             "Expected: a whole file; a copy made with cp while workers write is none.",
             "Stop the workers, move the file away, and restore a backup (storage/README.md).",
         ) from None
     if codes & {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
         raise UserError(
-            f"The SQLite database {shown} may not be written ({_first_line(error)}).",
+            f"The SQLite database {shown} may not be written ({first_line(error)}).",
             "Expected: a file, in a folder, that this user may write.",
             "Change their permissions, or name another file with --storage.",
         ) from None
@@ -774,9 +656,11 @@ def _driver_advice(target: URL) -> str:
     return f"Install the driver that the URL names: pip install {driver}; or write {backend}://..."
 
 
-def _make_tables(target: URL, shown: str, create: bool, busy_s: float) -> None:
+def _make_tables(target: URL, shown: str, create: bool, busy_s: float, silence_s: float) -> None:
     """Make all tables unless they are there; SchemaError if ours are of another version."""
-    engine = sqlalchemy.create_engine(target, poolclass=NullPool, connect_args=_connect_args(target, busy_s))
+    options = urls.engine_options(target, busy_s, silence_s)
+    own = {key: options[key] for key in ("connect_args", "creator") if key in options}
+    engine = sqlalchemy.create_engine(target, poolclass=NullPool, **own)
     if target.drivername == "postgresql+psycopg":
         # Before SQLAlchemy's own first question, which fails without a word where text comes as bytes.
         event.listen(engine, "connect", functools.partial(_require_utf8, shown), insert=True)
@@ -794,10 +678,8 @@ def _make_tables(target: URL, shown: str, create: bool, busy_s: float) -> None:
             if engine.name == "sqlite":
                 with engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            full = target.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
             # Without a pool no connection stays open, also where Optuna fails half-way.
-            options = {"poolclass": NullPool, "connect_args": _connect_args(target, busy_s)}
-            RDBStorage(full, engine_kwargs=options).remove_session()
+            RDBStorage(urls.template(target), engine_kwargs=options).remove_session()
             metadata.create_all(engine)
             with engine.begin() as connection:  # last: its presence says that everything is there
                 connection.execute(schema_table.insert().values(version=SCHEMA_VERSION))
@@ -814,11 +696,6 @@ def _require_utf8(shown: str, connection: Any, _record: Any) -> None:
             "Expected: UTF8.",
             "Make another one: createdb --encoding=UTF8 --template=template0 NAME, and name it with --storage.",
         )
-
-
-def _connect_args(target: URL, busy_s: float) -> dict[str, Any]:
-    arguments: dict[str, Any] = _engine_options(target, busy_s).get("connect_args", {})
-    return arguments
 
 
 def _is_ready(engine: sqlalchemy.Engine, shown: str) -> bool:
@@ -853,43 +730,16 @@ def _creation_lock(engine: sqlalchemy.Engine, target: URL) -> Iterator[None]:
         finally:
             guard.close()
         return
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(7170313)"))
-        yield  # closing the connection (it is not pooled) ends the lock
-
-
-def _refused(shown: str, said: str) -> UserError:
-    return UserError(f"The database {shown} refused: {said}.", todo="Check user, password, database and --storage.")
-
-
-def _is_refusal(said: str) -> bool:
-    return bool(
-        re.search(r"password authentication failed|no password supplied|does not exist|no pg_hba\.conf entry", said)
-    )
-
-
-def _scrub(text: str, url: str) -> str:
-    """`text` without `url`'s password: not the URL, not the password as typed, not decoded."""
-    secrets = {url}
-    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
-        target = make_url(url)
-        words = [target.password or ""]
-        words += [str(v) for k, v in target.query.items() if re.search("(?i)pass|pwd|secret|token", k)]
-        for word in words:
-            secrets |= {word, unquote(word), URL.create("x", "u", word).render_as_string(False)[8:-1]}
-    for secret in sorted(secrets - {""}, key=len, reverse=True):
-        text = text.replace(secret, mask(url) if secret == url else "***")
-    return text
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of what the driver said, without SQL and parameters."""
-    cause: BaseException = error
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        cause = error.__cause__
-    if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.orig is not None:
-        cause = cause.orig
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
+    # A lock of the transaction: that of a session would stay with a pooler's connection. And nobody waits for it inside
+    # the server: whoever waits would keep a connection that the owner may need.
+    give_up_at = time.monotonic() + 60.0
+    while time.monotonic() < give_up_at:
+        with engine.connect() as connection:
+            if connection.execute(sqlalchemy.text("SELECT pg_try_advisory_xact_lock(7170313)")).scalar_one():
+                yield
+                return
+        time.sleep(random.uniform(0.1, 0.3))
+    raise sqlalchemy.exc.TimeoutError("another process is making the tables")
 
 
 def _copy(template: FrozenTrial, system_attrs: dict[str, Any]) -> FrozenTrial:
@@ -909,8 +759,8 @@ def _copy(template: FrozenTrial, system_attrs: dict[str, Any]) -> FrozenTrial:
     )
 
 
-def _reopen(url: str, limit_s: float, busy_s: float) -> Storage:
-    return open_storage(url, limit_s=limit_s, busy_s=busy_s)
+def _reopen(url: str, limit_s: float, busy_s: float, silence_s: float = watchdog.SILENCE_S) -> Storage:
+    return open_storage(url, limit_s=limit_s, busy_s=busy_s, silence_s=silence_s)
 
 
 def _ignore(*_: object) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from cvaeopt.errors import UserError
-from cvaeopt.store import password, storage
+from cvaeopt.store import password, urls
 
 
 @pytest.fixture
@@ -28,13 +28,12 @@ def test_the_file_holds_the_password_and_perhaps_line_ends(file: Path, end: str)
 
 def test_what_states_a_password_more_closely_counts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sent(url: str) -> str | None:
-        found: str | None = storage._engine_options(make_url(url), 1.0)["connect_args"].get("password")
+        found: str | None = urls._psycopg_arguments(make_url(url)).get("password")
         return found
 
     file.write_text("from the file")
     assert sent("postgresql+psycopg://lab@db/x") == "from the file"
     assert sent("postgresql+psycopg://lab:in-the-url@db/x") is None
-    assert sent("sqlite:///x.db") is None
     monkeypatch.setenv("PGPASSWORD", "from the environment")
     assert sent("postgresql+psycopg://lab@db/x") is None
     monkeypatch.delenv("PGPASSWORD")

@@ -1,0 +1,117 @@
+"""What an error of the database means: an outage, which passes, or a refusal, which somebody must put right."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+
+from cvaeopt.errors import StorageRefused, StorageUnreachable
+
+_SQLITE_OUTAGES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+}
+# Connection lost; serialisation and deadlock; read-only (a standby being promoted); resources; lock and statement
+# time-outs, shutdown and start; the server's own disk.
+_POSTGRES_OUTAGES = ("08", "40001", "40P01", "25006", "25P03", "53", "55P03", "57", "58")
+# Authorization, database, rights; statements that were prepared on another connection of a pooler.
+_POSTGRES_REFUSALS = ("28", "3D000", "42501", "26000", "42P05")
+
+# libpq tells no SQLSTATE when a connection is not made, only words. What is not known here counts as an outage: a
+# server that speaks another language is then waited for, which costs a minute; a worker must not end while the server
+# starts, whatever the language.
+_REFUSED_WORDS = re.compile(
+    r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|pg_hba\.conf rejects"
+    r"|unsupported startup parameter|unrecognized configuration parameter|invalid value for parameter"
+    r"|permission denied (?:for|to)|not permitted to log in|not currently accepting connections"
+    r"|does not support SSL|SSL (?:is |connection is )?required|requires? SSL|certificate verify failed"
+    r"|server certificate for|valid client certificate|certificate file|private key file"
+    r"|channel binding|GSSAPI (?:encryption )?(?:was |is )?required|authentication method requirement"
+    r"|no such (?:database|user)|bouncer config error"
+    r"|invalid (?:\w+ )*value|invalid (?:connection option|port number|command-line argument)"
+    r"|unsupported frontend protocol|session is not read-only|unsupported protocol",
+    re.IGNORECASE,
+)
+_PASSING_WORDS = re.compile(
+    r"starting up|shutting down|recovery mode|not yet accepting connections|too many (?:clients|connections)"
+    r"|connection slots|no more connections",
+    re.IGNORECASE,
+)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error itself, or what Optuna has wrapped in a StorageInternalError."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """The line of what the driver said that says most, without SQL and parameters."""
+    cause = cause_of(error)
+    if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.orig is not None:
+        cause = cause.orig
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    # Of several attempts (two addresses of a host) the one that was answered.
+    return next((line for line in lines if _REFUSED_WORDS.search(line)), lines[0]).rstrip(".")
+
+
+def is_outage(error: BaseException) -> bool:
+    """True if the same call may succeed later: connection lost, server restarting, lock held, disk full."""
+    cause = cause_of(error)
+    if isinstance(cause, (sqlalchemy.exc.DisconnectionError, sqlalchemy.exc.TimeoutError)):
+        return True
+    if not isinstance(cause, sqlalchemy.exc.DBAPIError) or is_refusal(error):
+        return False
+    if cause.connection_invalidated:
+        return True
+    origin = cause.orig
+    if isinstance(origin, sqlite3.Error):
+        code = getattr(origin, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _SQLITE_OUTAGES
+    state = getattr(origin, "sqlstate", None)
+    if state is not None:  # PostgreSQL
+        return str(state).startswith(_POSTGRES_OUTAGES)
+    return isinstance(cause, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """True if the server, a pooler or the driver has said that it will not do this, now or later."""
+    cause = cause_of(error)
+    if not isinstance(cause, sqlalchemy.exc.DBAPIError) or isinstance(cause.orig, sqlite3.Error):
+        return False
+    state = getattr(cause.orig, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_POSTGRES_REFUSALS)
+    said = str(cause.orig)
+    return bool(_REFUSED_WORDS.search(said)) and not _PASSING_WORDS.search(said)
+
+
+def refused(url: str, said: str) -> StorageRefused:
+    """The error for a database that answered and said no; `said` is its own words, `url` is masked."""
+    todo = "Check user, password, database, rights and --storage."
+    if "startup parameter" in said:
+        todo = "Behind PgBouncer see deploy/README.md: ignore_startup_parameters = options."
+    elif "prepared statement" in said:
+        todo = "Behind a pooler leave prepare_threshold out of --storage."
+    return StorageRefused(f"The database {url} refused: {said}.", todo=todo)
+
+
+def unreachable(url: str, outage_s: float, said: str) -> StorageUnreachable:
+    """The error for a database that did not answer for `outage_s` seconds; `said` is its last word."""
+    if re.search(r"disk is full|No space left", said):
+        return StorageUnreachable(
+            f"The database {url} could not be written for {outage_s:.0f} s ({said}).",
+            todo="Make room on its disk; then run the same command again.",
+        )
+    return StorageUnreachable(
+        f"The database {url} did not answer for {outage_s:.0f} s ({said}).",
+        todo="Bring it back, or check --storage; then run the same command again.",
+    )
