@@ -679,7 +679,7 @@ def _make_tables(target: URL, shown: str, create: bool, busy_s: float, silence_s
                 with engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             # Without a pool no connection stays open, also where Optuna fails half-way.
-            RDBStorage(urls.template(target), engine_kwargs=options).remove_session()
+            RDBStorage(urls.template(target), engine_kwargs={**own, "poolclass": NullPool}).remove_session()
             metadata.create_all(engine)
             with engine.begin() as connection:  # last: its presence says that everything is there
                 connection.execute(schema_table.insert().values(version=SCHEMA_VERSION))
