@@ -28,7 +28,7 @@ from cvaeopt.store import identity, leases
 from cvaeopt.store.storage import DEFAULT_URL, Storage, lease_table, open_storage, study_table, worker_table
 
 DASHBOARD = "_dashboard"
-"""The folder of the dashboard's files under the artifact folder (`cvaeopt.run.objective.DASHBOARD_STORE`)."""
+"""The folder of the dashboard's files under the artifact folder (`cvaeopt.run.dashboard_notes.DASHBOARD_STORE`)."""
 
 _ID_IN_KEY = re.compile(r"^(dashboard:(?:artifacts:)?)(\d+)(:.*)$", re.DOTALL)
 """Keys of the dashboard's notes and files that hold a trial's id."""

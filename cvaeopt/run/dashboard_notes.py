@@ -1,28 +1,33 @@
-"""What the dashboard shows beside Optuna's own charts: whose pictures stay, and the notes that sum a study up.
+"""What the dashboard shows beside Optuna's own charts: files of the trials, and notes that summarise a study.
 
-For people to look at. It may be late by a trial when two workers write at once, and it never fails or holds up a
-trial: `keep_up` is called between two trials, asks the database a fixed number of questions, and forgets its errors.
+All of it is for people to read. When two workers write at the same time it may be one trial behind. No trial fails
+because of it, or waits long for it: `keep_up` is called between two trials, sends a fixed number of queries, and only
+logs its errors.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import mimetypes
+import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore, get_all_artifact_meta
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cvaeopt.errors import StorageUnreachable
-from cvaeopt.run.objective import artifact_store, note_text
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import FAILED, status
-from cvaeopt.text import short
+from cvaeopt.text import BASELINES, STATES, count, short
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +37,52 @@ BEST: Final = "**The best trial of the study so far**"
 BELOW: Final = "*cvaeopt keeps what stands above this line up to date; what you write below it stays.*"
 """What separates our part of the study's note from the user's."""
 
-_PATIENCE_S: Final = 2.0
-_LONGEST_REASON: Final = 160
-_MOST_FAILURES: Final = 3
-_NOTE_CHARACTERS: Final = 2000  # the dashboard writes longer notes in pieces, between which a reader can look
-_FLOORS: Final = {"copy_first": "copy first", "train_mean": "mean frame", "nearest_pose": "nearest pose"}
-_NAMES: Final = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-_MOST_AT_ONCE: Final = 20  # trials that one call thins out, and explains: the next trial should begin
+DASHBOARD_STORE: Final = "_dashboard"
+"""Folder under the artifact folder from which the dashboard serves files. Checkpoints are never put there: whoever
+deletes a study in the dashboard, which needs no password, deletes these files too. No study can have this name (names
+start with a letter or a digit)."""
+
+_PATIENCE_S: Final = 2.0  # how long `keep_up` waits for a database that does not answer
+_MAX_REASON_CHARACTERS: Final = 160
+_MAX_FAILURES: Final = 3  # that the study's note lists
+_MAX_NOTE_CHARACTERS: Final = 2000  # the dashboard stores a longer note in pieces, so a reader could see half of it
+_MAX_TRIALS_AT_ONCE: Final = 20  # that one call changes, so that the next trial can begin soon
+_FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def artifact_store(artifacts: Path) -> FileSystemArtifactStore:
+    """The store from which the dashboard serves files; its folder is made if it is missing."""
+    folder = artifacts / DASHBOARD_STORE
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(folder)
+
+
+def attach(trial: Trial, store: FileSystemArtifactStore, paths: Sequence[Path]) -> None:
+    """Show files with `trial` in the dashboard; a file replaces the file of the same name from an earlier owner.
+
+    The file is written first and its entry second: an entry without a file shows a broken picture, and the dashboard
+    cannot delete a study that has one.
+    """
+    storage = trial.study._storage
+    shown = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial, storage=storage)}
+    for path in paths:
+        artifact_id = shown.get(path.name, str(uuid.uuid4()))
+        kind = "application/x-ndjson" if path.suffix == ".jsonl" else mimetypes.guess_type(path.name)[0]
+        entry = ArtifactMeta(artifact_id, path.name, kind or "application/octet-stream", None)
+        try:
+            with path.open("rb") as stream:
+                store.write(artifact_id, stream)
+        except OSError:
+            if path.name not in shown:
+                with contextlib.suppress(ArtifactNotFound):
+                    store.remove(artifact_id)
+            raise
+        storage.set_trial_system_attr(trial._trial_id, f"artifacts:{artifact_id}", json.dumps(asdict(entry)))
+
+
+def note_text(text: str) -> str:
+    """`text` in one line, escaped so that the dashboard, whose notes are Markdown with HTML, shows it literally."""
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
 
 
 def keep_up(storage: Storage, study: optuna.Study, artifacts: Path, keep_pictures: int) -> None:
@@ -50,46 +94,45 @@ def keep_up(storage: Storage, study: optuna.Study, artifacts: Path, keep_picture
         with storage.patience(_PATIENCE_S):
             thin_out(storage, study, artifact_store(artifacts), keep_pictures)
             write_notes(storage, study)
-    except StorageUnreachable:  # the worker meets the same trouble, and says so
+    except StorageUnreachable:  # the worker meets the same outage, and reports it
         pass
     except Exception as error:
         log.warning("The dashboard's notes and pictures could not be brought up to date (%s).", error)
 
 
 def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactStore, keep: int) -> list[int]:
-    """Take the pictures of old losing trials out of the dashboard's store, some at a time; the numbers of these trials.
+    """Delete the pictures of older, worse trials from the dashboard's store; the numbers of these trials.
 
-    The best `keep` complete trials and the `keep` trials that ended last keep theirs. Settings, history and note of
-    the others stay, and so do all files in their run folders. A file goes before its entry, so that whoever is killed
-    between the two leaves what the next one finishes.
+    The best `keep` complete trials and the `keep` trials that ended last keep their pictures. Settings, history and
+    note of the other trials stay, and so do all files in their run folders. One call handles a limited number of
+    trials. A file is deleted before its entry, so that after a kill between the two the next call finishes the work.
     """
-    ended = study.get_trials(deepcopy=False, states=tuple(_NAMES))
+    ended = study.get_trials(deepcopy=False, states=_FINISHED)
     kept = _best(ended, keep) | _latest(ended, keep)
     losing = {trial._trial_id: trial for trial in ended if trial.number not in kept}
     if not losing:
         return []
     thinned: list[int] = []
     for trial_id, shown in storage.artifacts(study._study_id).items():
-        pictures = [one for one, entry in shown.items() if str(entry["mimetype"]).startswith("image/")]
-        if trial_id not in losing or not pictures or len(thinned) == _MOST_AT_ONCE:
+        pictures = [key for key, entry in shown.items() if str(entry["mimetype"]).startswith("image/")]
+        if trial_id not in losing or not pictures or len(thinned) == _MAX_TRIALS_AT_ONCE:
             continue
         for picture in pictures:
             with contextlib.suppress(ArtifactNotFound):
                 store.remove(picture)
-        if storage.forget_artifacts(trial_id, pictures):  # of several workers one says so
-            number = losing[trial_id].number
-            thinned.append(number)
+        if storage.forget_artifacts(trial_id, pictures):  # true for only one of several workers
+            thinned.append(losing[trial_id].number)
             body = _notes(storage.get_study_system_attrs(study._study_id)).get(trial_id, "")
-            said = (
+            addition = (
                 f"Its pictures left the dashboard, which keeps those of the best {keep} and the latest {keep} trials; "
                 "the files are still in its folder."
             )
-            _save(storage, study, trial_id, f"{body}\n{said}\n")
+            _save(storage, study, trial_id, f"{body}\n{addition}\n")
     return thinned
 
 
 def write_notes(storage: Storage, study: optuna.Study) -> None:
-    """Bring the notes of the study and of its best trial up to date, and explain trials that ended without a note."""
+    """Bring the notes of the study and of its best trial up to date, and write one for trials that ended without."""
     facts = status(storage, study.study_name)
     attributes = storage.get_study_system_attrs(study._study_id)
     notes = _notes(attributes)
@@ -98,7 +141,7 @@ def write_notes(storage: Storage, study: optuna.Study) -> None:
     explained = 0
     for trial in by_number.values():
         body = before = notes.get(trial._trial_id, "")
-        if not body and trial.state in _NAMES and explained < _MOST_AT_ONCE:
+        if not body and trial.state in _FINISHED and explained < _MAX_TRIALS_AT_ONCE:
             body = explanation(trial)
             explained += 1
         if body.startswith(BEST):
@@ -115,9 +158,9 @@ def write_notes(storage: Storage, study: optuna.Study) -> None:
 
 
 def summary(facts: Mapping[str, Any], study_id: int) -> str:
-    """What a study has found, as Markdown.
+    """The state of a study and its best trial, as Markdown.
 
-    facts   what `status` says of it
+    facts   what `status` returns for it
     """
     best, trials, budget = facts["best"], facts["trials"], facts["budget"]
     lines = []
@@ -138,49 +181,49 @@ def summary(facts: Mapping[str, Any], study_id: int) -> str:
         lines.append(f"Last ended: trial {last['number']}, {last['state']}{_why(last['reason'])}.")
     failures: Sequence[Mapping[str, Any]] = facts["failures"]
     if failures:
-        told = "; ".join(f"trial {one['number']}{_why(one['reason'])}" for one in failures[-_MOST_FAILURES:])
-        lines.append(f"Failed: {told}{' (the latest)' if len(failures) > _MOST_FAILURES else ''}.")
+        listed = "; ".join(f"trial {entry['number']}{_why(entry['reason'])}" for entry in failures[-_MAX_FAILURES:])
+        lines.append(f"Failed: {listed}{' (the latest)' if len(failures) > _MAX_FAILURES else ''}.")
     name = facts["study"]
     lines.append(
         f"`cvaeopt report --study {name} --out report` writes the analysis, "
         f"`cvaeopt export-best --study {name}` the settings."
     )
     text = "\n\n".join(lines)
-    if len(text) > _NOTE_CHARACTERS - len(BELOW):  # many settings, long reasons: what is not needed goes
+    if len(text) > _MAX_NOTE_CHARACTERS - len(BELOW):  # many settings or long reasons: leave out the details
         text = "\n\n".join(line for line in lines if not line.startswith(("Failed:", "Last ended:", "| setting")))
     return text
 
 
 def explanation(trial: FrozenTrial) -> str:
-    """The note of a trial that ended without leaving one: given up, ended from outside, or on a full disk."""
+    """The note of a trial that ended without one: it was given up or ended from outside, or the disk was full."""
     attributes = trial.user_attrs
-    state = "failed" if attributes.get(FAILED) else _NAMES[trial.state]
+    state = "failed" if attributes.get(FAILED) else STATES[trial.state.name]
     epochs = int(attributes.get("epochs_done") or trial.last_step or 0)
     where = ", ".join(str(attributes[key]) for key in ("host", "device") if key in attributes)
-    text = f"**{state}** after {epochs} epoch{'' if epochs == 1 else 's'}{_why(str(attributes.get('reason', '')))}\n"
+    text = f"**{state}** after {count(epochs, 'epoch')}{_why(str(attributes.get('reason', '')))}\n"
     return f"{text}\nRun on {note_text(where)}.\n" if where else text
 
 
 def _of_baselines(facts: Mapping[str, Any]) -> str:
-    """The best value against the hardest baseline, and of how many."""
+    """The best value, the number of complete trials, and the difference to the baseline with the highest PSNR."""
     value = facts["best"]["value"]
     text = f"{value:.2f} dB, best of {facts['trials']['complete']} complete"
     known = {name: level for name, level in facts["baselines"].items() if level is not None}
     if known:
         name, level = max(known.items(), key=lambda item: item[1])
         side = "above" if value > level else "BELOW"
-        text += f", {abs(value - level):.2f} dB {side} the hardest baseline ({_FLOORS.get(name, name)} {level:.2f})"
+        text += f", {abs(value - level):.2f} dB {side} the hardest baseline ({BASELINES.get(name, name)} {level:.2f})"
     return text
 
 
 def _why(reason: str) -> str:
-    short = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
-    return f": {note_text(short).rstrip('.')}" if reason else ""
+    cut = reason if len(reason) <= _MAX_REASON_CHARACTERS else f"{reason[:_MAX_REASON_CHARACTERS]} ..."
+    return f": {note_text(cut).rstrip('.')}" if reason else ""
 
 
 def _best(ended: Iterable[FrozenTrial], keep: int) -> set[int]:
     complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
-    return {trial.number for trial in sorted(complete, key=lambda one: (-one.values[0], one.number))[:keep]}
+    return {trial.number for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number))[:keep]}
 
 
 def _latest(ended: Iterable[FrozenTrial], keep: int) -> set[int]:
@@ -195,8 +238,8 @@ def _notes(attributes: Mapping[str, Any]) -> dict[int | None, str]:
     for key, value in attributes.items():
         if not key.startswith("dashboard:"):
             continue
-        owner, found, piece = key.removeprefix("dashboard:").rpartition("note_str:")
-        if found:
+        owner, is_note, piece = key.removeprefix("dashboard:").rpartition("note_str:")
+        if is_note:
             pieces.setdefault(int(owner.rstrip(":")) if owner else None, {})[int(piece)] = str(value)
     return {owner: "".join(parts[index] for index in sorted(parts)) for owner, parts in pieces.items()}
 
@@ -205,6 +248,6 @@ def _save(storage: Storage, study: optuna.Study, trial_id: int | None, body: str
     """Replace the note of a trial, finished or not, or the study's (None)."""
     from optuna_dashboard import save_note
 
-    # What `save_note` asks of a trial; Optuna's own class would ask the sampler for settings first.
+    # These are the attributes of a trial that `save_note` reads. Optuna's own class would ask the sampler for settings.
     trial = SimpleNamespace(storage=storage, study=study, _trial_id=trial_id)
     save_note(study if trial_id is None else trial, body)

@@ -37,8 +37,9 @@ from cvaeopt.errors import (
     UserError,
 )
 from cvaeopt.outcome.leaders import confirmation
+from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.run.object_store import open_checkpoints
-from cvaeopt.run.objective import DASHBOARD_STORE, Objective
+from cvaeopt.run.objective import Objective
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
 from cvaeopt.store import confirmation as confirmations
@@ -46,8 +47,7 @@ from cvaeopt.store.leases import Fleet, Place
 from cvaeopt.store.storage import Storage, lease_table, open_storage, study_table
 from cvaeopt.store.study import create_or_open, identity_of, status
 from tests.outcome.test_leaders import run_all
-from tests.run import test_objective
-from tests.support import made_up
+from tests.support import made_up, tiny
 from tests.support.fakes import FakeRun, Fakes, curve, leases
 from tests.support.postgres import Postgres
 from tests.support.s3 import BUCKET, S3, SECRET
@@ -748,12 +748,12 @@ def test_a_backup_has_the_objects_if_their_store_is_named_and_says_so_if_not(
 def test_a_trial_goes_on_from_a_backup_of_its_object_store(
     lab: Lab, script: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
-    made = test_objective.definition()
+    made = tiny.definition()
     here, there = (Site(f"sqlite:///{tmp_path}/{name}.db", tmp_path / name) for name in ("a", "b"))
     storage = here.open()
     trial = create_or_open(storage, made).ask()
     remote = open_checkpoints(STORE)
-    run = Objective(made, test_objective.DATA, artifacts=here.artifacts, remote=remote).open(trial, token=1)
+    run = Objective(made, tiny.DATA, artifacts=here.artifacts, remote=remote).open(trial, token=1)
     for result in run.run():
         run.save()
         if result.epoch == 2:
@@ -766,7 +766,7 @@ def test_a_trial_goes_on_from_a_backup_of_its_object_store(
     script("restore").main([str(tmp_path / "x.tar"), *there.options()])
     storage = there.open()
     again = Trial(create_or_open(storage, made), storage.get_all_trials(1)[0]._trial_id)
-    assert Objective(made, test_objective.DATA, artifacts=there.artifacts).open(again, token=2).epoch == 2
+    assert Objective(made, tiny.DATA, artifacts=there.artifacts).open(again, token=2).epoch == 2
     storage.close()
 
 

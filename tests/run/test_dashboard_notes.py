@@ -12,7 +12,7 @@ from optuna_dashboard import get_note, save_note
 
 from cvaeopt.outcome.trials import facts
 from cvaeopt.run import dashboard_notes
-from cvaeopt.run.objective import artifact_store, attach, note_text
+from cvaeopt.run.dashboard_notes import artifact_store, attach, note_text
 from cvaeopt.store.leases import Fleet
 from cvaeopt.store.storage import Storage, open_storage
 from cvaeopt.store.study import create_or_open, left, record_facts, status

@@ -15,14 +15,15 @@ import torch
 
 from cvaeopt.errors import CheckpointError, UserError
 from cvaeopt.run.object_store import Checkpoints, open_checkpoints, parse
-from cvaeopt.run.objective import Objective, tidy
+from cvaeopt.run.objective import Objective
+from cvaeopt.run.retention import tidy
 from cvaeopt.store import identity
 from cvaeopt.store.storage import open_storage
 from cvaeopt.vae import checkpoint
-from tests.run.test_objective import DATA, definition, new_study
 from tests.support.command import Shop
 from tests.support.held import Gate
 from tests.support.s3 import BUCKET, S3, SECRET
+from tests.support.tiny import DATA, definition, new_study
 from tests.support.waiting import LONG_S, until
 
 URL = f"s3://{BUCKET}/lab"
@@ -56,7 +57,7 @@ def remote(s3: S3) -> Iterator[Checkpoints]:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: they take longer than everything else here."""
-    monkeypatch.setattr("cvaeopt.run.objective.trial_artifacts", lambda *_, **__: [])
+    monkeypatch.setattr("cvaeopt.run.trial_run.trial_artifacts", lambda *_, **__: [])
 
 
 @pytest.mark.parametrize(

@@ -13,31 +13,14 @@ from optuna.trial import TrialState
 from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
 from cvaeopt.files import RunFolder
-from cvaeopt.run.objective import DASHBOARD_STORE, Objective, tidy
-from cvaeopt.search.definition import Definition
+from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
+from cvaeopt.run.objective import Objective
+from cvaeopt.run.retention import delete_older, tidy
 from cvaeopt.search.space import trial_seed
 from cvaeopt.suggest.estimate import estimate
 from cvaeopt.vae import checkpoint, trainer
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
-
-DATA = tiny.dataset()
-
-
-def definition(**changes: Any) -> Definition:
-    tables: dict[str, Any] = {
-        "study": {"metric": "val_psnr", "window": 2, "seed": 7},
-        "budget": {"trials": 3, "epochs": 3},
-        "fixed": {**tiny.WIDTHS, "tfr": 0.0, "kl_norm": "element", "output": "sigmoid"},
-        "search": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
-    }
-    for table, values in changes.items():
-        tables[table] = {**tables.get(table, {}), **values}
-    return Definition.parse(tables, "tiny", "test")
-
-
-def new_study() -> optuna.Study:
-    return optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0), study_name="tiny")
+from tests.support.tiny import DATA, definition, new_study
 
 
 def test_the_objective_is_a_plain_optuna_objective(tmp_path: Path) -> None:
@@ -153,7 +136,7 @@ def test_an_old_owner_cannot_spoil_the_new_owners_checkpoint(tmp_path: Path) -> 
         new.save()
     before = (new.folder.root / "last.2.pt").read_bytes()
     old.trainer.save(old._checkpoint)  # the frozen process wakes up in the middle of its save
-    old._forget_older()
+    delete_older(old.folder.root, old.token)
     assert (new.folder.root / "last.2.pt").read_bytes() == before
     assert objective.open(trial, token=3).epoch == 3
 
@@ -252,7 +235,7 @@ def test_pictures_that_cannot_be_drawn_do_not_fail_the_trial(tmp_path: Path, mon
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("cvaeopt.run.objective.trial_artifacts", broken)
+    monkeypatch.setattr("cvaeopt.run.trial_run.trial_artifacts", broken)
     study = new_study()
     study.optimize(Objective(definition(), DATA, artifacts=tmp_path), n_trials=1)
     assert study.trials[0].state == TrialState.COMPLETE
@@ -263,7 +246,7 @@ def test_a_full_disk_does_not_keep_a_trial_from_being_trained(tmp_path: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     objective = Objective(definition(), DATA, artifacts=tmp_path)
-    monkeypatch.setattr("cvaeopt.run.objective.write_json", full)
+    monkeypatch.setattr("cvaeopt.run.trial_run.write_json", full)
     run = objective.open(new_study().ask())
     assert next(run.run()).epoch == 1
 

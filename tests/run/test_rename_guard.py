@@ -16,7 +16,7 @@ import pytest
 from cvaeopt.run.rename_guard import refuse_renames
 from cvaeopt.store.storage import Storage, open_storage
 from cvaeopt.store.study import create_or_open, status
-from tests.run.test_objective import definition
+from tests.support.tiny import definition
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from sqlalchemy import column, delete, table
 from cvaeopt.errors import StudyError, StudyGone
 from cvaeopt.outcome.leaders import confirmation, rank
 from cvaeopt.run.events import EpochDone
-from cvaeopt.run.objective import Objective, tidy
+from cvaeopt.run.objective import Objective
+from cvaeopt.run.retention import tidy
 from cvaeopt.run.worker import Worker
 from cvaeopt.store import identity
 from cvaeopt.store.confirmation import confirmations, plan, register
@@ -24,8 +25,8 @@ from cvaeopt.store.identity import MARKER, Identity
 from cvaeopt.store.leases import Beat, Fleet, Place
 from cvaeopt.store.storage import Storage, lease_table, open_storage
 from cvaeopt.store.study import create_or_open, identity_of
-from tests.run.test_objective import DATA, definition, new_study
 from tests.support.fakes import Events, FakeRun, Fakes, leases
+from tests.support.tiny import DATA, definition, new_study
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from sqlalchemy.engine import make_url
 
 from cvaeopt.errors import StorageUnreachable
 from cvaeopt.run.events import Event, Waiting
-from cvaeopt.run.worker import Worker, _StopNow
+from cvaeopt.run.signals import StopNow
+from cvaeopt.run.worker import Worker
 from cvaeopt.store import urls, watchdog
 from cvaeopt.store.leases import Fleet, Place
 from cvaeopt.store.storage import Storage, open_storage
@@ -114,7 +115,7 @@ def test_a_second_signal_during_a_silent_statement_ends_it_at_once_as_what_it_is
     proxy: Proxy, storage: Storage
 ) -> None:
     def stop(*_: object) -> None:
-        raise _StopNow
+        raise StopNow
 
     make_study(storage)
     before = signal.signal(signal.SIGTERM, stop)
@@ -123,7 +124,7 @@ def test_a_second_signal_during_a_silent_statement_ends_it_at_once_as_what_it_is
             patient.get_all_studies()
             proxy.on_request = lambda data: os.kill(os.getpid(), signal.SIGTERM)
             proxy.freeze()
-            with pytest.raises(_StopNow):
+            with pytest.raises(StopNow):
                 patient.get_all_studies()
             proxy.on_request = lambda data: None
             proxy.thaw()

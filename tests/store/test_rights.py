@@ -12,9 +12,9 @@ import pytest
 from cvaeopt.errors import StorageRefused
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.storage import Storage, open_storage
-from tests.run.test_worker import wait_until
 from tests.support.fakes import FakeRun, Fakes, leases, make_study
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.postgres
 DATABASE, ROLE = "rights", "lab_member"
@@ -62,7 +62,7 @@ def test_a_worker_that_loses_a_right_says_so_and_leaves_its_trial_to_others(
             if right == "beats":
                 courier = running.courier
                 courier.show("running", "a beat that is refused")
-                wait_until(lambda: courier._job is not None and courier._job.failure is not None)
+                until(lambda: courier._job is not None and courier._job.failure is not None)
 
     def worker(store: Storage, fakes: Fakes) -> Worker:
         opened = make_study(store, trials=1)

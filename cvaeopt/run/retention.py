@@ -1,0 +1,78 @@
+"""Which files of a trial stay on the disk, and which are deleted, and when.
+
+Settings, history and pictures of every trial stay. The checkpoints of finished trials are deleted, except those of the
+study's best trials. Checkpoints of earlier owners of a trial, and scratch files, are deleted as soon as a newer owner
+has saved its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.store.identity import of
+
+log = logging.getLogger(__name__)
+
+_undeletable: set[Path] = set()
+"""Files that this process could not delete. Each of them is named in one warning only."""
+
+
+def delete(path: Path) -> bool:
+    """Whether `path` is gone; never raises.
+
+    A file that may not be deleted, for example because it belongs to another user, must not make a trial fail.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if path not in _undeletable:
+            log.warning(
+                "%s is not needed any more and could not be deleted (%s). Delete it by hand.", path, error.strerror
+            )
+        _undeletable.add(path)
+        return False
+    return True
+
+
+def delete_older(folder: Path, token: int) -> None:
+    """Delete the checkpoints in a trial's folder that owners before `token` wrote.
+
+    The checkpoint of a later owner always stays: this process may have been frozen since that owner took over.
+    """
+    for path in folder.glob("last.*.pt"):
+        owner = path.name.split(".")[1]
+        if owner.isdecimal() and int(owner) < token:
+            delete(path)
+
+
+def delete_leftovers(folder: Path) -> None:
+    """Delete what no owner of a finished trial needs: files of delivered reports, and scratch files of killed ones."""
+    for path in [*folder.glob("reports.*.jsonl"), *folder.glob(".*.part")]:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoints | None = None) -> list[Path]:
+    """Delete the checkpoints of finished trials that are not among the best `keep_best`; returns the deleted paths.
+
+    Checkpoints of trials that still run are never touched. The copies in `remote` are deleted soon afterwards.
+    """
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+    kept = {trial.number for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number))[:keep_best]}
+    identity = of(study)
+    deleted = []
+    for trial in finished:
+        if trial.number not in kept:
+            for path in identity.run(artifacts, trial.number).root.glob("last*.pt"):
+                if delete(path):
+                    deleted.append(path)
+    if remote is not None:
+        remote.forget(identity.objects, {trial.number for trial in finished} - kept)
+    return deleted

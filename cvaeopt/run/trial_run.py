@@ -1,0 +1,274 @@
+"""One trial: its training, its checkpoints, and the files and notes that it leaves for people."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import torch
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.trial import Trial
+
+from cvaeopt import __version__
+from cvaeopt.config import Config
+from cvaeopt.files import RunFolder, trouble, write_json
+from cvaeopt.pictures.run_pictures import trial_artifacts
+from cvaeopt.run.dashboard_notes import attach, note_text
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.run.retention import delete_older
+from cvaeopt.search.definition import Definition
+from cvaeopt.store.identity import Identity
+from cvaeopt.suggest.estimate import Estimate, estimate
+from cvaeopt.text import short
+from cvaeopt.vae import checkpoint
+from cvaeopt.vae.dataset import Dataset
+from cvaeopt.vae.trainer import EpochResult, Trainer
+
+log = logging.getLogger(__name__)
+
+_UPLOAD_LIMIT_S = 60.0  # how long `settle` waits for the upload of the last checkpoint
+
+SEED = "seed"
+"""User attribute of a trial: its training seed."""
+
+
+class TrialRun:
+    """One trial in training, from its first epoch or from its newest checkpoint.
+
+    folder    config.json, history.jsonl, checkpoints and pictures of the trial
+    token     rises with every owner of the trial and is part of the checkpoint's name, so that an owner who lost
+              the trial without knowing it cannot overwrite the files of the next owner
+    store     from which the dashboard serves pictures; None: there is no dashboard
+    remote    where checkpoints are copied for workers that do not see `folder`; None: nowhere
+    identity  of the study; a checkpoint of a study with another identity is not continued, even if the names are equal
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        config: Config,
+        data: Dataset,
+        device: str,
+        folder: RunFolder,
+        trial: Trial,
+        token: int = 0,
+        store: FileSystemArtifactStore | None = None,
+        remote: Checkpoints | None = None,
+        identity: Identity | None = None,
+    ) -> None:
+        self.definition = definition
+        self.identity = identity or Identity(definition.name)
+        self.trial = trial
+        self.number = trial.number
+        self.token = token
+        self.folder = folder
+        self.epochs = config.num_epoch
+        self._store = store
+        self._remote = remote
+        self._saved_epoch = 0
+        self._checkpoint = folder.root / f"last.{token}.pt"
+        try:
+            folder.root.mkdir(parents=True, exist_ok=True)
+            write_json(folder.config, config.plain())
+        except OSError as error:  # on a full disk the trial is trained without its files
+            log.warning(
+                "Trial %d: %s was not written: %s. It is trained all the same.",
+                self.number,
+                folder.config.name,
+                trouble(folder.root, error),
+            )
+        self.trainer = Trainer(config, data, device)
+        self.resumed_from = self._newest_checkpoint()
+        if self.resumed_from is not None:
+            self.trainer.restore(self.resumed_from)
+        self._describe()
+
+    def _newest_checkpoint(self) -> Path | None:
+        """The checkpoint of this trial with the most epochs, here or in the object store."""
+        config, digest, accepted = self.trainer.config, self.trainer.data.digest, self.identity.accepted
+        here = checkpoint.newest(sorted(self.folder.root.glob("last*.pt")), config, digest, accepted)
+        if self._remote is None:
+            return here
+        # An object with the name of a file that is here was uploaded from that file, so it cannot be newer.
+        known = here.name if here else ""
+        fetched = self._remote.fetch(self.identity.objects, self.number, self.folder.root, known)
+        return checkpoint.newest([*fetched, *([here] if here else [])], config, digest, accepted)
+
+    def _describe(self) -> None:
+        """Write with the trial what it is trained on, and with which versions and seed."""
+        config = self.trainer.config
+        attributes: dict[str, Any] = {
+            SEED: config.seed,
+            "settings_digest": config.digest(),
+            "data_digest": self.trainer.data.digest,
+            "versions": {
+                "cvaeopt": __version__,
+                "torch": torch.__version__,
+                "optuna": optuna.__version__,
+                "python": platform.python_version(),
+            },
+            "device": self._device_name,
+            "host": socket.gethostname(),
+        }
+        if self._remote is not None:
+            attributes["checkpoints"] = self._remote.of_trial(self.identity.objects, self.number)
+        for key, value in attributes.items():
+            self.trial.set_user_attr(key, value)
+
+    @property
+    def _device_name(self) -> str:
+        device = self.trainer.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished, those before a resume included."""
+        return self.trainer.epoch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per finished epoch, see `EpochResult`."""
+        return self.trainer.history
+
+    def run(self) -> Iterator[EpochResult]:
+        """Train the epochs that remain."""
+        return self.trainer.run()
+
+    def value_of(self, row: dict[str, Any]) -> float:
+        """What is reported to Optuna for this epoch, dB."""
+        return float(row[self.definition.metric])
+
+    def estimate(self) -> Estimate:
+        """The trial's value after the epochs so far, with its standard error."""
+        curve = [self.value_of(row) for row in self.history]
+        return estimate(curve, self.definition.window, self.definition.seed_noise_db)
+
+    def final_value(self) -> float:
+        """The trial's value: mean of the metric over the last `window` epochs, dB."""
+        return self.estimate().value
+
+    def save(self) -> None:
+        """Write checkpoint and history (OSError when the disk is full); delete older owners' checkpoints."""
+        self._save_checkpoint()
+        self.folder.write_history(self.history)
+        delete_older(self.folder.root, self.token)
+
+    def _save_checkpoint(self) -> None:
+        self.trainer.save(self._checkpoint, self._provenance())
+        self._saved_epoch = self.epoch
+        if self._remote is not None:
+            self._remote.offer(self.identity.objects, self.number, self.token, self._checkpoint)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "study": self.definition.name,
+            "identity": self.identity.value or None,
+            "trial": self.number,
+            "definition_digest": self.definition.digest(),
+            "settings_digest": self.trainer.config.digest(),
+            "data_digest": self.trainer.data.digest,
+            "version": __version__,
+            "seed": self.trainer.config.seed,
+        }
+
+    def settle(self) -> None:
+        """Wait, for a minute at most, until the last checkpoint is where other machines find it; never raises."""
+        if self._remote is not None and not self._remote.flush(_UPLOAD_LIMIT_S):
+            log.warning(
+                "Trial %d: its last checkpoint (epoch %d) did not reach %s. On another machine the trial goes on from "
+                "an older one, or from its first epoch.",
+                self.number,
+                self._saved_epoch,
+                self._remote.of_trial(self.identity.objects, self.number),
+            )
+
+    def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
+        """Write what people want to see: history, pictures, attributes, a note. Never makes the trial fail.
+
+        The checkpoint of a complete trial becomes last.pt. Checkpoints that nobody needs are deleted later, by
+        `tidy`: if this worker is killed before it has told the study, the next worker continues from them.
+        """
+        try:
+            self._finish(state, reason)
+        except OSError as error:
+            lost = state == "complete" and not self.folder.last.exists()
+            log.warning(
+                "Trial %d: %s: %s. Its value and settings are in the database. Make room there for the next trials.",
+                self.number,
+                "its checkpoint is lost" if lost else "not all of its files could be written",
+                trouble(self.folder.root, error),
+            )
+        except Exception as error:  # a trial is worth more than its pictures and notes
+            log.warning("Trial %d: not all of its files could be written (%s).", self.number, error)
+
+    def _finish(self, state: str, reason: str) -> None:
+        if state == "complete":  # first of all, because a rename succeeds even on a full disk
+            if self._saved_epoch != self.epoch:
+                self._save_checkpoint()
+            self._checkpoint.replace(self.folder.last)
+            delete_older(self.folder.root, self.token)
+        self.folder.write_history(self.history)
+        if self.history:
+            self._record_result()
+        self._note(state, reason)
+        pictures = self._pictures(state) if self.history else []
+        if self._store is not None:
+            files = [*pictures, self.folder.config, self.folder.history]
+            attach(self.trial, self._store, [path for path in files if path.exists()])
+
+    def _record_result(self) -> None:
+        """Write the trial's last scores, its estimate and its training time into its attributes."""
+        last, value = self.history[-1], self.estimate()
+        attributes: dict[str, Any] = {
+            "val_psnr": last["val_psnr"],
+            "val_psnr_late": last["val_psnr_late"],
+            "estimate_db": value.value,
+            "estimate_epochs": value.epochs,
+            "seconds": math.fsum(row["seconds"] for row in self.history),
+        }
+        if value.error is not None:
+            attributes["standard_error_db"] = value.error
+        for key, entry in attributes.items():
+            self.trial.set_user_attr(key, entry)
+
+    def _pictures(self, state: str) -> list[Path]:
+        """Draw curves and, unless the trial failed, the validation video into the run folder."""
+        frames = psnr = None
+        if state != "failed":
+            validation = self.trainer.validate()
+            frames, psnr = validation.frames, validation.psnr_frames.numpy()
+        val = self.trainer.data.val
+        return trial_artifacts(
+            self.folder.root,
+            self.history,
+            psnr_frames=psnr,
+            prediction=None if frames is None else frames.numpy(),
+            truth=val.frames[1:],
+            labels=val.labels[1:],
+            title=f"{self.definition.name} / trial {self.number}",
+        )
+
+    def _note(self, state: str, reason: str) -> None:
+        from optuna_dashboard import save_note
+
+        settings = ", ".join(f"{name} {short(value)}" for name, value in self.trial.params.items())
+        lines = [
+            f"**{state}** after {self.epoch} of {self.epochs} epochs: {note_text(reason)}",
+            f"Settings: {note_text(settings or 'the fixed ones')}.",
+        ]
+        if self.history:
+            last = self.history[-1]
+            lines.append(
+                f"Validation PSNR of the last epoch {last['val_psnr']:.2f} dB, "
+                f"{last['val_psnr_late']:.2f} dB over its late frames."
+            )
+        place = f"{self.folder.root.parent.name}/{self.folder.root.name}"
+        where = f"{socket.gethostname()}, {self._device_name}"
+        lines.append(f"Run on {note_text(where)}; its files are in {note_text(place)} of the artifact folder.")
+        save_note(self.trial, "\n\n".join(lines) + "\n")
