@@ -659,7 +659,7 @@ def _driver_advice(target: URL) -> str:
 def _make_tables(target: URL, shown: str, create: bool, busy_s: float, silence_s: float) -> None:
     """Make all tables unless they are there; SchemaError if ours are of another version."""
     options = urls.engine_options(target, busy_s, silence_s)
-    own = {key: options[key] for key in ("connect_args", "creator") if key in options}
+    own: dict[str, Any] = {key: options[key] for key in ("connect_args", "creator") if key in options}
     engine = sqlalchemy.create_engine(target, poolclass=NullPool, **own)
     if target.drivername == "postgresql+psycopg":
         # Before SQLAlchemy's own first question, which fails without a word where text comes as bytes.
