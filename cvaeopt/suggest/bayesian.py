@@ -25,18 +25,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.search.space import stream
 from cvaeopt.suggest.forecast import Forecast, Forecaster
-from cvaeopt.suggest.gaussian_process import Posterior, fit, log_expected_improvement, log_news
+from cvaeopt.suggest.gaussian_process import Posterior, distances, fit, log_expected_improvement, log_news
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
 
 CANDIDATES = 1024
 ROUNDS = 6  # of refinement about the best candidates, each half as wide
-FARTHEST = 1.0  # correlation length, in widths of the cube, from which a setting is taken not to matter for divergence
-MOST = 300  # observations; a suggestion's time grows with their third power, and these take some seconds
+MAX_DISTANCE = (
+    1.0  # correlation length, in widths of the cube, from which a setting is taken not to matter for divergence
+)
+MAX_OBSERVATIONS = 300  # that the process is conditioned on: its time grows with their third power
+MAX_LEARNED_FROM = 150  # observations that its lengths and variances are learned from, which takes 50 factorisations
 MARGIN = 0.1  # correlation lengths
 HOPELESS = 1e6  # below every logarithm of an expected improvement
-ABSENT = 0.5  # where a setting that is not searched lies in the cube
-LEAST_COMPLETE = 3  # trials from which the end of another one is foretold
-ON_ITS_WAY = 0.25  # share of a complete trial's epochs from which the end of a running one is foretold
+ABSENT = 0.5  # coordinate in the cube of a setting that is not searched
+MIN_COMPLETE = 3  # complete trials from which forecasts are made
+MIN_FRACTION_TRAINED = 0.25  # part of a complete trial's epochs after which the end of a running trial is forecast
 
 
 class GaussianProcessSampler(BaseSampler):
@@ -68,7 +71,7 @@ class GaussianProcessSampler(BaseSampler):
         self._seed_noise_db = seed_noise_db
         self._active = active
         self._deciding = list(deciding)
-        self._forecast = Forecaster(window, LEAST_COMPLETE, seed_noise_db)
+        self._forecaster = Forecaster(window, MIN_COMPLETE, seed_noise_db)
         self._cube = _Cube(self._space)
         self._bases = dict(zip(self._space, primes(len(self._space)), strict=True))
 
@@ -84,63 +87,61 @@ class GaussianProcessSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         draw = np.random.default_rng(stream(self._seed, trial.number, "sampler together"))
-        trials = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
-        said = self._said(study, trials)
-        observed = self._observed(study, trials, said)
-        if len(observed[1]) < max(2, self._n_startup_trials):
+        trials = [one for one in self._forecaster.trials(study) if one.number != trial.number]
+        lost = [one for one in trials if _diverged(one)]
+        forecasts = self._forecasts(trials, {one.number for one in lost})
+        if len(forecasts) < max(2, self._n_startup_trials):
             return {name: value_at(one, self._halton(trial.number, name)) for name, one in self._space.items()}
-        observed = _fewer(*observed)
-        process = fit(*observed)
-        best = float(process.at(observed[0])[0].max())
+        sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
+        known = [one for one in trials if one.number in forecasts]
+        values = sign * np.array([forecasts[one.number].mean for one in known])
+        kept = best_and_latest(values, MAX_OBSERVATIONS)
+        points, values = self._points([known[index] for index in kept]), values[kept]
+        errors = np.array([forecasts[known[index].number].error for index in kept])
+        process = fit(points, values, errors, best_and_latest(values, MAX_LEARNED_FROM))
+        best = float(process.at(points)[0].max())
         noise = math.sqrt(float(process.noise.min()))  # of a training that runs to its end
-        silent = [self._encode(one) for one in trials if one.state == TrialState.RUNNING and one.number not in said]
-        if silent:
-            there = np.array(silent)
-            process = process.believing(there, np.full(len(there), self._seed_noise_db))
-        lost = np.array([self._encode(one) for one in trials if _diverged(one)]).reshape(-1, self._cube.width)
+        silent = self._points(
+            [one for one in trials if one.state == TrialState.RUNNING and one.number not in forecasts]
+        )
+        if len(silent):
+            process = process.believing(silent, np.full(len(silent), self._seed_noise_db))
+        diverged = self._points(lost[-MAX_OBSERVATIONS:])
 
-        def worth(points: np.ndarray) -> np.ndarray:
-            mean, deviation = process.at(points)
+        def worth(candidates: np.ndarray) -> np.ndarray:
+            mean, deviation = process.at(candidates)
             gain = log_expected_improvement(mean, deviation, best) + log_news(deviation, noise)
-            found: np.ndarray = gain + _log_survival(points, process, lost)
-            return found
+            total: np.ndarray = gain + _log_survival(candidates, process, diverged)
+            return total
 
-        return self._cube.values(self._best(worth, observed[0][np.argsort(-observed[1])[:3]], draw))
+        return self._cube.values(self._best(worth, points[np.argsort(-values)[:3]], draw))
 
     def _halton(self, number: int, name: str) -> float:
         return radical_inverse(number, self._bases[name], self._seed)
 
-    def _said(self, study: Study, trials: Sequence[FrozenTrial]) -> dict[int, Forecast]:
-        """What every trial that says something came to, or would come to, by its number."""
+    def _forecasts(self, trials: Sequence[FrozenTrial], lost: set[int]) -> dict[int, Forecast]:
+        """The value, or the forecast of it, of every trial that has one, by the trial's number."""
         known = (one.last_step or 0 for one in trials if one.state == TrialState.COMPLETE)
-        early = ON_ITS_WAY * max(known, default=0)
-        said = {}
+        early = MIN_FRACTION_TRAINED * max(known, default=0)
+        forecasts = {}
         for trial in trials:
             found: Forecast | None = None
             if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
-                found = self._forecast.value(trial)
-            elif (trial.state == TrialState.PRUNED and not _diverged(trial)) or (
+                found = self._forecaster.value(trial)
+            elif (trial.state == TrialState.PRUNED and trial.number not in lost) or (
                 trial.state == TrialState.RUNNING and (trial.last_step or 0) >= early
             ):
-                found = self._forecast(study, trial)
+                found = self._forecaster.forecast(trial)
             if found is not None:
-                said[trial.number] = found
-        return said
+                forecasts[trial.number] = found
+        return forecasts
 
-    def _observed(
-        self, study: Study, trials: Sequence[FrozenTrial], said: Mapping[int, Forecast]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points, values and standard errors of all trials that say something; values as if maximised."""
-        sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
-        telling = [one for one in trials if one.number in said]
-        return (
-            np.array([self._encode(one) for one in telling]).reshape(-1, self._cube.width),
-            np.array([sign * said[one.number].mean for one in telling]),
-            np.array([said[one.number].error for one in telling]),
-        )
-
-    def _encode(self, trial: FrozenTrial) -> np.ndarray:
-        return self._cube.point({name: trial.params[name] for name in self._space if name in trial.params})
+    def _points(self, trials: Sequence[FrozenTrial]) -> np.ndarray:
+        """The settings of trials as points of the cube: (n, width)."""
+        rows = [
+            self._cube.point({name: one.params[name] for name in self._space if name in one.params}) for one in trials
+        ]
+        return np.array(rows).reshape(-1, self._cube.width)
 
     def _best(
         self, worth: Callable[[np.ndarray], np.ndarray], leaders: np.ndarray, draw: np.random.Generator
@@ -261,14 +262,13 @@ def _value(one: BaseDistribution, fraction: float) -> float | int:
     return min(high, max(low, raw))
 
 
-def _fewer(points: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The observations a process is fitted to: all, or in a large study the best half of `MOST` and the latest half."""
-    if len(values) <= MOST:
-        return points, values, errors
-    latest = np.arange(len(values) - MOST // 2, len(values))
-    best = np.argsort(-values[: latest[0]], kind="stable")[: MOST - len(latest)]
-    kept = np.sort(np.concatenate([best, latest]))
-    return points[kept], values[kept], errors[kept]
+def best_and_latest(values: np.ndarray, limit: int) -> np.ndarray:
+    """Indices of `values`, rising: all of them, or the latest half of `limit` and the best of the others."""
+    if len(values) <= limit:
+        return np.arange(len(values))
+    latest = np.arange(len(values) - limit // 2, len(values))
+    best = np.argsort(-values[: latest[0]], kind="stable")[: limit - len(latest)]
+    return np.sort(np.concatenate([best, latest]))
 
 
 def _diverged(trial: FrozenTrial) -> bool:
@@ -283,15 +283,8 @@ def _log_survival(points: np.ndarray, process: Posterior, lost: np.ndarray) -> n
     """
     if not len(lost):
         return np.zeros(len(points))
-    lengths = np.minimum(process.lengths, FARTHEST)
-    good, bad = _nearest(points, process.inputs, lengths), _nearest(points, lost, lengths)
+    lengths = np.minimum(process.lengths, MAX_DISTANCE)
+    good, bad = distances(points, process.inputs, lengths).min(1), distances(points, lost, lengths).min(1)
     near = np.exp(-bad)
     survival: np.ndarray = np.log1p(-0.5 * near) - HOPELESS * (bad < good + MARGIN)
     return survival
-
-
-def _nearest(points: np.ndarray, others: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Distance of each point to the nearest of the others, in correlation lengths: (m,)."""
-    steps = (points[:, None, :] - others[None, :, :]) / lengths
-    distances: np.ndarray = np.sqrt((steps * steps).sum(2)).min(1)
-    return distances

@@ -62,35 +62,45 @@ class Posterior:
 
 def matern(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Matern 5/2 correlations of (m, d) and (n, d) points: (m, n)."""
-    a, b = a / lengths, b / lengths
-    squares = np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0.0)
-    scaled = _ROOT5 * np.sqrt(squares)
+    scaled = _ROOT5 * distances(a, b, lengths)
     return (1 + scaled + scaled * scaled / 3) * np.exp(-scaled)  # type: ignore[no-any-return]
 
 
-def fit(inputs: np.ndarray, values: np.ndarray, errors: np.ndarray) -> Posterior:
+def distances(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Distances of (m, d) and (n, d) points, in correlation lengths: (m, n)."""
+    a, b = a / lengths, b / lengths
+    squares = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
+    return np.sqrt(np.maximum(squares, 0.0))  # type: ignore[no-any-return]
+
+
+def fit(
+    inputs: np.ndarray, values: np.ndarray, errors: np.ndarray, learned_from: np.ndarray | None = None
+) -> Posterior:
     """The process that explains `values` (n,) at `inputs` (n, d) best; n at least 2.
 
-    errors   (n,) standard error of each value, in its unit; a common factor of all of them is learned too
+    errors         (n,) standard error of each value, in its unit; a common factor of all of them is learned too
+    learned_from   indices of the observations that lengths and variances are learned from; None: all of them
     """
     import torch  # here, so that commands that never search do not wait for it
 
     centre, scale = float(np.median(values)), float(values.std()) or 1.0
     y, e = (values - centre) / scale, np.maximum(errors / scale, 0.02)
     dimensions = inputs.shape[1]
-    differences = (inputs[:, None, :] - inputs[None, :, :]) ** 2  # (n, n, d)
+    few = slice(None) if learned_from is None else learned_from
+    differences = (inputs[few, None, :] - inputs[None, few, :]) ** 2  # (n, n, d)
+    data = differences, y[few], e[few]
     best, lowest = np.array([_LENGTH[0]] * dimensions + [_SIGNAL[0], _NOISE[0]]), math.inf
     for length in _STARTS:
         theta = torch.tensor([math.log(length)] * dimensions + [0.0, 0.0], dtype=torch.float64)
         optimiser = torch.optim.LBFGS([theta], max_iter=40, history_size=12, line_search_fn="strong_wolfe")
 
         def closure(theta: torch.Tensor = theta) -> float:
-            loss, gradient = _objective(theta.numpy(), differences, y, e)
+            loss, gradient = _objective(theta.numpy(), *data)
             theta.grad = torch.from_numpy(gradient)
             return loss
 
         optimiser.step(closure)
-        loss = _objective(theta.numpy(), differences, y, e)[0]
+        loss = _objective(theta.numpy(), *data)[0]
         if loss < lowest:  # never where it is not a number
             best, lowest = theta.numpy().copy(), loss
     lengths, signal, noise = _natural(best, dimensions)
@@ -158,8 +168,8 @@ def _objective(
     if np.abs(theta).max() > 8:
         return math.inf, np.zeros_like(theta)
     lengths, signal, factor = _natural(theta, dimensions)
-    scaled = differences / lengths**2
-    r = _ROOT5 * np.sqrt(scaled.sum(2))
+    flat = differences.reshape(-1, dimensions)
+    r = _ROOT5 * np.sqrt(flat @ lengths**-2.0).reshape(count, count)
     decay = np.exp(-r)
     kernel = signal * (1 + r + r * r / 3) * decay
     noise = factor * errors * errors
@@ -174,8 +184,8 @@ def _objective(
     loss = 0.5 * float(y @ alpha) + float(np.log(np.diag(lower)).sum())
     weight = 0.5 * (inverse - np.outer(alpha, alpha))  # d loss / d covariance
     gradient = np.empty_like(theta)
-    slope = weight * (signal * (5 / 3) * (1 + r) * decay)  # d kernel / d log l_k = slope's factor * scaled_k
-    gradient[:dimensions] = np.tensordot(slope, scaled, axes=([0, 1], [0, 1]))
+    slope = weight * (signal * (5 / 3) * (1 + r) * decay)  # d kernel / d log l_k is that times differences_k / l_k^2
+    gradient[:dimensions] = slope.ravel() @ flat / lengths**2
     gradient[dimensions] = float((weight * kernel).sum())
     gradient[dimensions + 1] = float((np.diag(weight) * noise).sum())
     widths = np.array([_LENGTH] * dimensions + [_SIGNAL, _NOISE])

@@ -55,7 +55,7 @@ class ForecastPruner(BasePruner):
             raise ValueError(f"n_startup_trials = {n_startup_trials}: at least 2 are needed")
         if not 0 <= keep <= 1 or not odds > 0:
             raise ValueError(f"keep = {keep}, odds = {odds}: expected [0, 1] and above 0")
-        self._forecast = Forecaster(window, n_startup_trials, seed_noise_db)
+        self._forecaster = Forecaster(window, n_startup_trials, seed_noise_db)
         self._warmup_epochs = max(warmup_epochs, 1)
         self._interval_epochs = interval_epochs
         self._keep = keep
@@ -67,34 +67,35 @@ class ForecastPruner(BasePruner):
         epoch = trial.last_step
         if epoch is None or not self._is_rung(epoch) or epoch < self._shows_at(trial):
             return False
-        own = self._forecast(study, trial)
+        trials = self._forecaster.trials(study)
+        own = self._forecaster.forecast(trial)
         if own is None:
             return False
         sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        ended = [one for one in trials if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         ended = [one for one in ended if not any(value > 0 for value in one.constraints.values())]
         complete = [one for one in ended if one.state == TrialState.COMPLETE and one.value is not None]
         if len(complete) < LEAST_COMPLETE * len(ended):
             return False  # a wrong idea of how curves go on would never be found out
         complete.sort(key=lambda one: -sign * (one.value or 0.0))
         best = complete[max(math.ceil(self._keep * len(complete)), 1) - 1]
-        leader = self._forecast.value(best)
-        fresh = self._recent(study, [one for one in ended if one.number != best.number])
+        leader = self._forecaster.value(best)
+        fresh = self._recent([one for one in ended if one.number != best.number])
         if not fresh:
             return False
         chance = math.fsum(_exceeds(one, leader, sign) for one in fresh) / len(fresh)
         return _exceeds(own, leader, sign) < self._odds * chance
 
-    def _recent(self, study: Study, ended: list[FrozenTrial]) -> list[Forecast]:
+    def _recent(self, ended: list[FrozenTrial]) -> list[Forecast]:
         """What the last trials came to, or would have come to: a trial begun now is taken to be like one of them."""
         known: list[Forecast] = []
         for one in reversed(ended):
             if len(known) == RECENT:
                 break
             if one.state == TrialState.COMPLETE and one.value is not None:
-                known.append(self._forecast.value(one))
+                known.append(self._forecaster.value(one))
             else:
-                expected = self._forecast(study, one)
+                expected = self._forecaster.forecast(one)
                 known += [] if expected is None else [expected]
         return known
 

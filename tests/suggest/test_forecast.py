@@ -7,9 +7,10 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cvaeopt.suggest.forecast import Forecaster, forecast, standing
+from cvaeopt.suggest.estimate import curve_until, epoch_noise
+from cvaeopt.suggest.forecast import Forecast, Forecaster, Gains, standing
 
 
 @settings(max_examples=40, deadline=None)
@@ -20,7 +21,7 @@ def test_a_gain_that_is_linear_in_standing_and_climbing_is_foretold(
     generator = np.random.default_rng(seed)
     standings = np.column_stack([generator.uniform(15, 30, 200), generator.uniform(0, 0.5, 200)])
     ends = standings[:, 0] + constant + level * (standings[:, 0] - 22) + climb * 30 * standings[:, 1]
-    found = forecast(standings, ends, (24.0, 0.2), 30)
+    found = Gains.learn(standings, ends, 30).forecast((24.0, 0.2))
     assert found.mean == pytest.approx(24 + constant + 2 * level + climb * 6, abs=0.02)
     assert found.error < 0.3
 
@@ -33,7 +34,7 @@ def test_the_error_is_what_it_says(count: int) -> None:
         standings = np.column_stack([generator.normal(25, 2, count + 1), generator.normal(0.1, 0.05, count + 1)])
         gains = 3 - 0.2 * (standings[:, 0] - 25) + 12 * standings[:, 1] + generator.normal(0, 0.8, count + 1)
         ends = standings[:, 0] + gains
-        found = forecast(standings[1:], ends[1:], tuple(standings[0]), 40)
+        found = Gains.learn(standings[1:], ends[1:], 40).forecast(standings[0])
         misses.append((ends[0] - found.mean) / found.error)
     assert np.sqrt(np.mean(np.square(misses))) == pytest.approx(1.0, abs=0.25)
 
@@ -42,13 +43,13 @@ def test_more_complete_trials_make_a_forecast_surer() -> None:
     generator = np.random.default_rng(0)
     standings = np.column_stack([generator.normal(25, 1, 40), generator.normal(0.1, 0.02, 40)])
     ends = standings[:, 0] + 2 + generator.normal(0, 0.3, 40)
-    errors = [forecast(standings[:count], ends[:count], (25.0, 0.1), 40).error for count in (2, 4, 10, 40)]
+    errors = [Gains.learn(standings[:count], ends[:count], 40).forecast((25.0, 0.1)).error for count in (2, 4, 10, 40)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == pytest.approx(0.35, abs=0.1)
 
 
 def test_standing_is_the_windows_mean_and_the_later_halfs_slope() -> None:
-    level, slope = standing([0.0] * 10 + [float(step) for step in range(10)], 4)
+    level, slope = standing(np.array([0.0] * 10 + [float(step) for step in range(10)]), 4)
     assert level == pytest.approx((6 + 7 + 8 + 9) / 4)
     assert slope == pytest.approx(1.0)
 
@@ -67,7 +68,59 @@ def test_a_forecaster_waits_for_its_trials_and_leaves_out_what_has_no_values() -
     study.add_trial(create_trial(value=99.0, intermediate_values={1: float("nan"), 2: float("nan")}))
     early = create_trial(state=TrialState.PRUNED, intermediate_values={1: 11.5, 2: 21.5})
     early.number = 50
-    assert Forecaster(1, 5, 0.35)(study, early) is None
-    found = Forecaster(1, 4, 0.35)(study, early)
+    assert forecast_of(Forecaster(1, 5, 0.35), study, early) is None
+    found = forecast_of(Forecaster(1, 4, 0.35), study, early)
     assert found is not None and found.mean == pytest.approx(23.5, abs=0.1)
-    assert Forecaster(1, 4, 0.35)(study, create_trial(state=TrialState.RUNNING)) is None
+    assert forecast_of(Forecaster(1, 4, 0.35), study, create_trial(state=TrialState.RUNNING)) is None
+
+
+def forecast_of(forecaster: Forecaster, study: optuna.Study, trial: FrozenTrial) -> Forecast | None:
+    forecaster.trials(study)
+    return forecaster.forecast(trial)
+
+
+def plainly(study: optuna.Study, trial: FrozenTrial, window: int, seed_noise_db: float) -> Forecast | None:
+    """The forecast computed from nothing but the stored curves, trial by trial."""
+    epoch = trial.last_step
+    curve = [] if epoch is None else curve_until(trial.intermediate_values, epoch)
+    if not curve:
+        return None
+    standings, ends, noises, last = [], [], [], epoch
+    for other in study.get_trials(states=(TrialState.COMPLETE,)):
+        whole = curve_until(other.intermediate_values, 10**6)
+        before = curve_until(other.intermediate_values, epoch)
+        if before and other.last_step > epoch:
+            standings.append(standing(np.array(before), window))
+            ends.append(np.mean(whole[-window:]))
+            noises.append(epoch_noise(whole[len(whole) // 2 :]) or 0.0)
+            last = max(last, other.last_step)
+    if len(ends) < 3:
+        return None
+    noise = np.hypot(np.median(noises) / np.sqrt(window), seed_noise_db)
+    gains = Gains.learn(np.array(standings), np.array(ends), last - epoch, noise)
+    return gains.forecast(standing(np.array(curve), window))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_what_is_kept_between_readings_changes_no_forecast(seed: int, window: int) -> None:
+    generator = np.random.default_rng(seed)
+    study, forecaster = optuna.create_study(direction="maximize"), Forecaster(window, 3, 0.35)
+    for number in range(14):
+        epochs = int(generator.integers(1, 20))
+        curve = dict(enumerate((25 + generator.normal(0, 1, epochs).cumsum()).tolist(), 1))
+        for epoch in generator.integers(1, epochs + 1, 2).tolist():  # some trials miss epochs, or have no number there
+            if epoch < epochs and generator.random() < 0.2:
+                curve[epoch] = float("nan")
+            elif epoch < epochs and generator.random() < 0.2:
+                curve.pop(epoch, None)
+        state = TrialState.COMPLETE if generator.random() < 0.6 else TrialState.PRUNED
+        value = curve[epochs] if state == TrialState.COMPLETE else None
+        study.add_trial(create_trial(state=state, value=value, intermediate_values=curve))
+        for trial in forecaster.trials(study):
+            if trial.state == TrialState.PRUNED:
+                known, expected = forecaster.forecast(trial), plainly(study, trial, window, 0.35)
+                assert (known is None) == (expected is None)
+                if known is not None and expected is not None:
+                    assert known.mean == pytest.approx(expected.mean, abs=1e-9)
+                    assert known.error == pytest.approx(expected.error, abs=1e-9)

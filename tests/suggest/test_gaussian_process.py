@@ -72,6 +72,19 @@ def test_one_observation_more_is_the_same_as_conditioning_on_all_at_once() -> No
     assert (believing.at(new)[1] < process.at(new)[1]).all()
 
 
+def test_lengths_are_learned_from_some_observations_and_the_posterior_uses_all() -> None:
+    inputs, values, errors = drawn(9, 30, 2)
+    every, some = fit(inputs, values, errors), np.arange(20)
+    np.testing.assert_array_equal(fit(inputs, values, errors, np.arange(30)).lengths, every.lengths)
+    values[20:] += 2
+    inputs[20:] += 5  # far away: what is seen there says nothing about the others
+    part, far = fit(inputs, values, errors, some), np.array([[5.5, 5.5]])
+    assert part.at(far)[0][0] > part.at(inputs[:20])[0].mean() + 1
+    assert part.at(inputs[:20])[0] == pytest.approx(
+        fit(inputs[:20], values[:20], errors[:20]).at(inputs[:20])[0], abs=0.2
+    )
+
+
 def test_a_value_with_a_large_error_counts_for_little() -> None:
     inputs = np.linspace(0, 1, 8)[:, None]
     values = 25 + inputs[:, 0]

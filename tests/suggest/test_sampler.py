@@ -199,14 +199,66 @@ def test_two_samplers_take_turns_after_the_first_trials():
 
 
 def test_of_a_large_study_the_best_and_the_latest_are_looked_at():
-    generator = np.random.default_rng(0)
-    points, values, errors = generator.random((1000, 2)), generator.normal(size=1000), np.full(1000, 0.3)
-    kept = bayesian._fewer(points, values, errors)
-    assert [len(one) for one in kept] == [bayesian.MOST] * 3
-    assert (kept[1][-bayesian.MOST // 2 :] == values[-bayesian.MOST // 2 :]).all()
-    assert kept[1].max() == values.max()
-    few = bayesian._fewer(points[:300], values[:300], errors[:300])
-    assert (few[0] == points[:300]).all()
+    values = np.random.default_rng(0).normal(size=1000)
+    kept = values[bayesian.best_and_latest(values, 300)]
+    assert len(kept) == 300
+    assert (kept[-150:] == values[-150:]).all()
+    assert sorted(kept[:-150]) == sorted(values[:-150])[-150:]
+    assert (bayesian.best_and_latest(values[:300], 300) == np.arange(300)).all()
+
+
+class Counting(optuna.storages.InMemoryStorage):
+    """A storage that counts how often all trials are read."""
+
+    reads = 0
+
+    def get_all_trials(self, *args, **kwargs):
+        self.reads += 1
+        return super().get_all_trials(*args, **kwargs)
+
+
+def grow(study, definition, trials, seed=0):
+    """Trials with curves: complete, pruned, diverged and running ones in turn; their settings."""
+    generator, configs = np.random.default_rng(seed), []
+    for number in range(trials):
+        trial = study.ask()
+        configs.append(suggest(definition, trial))
+        kind = ("complete", "complete", "pruned", "complete", "diverged", "pruned", "running")[number % 7]
+        epochs = 30 if kind == "complete" else int(generator.integers(3, 25))
+        level = 30 + value_of(configs[-1])
+        for epoch in range(1, epochs + 1):
+            trial.report(level - 5 / epoch + generator.normal(0, 0.1), epoch)
+        trial.set_constraint("diverged", float(kind == "diverged"))
+        if kind == "complete":
+            study.tell(trial, level)
+        elif kind != "running":
+            study.tell(trial, state=TrialState.PRUNED)
+    return configs
+
+
+def test_what_a_sampler_keeps_changes_none_of_its_suggestions():
+    definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0})
+    kept = optuna.create_study(study_name="kept", direction="maximize", sampler=sampler_for(definition))
+    grow(kept, definition, 18)
+    fresh = optuna.create_study(study_name="fresh", direction="maximize")
+    for trial in kept.get_trials():
+        fresh.add_trial(trial)
+    fresh.sampler = sampler_for(definition)
+    assert suggest(definition, kept.ask()) == suggest(definition, fresh.ask())
+
+
+def test_a_suggestion_reads_the_trials_once_however_many_there_are():
+    definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0})
+    storage = Counting()
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=sampler_for(definition))
+    reads = []
+    for _ in range(3):
+        grow(study, definition, 7)
+        trial = study.ask()
+        storage.reads = 0
+        suggest(definition, trial)
+        reads.append(storage.reads)
+    assert reads == [1, 1, 1]
 
 
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.RUNNING])
