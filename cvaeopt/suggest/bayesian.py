@@ -30,9 +30,7 @@ from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
 
 CANDIDATES = 1024
 ROUNDS = 6  # of refinement about the best candidates, each half as wide
-MAX_DISTANCE = (
-    1.0  # correlation length, in widths of the cube, from which a setting is taken not to matter for divergence
-)
+MAX_LENGTH = 1.0  # longest correlation length, in widths of the cube, that is used for divergence
 MAX_OBSERVATIONS = 300  # that the process is conditioned on: its time grows with their third power
 MAX_LEARNED_FROM = 150  # observations that its lengths and variances are learned from, which takes 50 factorisations
 MARGIN = 0.1  # correlation lengths
@@ -101,9 +99,8 @@ class GaussianProcessSampler(BaseSampler):
         process = fit(points, values, errors, best_and_latest(values, MAX_LEARNED_FROM))
         best = float(process.at(points)[0].max())
         noise = math.sqrt(float(process.noise.min()))  # of a training that runs to its end
-        silent = self._points(
-            [one for one in trials if one.state == TrialState.RUNNING and one.number not in forecasts]
-        )
+        running = [one for one in trials if one.state == TrialState.RUNNING]
+        silent = self._points([one for one in running if one.number not in forecasts])
         if len(silent):
             process = process.believing(silent, np.full(len(silent), self._seed_noise_db))
         diverged = self._points(lost[-MAX_OBSERVATIONS:])
@@ -283,7 +280,7 @@ def _log_survival(points: np.ndarray, process: Posterior, lost: np.ndarray) -> n
     """
     if not len(lost):
         return np.zeros(len(points))
-    lengths = np.minimum(process.lengths, MAX_DISTANCE)
+    lengths = np.minimum(process.lengths, MAX_LENGTH)
     good, bad = distances(points, process.inputs, lengths).min(1), distances(points, lost, lengths).min(1)
     near = np.exp(-bad)
     survival: np.ndarray = np.log1p(-0.5 * near) - HOPELESS * (bad < good + MARGIN)

@@ -63,7 +63,7 @@ class Posterior:
 def matern(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Matern 5/2 correlations of (m, d) and (n, d) points: (m, n)."""
     scaled = _ROOT5 * distances(a, b, lengths)
-    return (1 + scaled + scaled * scaled / 3) * np.exp(-scaled)  # type: ignore[no-any-return]
+    return (1 + scaled + scaled * scaled / 3) * np.exp(-scaled)
 
 
 def distances(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:

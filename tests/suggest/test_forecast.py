@@ -106,7 +106,7 @@ def plainly(study: optuna.Study, trial: FrozenTrial, window: int, seed_noise_db:
 def test_what_is_kept_between_readings_changes_no_forecast(seed: int, window: int) -> None:
     generator = np.random.default_rng(seed)
     study, forecaster = optuna.create_study(direction="maximize"), Forecaster(window, 3, 0.35)
-    for number in range(14):
+    for _ in range(14):
         epochs = int(generator.integers(1, 20))
         curve = dict(enumerate((25 + generator.normal(0, 1, epochs).cumsum()).tolist(), 1))
         for epoch in generator.integers(1, epochs + 1, 2).tolist():  # some trials miss epochs, or have no number there
