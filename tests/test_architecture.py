@@ -29,6 +29,7 @@ FLOORS = (
     "terminal",
     "commands",
     "cli",
+    "__main__",
 )
 """The rooms from the ground up: modules of the package itself, and folders."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ PAGES = sorted(
     if not any(part.startswith(".") or part == "demo" for part in path.parts[len(ROOT.parts) :])
 )
 README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
+COMMANDS = (DOCS / "commands.md").read_text()
 
 
 def commands() -> set[str]:
@@ -30,8 +33,12 @@ def commands() -> set[str]:
     return names
 
 
-def test_every_command_is_in_the_readme() -> None:
-    shown = set(re.findall(r"`cvaeopt ([a-z-]+)", README))
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_command_has_its_row() -> None:
+    shown = set(re.findall(r"(?m)^\| `cvaeopt ([a-z-]+)", COMMANDS))
     assert commands() <= shown
 
 
@@ -64,10 +71,12 @@ def test_every_relative_link_lives(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
-def test_the_readmes_python_is_python_and_names_what_exists() -> None:
+def test_the_python_of_the_pages_is_python_and_names_what_exists() -> None:
     import importlib
 
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    blocks = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert len(blocks) >= 3
+    for block in blocks:
         tree = ast.parse(block)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -82,17 +91,16 @@ def test_the_readmes_make_targets_exist() -> None:
         assert re.search(rf"(?m)^{target}:", makefile), target
 
 
-def test_every_message_of_the_readmes_troubleshooting_is_one_of_the_programs() -> None:
-    section = README.partition("## When something goes wrong")[2]
-    messages = re.findall(r"(?m)^\| `([^`]+)` \|", section)
+def test_every_message_of_the_troubleshooting_page_is_one_of_the_programs() -> None:
+    messages = re.findall(r"(?m)^\| `([^`]+)` \|", (DOCS / "troubleshooting.md").read_text())
     assert len(messages) >= 10
     sources = " ".join(path.read_text() for path in sorted((ROOT / "cvaeopt").rglob("*.py")))
     for message in messages:
         assert message in sources, message
 
 
-def test_the_readme_says_where_to_add_things_and_the_files_exist() -> None:
-    table = re.search(r"\| to add \|.*?\n\n", README, re.DOTALL)
+def test_the_documentation_says_where_to_add_things_and_the_files_exist() -> None:
+    table = re.search(r"\| to add \|.*?\n\n", (DOCS / "architecture.md").read_text(), re.DOTALL)
     assert table is not None
     named = re.findall(r"`([a-z_/]+\.(?:py|md))`", table.group())
     assert len(named) >= 9
@@ -100,10 +108,31 @@ def test_the_readme_says_where_to_add_things_and_the_files_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
-def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "search" / "search_index.js").stat().st_size > 10_000
+    named = set(re.findall(r"(?m)^ +- .*?([\w/-]+)\.md$", (ROOT / "mkdocs.yml").read_text()))
+    assert {"docs/commands", "studies/README", "docs/zh-TW/quick-start"} <= named
+    for name in named:
+        page = (tmp_path / ("index" if name == "README" else name)).with_suffix(".html")
+        if not page.is_file():
+            page = tmp_path / name.replace("README", "index")
+            page = page.with_suffix(".html")
+        foreign = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?://[^\s\">]+)", page.read_text())
+        assert foreign == [], page
+
+
+def test_exit_codes_of_the_documentation_are_those_of_the_errors() -> None:
     from cvaeopt import errors
 
-    sentence = re.search(r"Exit codes: (.*?)\n\n", README, re.DOTALL)
+    sentence = re.search(r"Exit codes: (.*?)\n\n", COMMANDS, re.DOTALL)
     assert sentence is not None
     stated = {int(code) for code in re.findall(r"\b(\d+) ", sentence.group(1))}
     assert stated == {
