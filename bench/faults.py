@@ -52,6 +52,7 @@ from cvaeopt.errors import CheckpointError, CvaeoptError
 from cvaeopt.files import RunFolder
 from cvaeopt.run.events import Event, LeaseTaken, Outage, TrialEnded, TrialLeft, Warned
 from cvaeopt.run.objective import Objective
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
@@ -247,10 +248,11 @@ def train_ours(task: Task) -> None:
                 lambda trial, lease: Counted(objective.open(trial, lease.token), log, task.full),
                 artifacts=task.artifacts,
                 listener=log.hear,
-                ttl_s=task.size.ttl_s,
+                timing=Timing(ttl_s=task.size.ttl_s),
             )
             if task.stranger:
-                worker.place = dataclasses.replace(worker.place, kernel="")
+                place = dataclasses.replace(worker.session.place, kernel="")
+                worker.session = dataclasses.replace(worker.session, place=place)
             worker.run()
     except CvaeoptError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

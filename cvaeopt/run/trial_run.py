@@ -6,7 +6,7 @@ import logging
 import math
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,7 +136,7 @@ class TrialRun:
         """One row per finished epoch, see `EpochResult`."""
         return self.trainer.history
 
-    def run(self) -> Iterator[EpochResult]:
+    def run(self) -> Generator[EpochResult, None, None]:
         """Train the epochs that remain."""
         return self.trainer.run()
 

@@ -15,7 +15,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ class Trainer:
             torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
             torch.backends.cuda.matmul.fp32_precision = mode
 
-    def run(self, until_epoch: int | None = None) -> Iterator[EpochResult]:
+    def run(self, until_epoch: int | None = None) -> Generator[EpochResult, None, None]:
         """Train and validate epoch after epoch until `until_epoch` (default: config.num_epoch) are finished.
 
         Raises Diverged, with the epoch, when a loss or the PSNR is not finite.

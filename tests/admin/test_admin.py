@@ -118,10 +118,10 @@ def train(site: Site, epochs: int | None = None, name: str = "main") -> list[Fak
 
     def before(run: FakeRun, epoch: int) -> None:
         if next(trained) == epochs:
-            worker.courier.stop_asked = True
+            worker.stop()
 
     fakes = Fakes(site.artifacts, awkward, before)
-    worker = Worker(create_or_open(storage, definition(name)), storage, fakes, artifacts=site.artifacts, signals=False)
+    worker = Worker(create_or_open(storage, definition(name)), storage, fakes, artifacts=site.artifacts)
     worker.run()
     storage.close()
     return fakes.runs

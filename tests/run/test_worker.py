@@ -35,8 +35,9 @@ from cvaeopt.run.events import (
     Waiting,
     Warned,
 )
-from cvaeopt.run.reporter import Courier
+from cvaeopt.run.reporter import Reporter
 from cvaeopt.run.signals import ASKING
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.leases import Beat, Fleet, Lease, Place, Pulse, ask_stop, workers
 from cvaeopt.store.storage import Storage, open_storage
@@ -49,6 +50,7 @@ from tests.support.waiting import until
 __all__ = ["outage"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
+QUICK = Timing(poll_s=0.05)
 
 
 @pytest.fixture
@@ -72,9 +74,9 @@ class Bench:
     folder: Path
     events: Events = field(default_factory=Events)
 
-    def worker(self, study: optuna.Study, factory: Any, **settings: Any) -> Worker:
-        settings = {"poll_s": 0.05, **settings}
-        return Worker(study, self.storage, factory, artifacts=self.folder, listener=self.events, **settings)
+    def worker(self, study: optuna.Study, factory: Any, timing: Timing = QUICK, **settings: Any) -> Worker:
+        settings = {"listener": self.events, "timing": timing, **settings}
+        return Worker(study, self.storage, factory, artifacts=self.folder, **settings)
 
     def fakes(self, **behaviour: Any) -> Fakes:
         return Fakes(self.folder, **behaviour)
@@ -330,7 +332,7 @@ def test_a_trial_that_cannot_begin_on_a_full_disk_waits_for_room(lite: Bench) ->
             raise OSError(28, "No space left on device")
         return fakes(trial, lease)
 
-    assert lite.worker(study, factory, max_consecutive_failures=1).run().kind == "finished"
+    assert lite.worker(study, factory).run().kind == "finished"
     assert tries == [0, 0, 0, 0, 1]
     assert states(study) == ["COMPLETE", "COMPLETE"]
     assert {lease.attempt for lease in leases(lite.storage)} == {1}
@@ -351,7 +353,7 @@ def test_looks_for_room_on_a_full_disk_grow_rare_and_end_with_what_to_do(lite: B
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(TryAgain, match=r"is full \(\d+ MB free\), and was for \d+ s .*Make room under"):
-        lite.worker(study, factory, poll_s=10.0, limit_s=900.0, sleep=slept.append).run()
+        lite.worker(study, factory, Timing(poll_s=10.0, limit_s=900.0, sleep=slept.append)).run()
     assert pauses[:7] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
     assert set(pauses[7:]) == {30.0}
     assert 900 <= sum(slept) < 930
@@ -377,7 +379,7 @@ def test_a_disk_that_stays_full_ends_the_worker_and_not_the_trials(lite: Bench) 
         raise OSError(28, "No space left on device", "config.json")
 
     with pytest.raises(TryAgain, match="No space left"):
-        lite.worker(study, factory, limit_s=0.1).run()
+        lite.worker(study, factory, Timing(poll_s=0.05, limit_s=0.1)).run()
     assert states(study) == ["RUNNING"]
     assert leases(lite.storage)[0].owner is None
     assert lite.worker(study, lite.fakes()).run().kind == "finished"
@@ -386,17 +388,17 @@ def test_a_disk_that_stays_full_ends_the_worker_and_not_the_trials(lite: Bench) 
 
 def test_a_trial_that_kills_its_workers_is_failed_and_learnt(lite: Bench) -> None:
     study = make_study(lite.storage, trials=2)
-    fleet = Fleet(lite.storage, "main", max_attempts=2)
-    for worker in "ab":
+    fleet = Fleet(lite.storage, "main")
+    for worker in "abc":
         fleet.claim(worker)
         expire(lite.storage)
     factory = lite.fakes()
-    lite.worker(study, factory, max_attempts=2).run()
+    lite.worker(study, factory).run()
     assert states(study) == ["PRUNED", "COMPLETE"]
     assert [run.number for run in factory.runs] == [1]
     assert study.trials[0].constraints["crashed"] == 1.0
     assert study.trials[0].user_attrs["failed"] == "crashed"
-    assert "2 workers died" in study.trials[0].user_attrs["reason"]
+    assert "3 workers died" in study.trials[0].user_attrs["reason"]
 
 
 def test_a_file_that_was_cut_short_by_a_kill_is_gone_when_the_trial_is_over(lite: Bench) -> None:
@@ -434,19 +436,6 @@ def test_a_terminated_worker_finishes_its_epoch_and_the_next_one_goes_on_there(b
     assert trial.user_attrs["attempt"] == 1
     assert [event.reason for event in bench.events.of(Stopping)] == ["SIGTERM received"]
     assert [event.epoch for event in bench.events.of(TrialStarted)] == [0, 2]
-
-
-def test_with_rare_checkpoints_a_worker_that_leaves_still_saves_its_last_epoch(lite: Bench) -> None:
-    study = make_study(lite.storage, trials=1, epochs=7)
-
-    def terminate(run: FakeRun, epoch: int) -> None:
-        if epoch == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    lite.worker(study, lite.fakes(before_epoch=terminate), checkpoint_every=3).run()
-    second = lite.fakes()
-    lite.worker(study, second, checkpoint_every=3).run()
-    assert second.runs[0].trained == [6, 7]
 
 
 @pytest.mark.parametrize("number", ASKING)
@@ -489,8 +478,8 @@ def test_an_operator_stops_a_worker_and_a_new_one_resumes_the_study(bench: Bench
     def ask(run: FakeRun, epoch: int) -> None:
         if epoch == 2:
             assert ask_stop(bench.storage, "main") == [worker.id]
-            worker.courier.show("running", "asked")  # brings the next beat forward
-            until(lambda: worker.courier.stop_asked)
+            worker.reporter.show("running", "asked")  # brings the next beat forward
+            until(lambda: worker.reporter.stop_asked)
 
     first = bench.fakes(before_epoch=ask)
     worker = bench.worker(study, first)
@@ -641,7 +630,7 @@ def test_training_goes_on_through_an_outage_and_reports_are_delivered_in_order(
             away.pop().come_back()
 
     factory = bench.fakes(before_epoch=before)
-    assert bench.worker(study, factory, ttl_s=8).run().kind == "finished"
+    assert bench.worker(study, factory, Timing(ttl_s=8, poll_s=0.05)).run().kind == "finished"
     assert [run.trained for run in factory.runs] == [list(range(1, 9))] * 2
     assert pruner.asked == [(number, epoch) for number in (0, 1) for epoch in range(1, 9)]
     for number, trial in enumerate(study.trials):
@@ -667,7 +656,7 @@ def test_pruning_that_was_decided_during_an_outage_is_acted_on_afterwards(lite: 
             until(lambda: lite.events.of(Recovered))
 
     factory = lite.fakes(before_epoch=before)
-    lite.worker(study, factory, ttl_s=4).run()
+    lite.worker(study, factory, Timing(ttl_s=4, poll_s=0.05)).run()
     (trial,) = study.trials
     assert trial.state == TrialState.PRUNED
     assert trial.last_step == 3  # as without the outage
@@ -688,7 +677,7 @@ def test_an_outage_beyond_its_limit_ends_the_worker_and_nothing_is_lost(
 
     first = bench.fakes(before_epoch=before)
     with pytest.raises(StorageUnreachable, match="reports wait for it"):
-        bench.worker(study, first, ttl_s=4, limit_s=1.0).run()
+        bench.worker(study, first, Timing(ttl_s=4, limit_s=1.0, poll_s=0.05)).run()
     away.pop().come_back()
     trained = len(first.runs[0].trained)
     assert 3 < trained < 60
@@ -709,7 +698,8 @@ def test_a_stop_during_an_outage_does_not_wait_for_its_end(bench: Bench, outage:
             away.append(outage())
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert bench.worker(study, bench.fakes(before_epoch=before), ttl_s=4).run().kind == "stopped"
+    timing = Timing(ttl_s=4, poll_s=0.05)
+    assert bench.worker(study, bench.fakes(before_epoch=before), timing).run().kind == "stopped"
     away.pop().come_back()
     assert leases(bench.storage)[0].state == "open"
     expire(bench.storage)
@@ -721,7 +711,7 @@ def test_a_stop_during_an_outage_does_not_wait_for_its_end(bench: Bench, outage:
 # ---- the thread beside the training
 
 
-def test_the_courier_outlives_errors(sqlite: Storage) -> None:
+def test_the_reporter_outlives_errors(sqlite: Storage) -> None:
     make_study(sqlite)
 
     class Clumsy(Fleet):
@@ -737,13 +727,13 @@ def test_the_courier_outlives_errors(sqlite: Storage) -> None:
         raise BrokenPipeError
 
     fleet = Clumsy(sqlite, "main", ttl_s=1)
-    courier = Courier(fleet, "a", deaf)
+    reporter = Reporter(fleet, "a", deaf, Timing(ttl_s=1))
     fleet.register("a", Place.here(), "cpu")
-    courier.start()
+    reporter.start()
     ask_stop(sqlite, "main")
-    until(lambda: courier.stop_asked)
-    courier.close()
-    assert courier.errors >= 2
+    until(lambda: reporter.stop_asked)
+    reporter.close()
+    assert fleet.beats >= 3
 
 
 def test_a_hung_training_is_taken_over_although_its_process_lives(lite: Bench) -> None:
@@ -756,14 +746,15 @@ def test_a_hung_training_is_taken_over_although_its_process_lives(lite: Bench) -
             go_on.wait()
 
     factory = lite.fakes(before_epoch=hang)
-    worker = lite.worker(study, factory, ttl_s=1.0, min_deadline_s=0.5, deadline_factor=1.0)
+    worker = lite.worker(study, factory, Timing(ttl_s=1.0, poll_s=0.05, min_deadline_s=0.5, deadline_factor=1.0))
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
         hung.wait()
         until(lambda: lite.events.of(Stalled))
         other = lite.fakes()
-        assert Worker(study, lite.storage, other, artifacts=lite.folder, ttl_s=1.0, poll_s=0.1).run().kind == "finished"
+        silent = lite.worker(study, other, Timing(ttl_s=1.0, poll_s=0.1), listener=lambda event: None)
+        assert silent.run().kind == "finished"
     finally:
         go_on.set()
         thread.join()

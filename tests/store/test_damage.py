@@ -19,6 +19,7 @@ from cvaeopt.errors import CvaeoptError, StudyDamaged
 from cvaeopt.outcome.export import export_best
 from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report import report
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
@@ -90,7 +91,7 @@ def work(storage: Storage, folder: Path) -> None:
         suggest(definition, trial)
         return FakeRun(lease.number, lease.epochs, folder, lease.token)
 
-    worker = Worker(study, storage, make, artifacts=folder, signals=False, poll_s=0.01)
+    worker = Worker(study, storage, make, artifacts=folder, timing=Timing(poll_s=0.01))
 
     def heard(event: object) -> None:
         if type(event).__name__ in ("TrialEnded", "TrialLeft", "Waiting"):

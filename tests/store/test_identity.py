@@ -150,9 +150,7 @@ def test_a_worker_ends_when_its_study_is_deleted_and_leaves_the_files(storage: S
             delete_study(storage)
 
     heard = Events()
-    worker = Worker(
-        study, storage, Fakes(tmp_path, before_epoch=gone), artifacts=tmp_path, listener=heard, signals=False
-    )
+    worker = Worker(study, storage, Fakes(tmp_path, before_epoch=gone), artifacts=tmp_path, listener=heard)
     with pytest.raises(StudyGone, match="'tiny' was deleted") as caught:
         worker.run()
     assert caught.value.exit_code == 2 and "files of its trials stay" in caught.value.todo
@@ -201,7 +199,7 @@ def test_a_worker_ends_when_the_row_of_its_lease_is_deleted(storage: Storage, tm
             with storage.transaction() as connection:
                 connection.execute(delete(lease_table))
 
-    worker = Worker(study, storage, Fakes(tmp_path, before_epoch=drop), artifacts=tmp_path, signals=False)
+    worker = Worker(study, storage, Fakes(tmp_path, before_epoch=drop), artifacts=tmp_path)
     with pytest.raises(StudyError, match=r"Study 'tiny': the row of trial 0 \(slot 0\) is no longer in cvaeopt_lease"):
         worker.run()
     assert leases(storage) == []

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from cvaeopt.errors import StorageUnreachable
 from cvaeopt.run.events import Event, Waiting
 from cvaeopt.run.signals import StopNow
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store import urls, watchdog
 from cvaeopt.store.leases import Fleet, Place
@@ -85,7 +86,7 @@ def test_a_waiting_worker_whose_server_is_frozen_stops_at_the_first_signal(
     with closing(open_storage(proxy.url(DATABASE), silence_s=1e6)) as storage:
         study = make_study(storage, trials=1)
         Fleet(storage, "main").claim("another", Place.here())  # the only trial
-        worker = Worker(study, storage, Fakes(tmp_path), artifacts=tmp_path, poll_s=0.01)
+        worker = Worker(study, storage, Fakes(tmp_path), artifacts=tmp_path, timing=Timing(poll_s=0.01))
 
         def freeze(event: Event) -> None:
             if isinstance(event, Waiting):
@@ -104,7 +105,7 @@ def test_training_goes_on_while_one_connection_is_dead(proxy: Proxy, storage: St
             proxy.arm("drop", b"trial_intermediate_values")
 
     fakes = Fakes(tmp_path, before_epoch=lose)
-    assert Worker(study, storage, fakes, artifacts=tmp_path, poll_s=0.01).run().kind == "finished"
+    assert Worker(study, storage, fakes, artifacts=tmp_path, timing=Timing(poll_s=0.01)).run().kind == "finished"
     assert proxy.struck == 2
     assert [run.trained for run in fakes.runs] == [[1, 2, 3, 4]] * 2
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2

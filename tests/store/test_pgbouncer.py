@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cvaeopt.errors import StorageRefused
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.storage import open_storage
 from tests.support.fakes import Fakes, leases, make_study
@@ -34,7 +35,7 @@ def empty(postgres: Postgres) -> Iterator[str]:
 def _train(index: int, url: str, artifacts: Path) -> Counter[int]:
     with closing(open_storage(url)) as storage:
         study = make_study(storage, trials=6)
-        worker = Worker(study, storage, Fakes(artifacts), artifacts=artifacts, poll_s=0.1, signals=False)
+        worker = Worker(study, storage, Fakes(artifacts), artifacts=artifacts, timing=Timing(poll_s=0.1))
         assert worker.run().kind == "finished"
         return Counter(trial.state.name for trial in study.trials)
 

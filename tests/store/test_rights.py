@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from cvaeopt.errors import StorageRefused
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.storage import Storage, open_storage
 from tests.support.fakes import FakeRun, Fakes, leases, make_study
@@ -60,13 +61,13 @@ def test_a_worker_that_loses_a_right_says_so_and_leaves_its_trial_to_others(
         if epoch == 2:
             admin(TAKEN[right])
             if right == "beats":
-                courier = running.courier
-                courier.show("running", "a beat that is refused")
-                until(lambda: courier._job is not None and courier._job.failure is not None)
+                shared = running.reporter._shared
+                running.reporter.show("running", "a beat that is refused")
+                until(lambda: shared.trial is not None and shared.trial.failure is not None)
 
     def worker(store: Storage, fakes: Fakes) -> Worker:
         opened = make_study(store, trials=1)
-        return Worker(opened, store, fakes, artifacts=tmp_path, poll_s=0.05, ttl_s=1.0)
+        return Worker(opened, store, fakes, artifacts=tmp_path, timing=Timing(poll_s=0.05, ttl_s=1.0))
 
     running = worker(storage, Fakes(tmp_path, before_epoch=revoke))
     with pytest.raises(StorageRefused, match=r"refused: permission denied for table \w+\. Check .*rights") as caught:

@@ -9,6 +9,7 @@ import pytest
 
 from cvaeopt.run import events
 from cvaeopt.run.objective import Objective
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
 from cvaeopt.store.leases import ask_stop
@@ -61,9 +62,7 @@ def _trained(storage: Storage, folder: Path, stop_every: int | None) -> list[dic
             lambda trial, lease: objective.open(trial, lease.token),
             artifacts=folder / "artifacts",
             listener=hear,
-            ttl_s=1.0,  # the courier looks for a stop four times in that time
-            poll_s=0.05,
-            signals=False,
+            timing=Timing(ttl_s=1.0, poll_s=0.05),  # four signs of life in that second, each of which sees a stop
         )
         if worker.run().kind == "finished":
             break

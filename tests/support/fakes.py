@@ -18,6 +18,7 @@ from sqlalchemy import select, update
 from cvaeopt.errors import Diverged
 from cvaeopt.files import RunFolder, write_json
 from cvaeopt.run.events import Event
+from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.leases import Lease
 from cvaeopt.store.storage import Storage, lease_table, open_storage, study_table, worker_table
@@ -201,7 +202,7 @@ def process_main() -> None:
             Path(f"{log}.held").touch()
             while not Path(f"{log}.go").exists():
                 time.sleep(0.02)
-                if worker._stop_reason():
+                if worker.stop_reason():
                     Path(f"{log}.asked").touch()
         with Path(log).open("a") as stream:
             stream.write(f"{run.number} {epoch}\n")
@@ -209,7 +210,8 @@ def process_main() -> None:
     with open_storage(url) as storage:
         study = make_study(storage)
         factory = Fakes(Path(artifacts), before_epoch=held)
-        worker = Worker(study, storage, factory, artifacts=Path(artifacts), ttl_s=3600.0, poll_s=0.05)
+        timing = Timing(ttl_s=3600.0, poll_s=0.05)
+        worker = Worker(study, storage, factory, artifacts=Path(artifacts), timing=timing)
         print(worker.run().kind, flush=True)
 
 

@@ -1,0 +1,200 @@
+"""The second thread of a worker: it gives signs of life, renews the lease, and delivers reports in order.
+
+An error in the thread is counted and reported as a warning, and the thread goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from optuna.exceptions import UpdateFinishedTrialError
+
+from cvaeopt.errors import LeaseLost, StorageRefused, StorageUnreachable
+from cvaeopt.run.events import Event, Listener, Outage, Recovered, Stalled, Warned
+from cvaeopt.run.reports import Reports
+from cvaeopt.run.timing import Timing
+from cvaeopt.store.leases import Beat, Fleet
+
+_REPEAT_OUTAGE_S = 60.0  # pause between two events about the same outage
+
+
+@dataclass
+class Shared:
+    """What the worker's thread and the reporter's thread share; changed only under `lock`.
+
+    trial         the reports of the trial in training; None between two trials
+    state         with `message`: what the worker's row in the database says
+    stop_asked    whether an operator asked this worker to stop
+    renewed_at    when the lease was renewed last
+    outage_since  when the database stopped answering; None while it answers
+    errors        how many errors the thread has survived
+    """
+
+    emit: Listener
+    timing: Timing
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    trial: Reports | None = None
+    state: str = "starting"
+    message: str = ""
+    stop_asked: bool = False
+    renewed_at: float = 0.0
+    beat_due: float = 0.0
+    outage_since: float | None = None
+    outage_emitted_at: float = 0.0
+    is_awake: bool = False  # whether the thread makes another round without a pause
+    is_closed: bool = False
+    errors: int = 0
+
+    def wake(self, *, beat: bool = False) -> None:
+        """Let the thread make another round at once, with a sign of life if `beat`."""
+        with self.lock:
+            if beat:
+                self.beat_due = 0.0
+            self.is_awake = True
+            self.lock.notify_all()
+
+    def renewed(self, at: float) -> None:
+        """Note that the lease was renewed by a call that began at `at`."""
+        with self.lock:
+            self.renewed_at = max(self.renewed_at, at)
+
+    def note_outage(self, since: float, reason: str) -> None:
+        """Note that the database has not answered since `since`, or still does not; sends an event now and then."""
+        with self.lock:
+            now = self.timing.clock()
+            if self.outage_since is None:
+                self.outage_since = since
+            elif now - self.outage_emitted_at < _REPEAT_OUTAGE_S:
+                return
+            self.outage_emitted_at = now
+            self.send(Outage(now - self.outage_since, reason))
+            self.lock.notify_all()
+
+    def note_answer(self, waiting: int) -> None:
+        """Note that the database answers; `waiting` reports were waiting for it."""
+        with self.lock:
+            if self.outage_since is not None:
+                seconds, self.outage_since = self.timing.clock() - self.outage_since, None
+                self.send(Recovered(seconds, waiting))
+
+    def send(self, event: Event) -> None:
+        """Emit `event`; a terminal that is broken must not end the signs of life."""
+        try:
+            self.emit(event)
+        except Exception:
+            self.errors += 1
+
+
+class ReporterThread(threading.Thread):
+    """Makes a round whenever a sign of life is due or it is woken, until `shared.is_closed`."""
+
+    def __init__(self, leases: Fleet, worker: str, shared: Shared) -> None:
+        super().__init__(name="reporter", daemon=True)
+        self._leases = leases
+        self._worker = worker
+        self._shared = shared
+        self._clock = shared.timing.clock
+
+    def run(self) -> None:
+        """Make rounds; `Thread.start` calls this."""
+        shared = self._shared
+        while True:
+            began, pause_s = self._clock(), shared.timing.retry_every_s
+            try:
+                pause_s = self._round()
+            except StorageUnreachable as error:
+                shared.note_outage(began, error.found)
+            except StorageRefused as error:  # this does not pass: the worker gets it with its next report
+                with shared.lock:
+                    if shared.trial is not None:
+                        shared.trial.failure = error
+                        shared.lock.notify_all()
+            except Exception as error:
+                shared.errors += 1
+                if shared.errors in (1, 10, 100):
+                    shared.send(Warned(f"The reporter goes on after {type(error).__name__}: {error}"))
+            with shared.lock:
+                if not shared.is_closed and not shared.is_awake:
+                    shared.lock.wait(pause_s)
+                shared.is_awake = False
+                if shared.is_closed:
+                    return
+
+    def _round(self) -> float:
+        """Give a sign of life if it is due, and deliver what waits; seconds until the next sign of life."""
+        shared = self._shared
+        with self._leases.storage.patience(shared.timing.patience_s):
+            waiting = len(shared.trial.waiting) if shared.trial is not None else 0
+            if self._clock() >= shared.beat_due:
+                self._beat()
+            self._deliver()
+        shared.note_answer(waiting)
+        return max(shared.beat_due - self._clock(), 0.0)
+
+    def _beat(self) -> None:
+        """Give a sign of life and renew the lease, unless the training has made no progress for too long."""
+        shared = self._shared
+        with shared.lock:
+            trial, asked_at = shared.trial, self._clock()
+            beat, renew = Beat(shared.state, message=shared.message), True
+            if trial is not None:
+                renew = asked_at - trial.progress_at <= trial.deadline_s
+                state = shared.state if renew else "stalled"
+                beat = Beat(state, trial.lease.number, trial.epoch, shared.message, trial.saved)
+                if not renew and not trial.stalled:
+                    trial.stalled = True
+                    shared.send(Stalled(trial.lease.number, trial.deadline_s))
+        lease = None if trial is None or trial.is_over else trial.lease
+        pulse = self._leases.beat(self._worker, beat, lease, renew=renew)
+        with shared.lock:
+            shared.beat_due = asked_at + shared.timing.beat_every_s
+            shared.stop_asked = shared.stop_asked or pulse.stop
+            if trial is not None and lease is not None:
+                if pulse.held and renew:
+                    shared.renewed(asked_at)
+                trial.lost = trial.lost or not pulse.held
+                if trial.saved == beat.saved:
+                    trial.saved = None
+                shared.lock.notify_all()
+
+    def _deliver(self) -> None:
+        """Deliver the waiting reports in order, and ask the pruner after each of them, until one ends the trial."""
+        shared = self._shared
+        trial = shared.trial
+        while trial is not None and trial is shared.trial:
+            with shared.lock:
+                if not trial.waiting or trial.is_over:
+                    break
+                epoch, value = trial.waiting[0]
+            try:
+                self._write(trial, epoch, value)
+                # After its last epoch a trial is complete, so it is not pruned then.
+                prune = trial.ask_pruner() and epoch < trial.lease.epochs
+            except StorageUnreachable:
+                raise
+            except LeaseLost:
+                trial.lost = True
+            except UpdateFinishedTrialError:
+                trial.ended = True
+            except Exception as error:
+                trial.failure = error
+            else:
+                with shared.lock:
+                    trial.delivered_first(prune)
+            with shared.lock:
+                shared.lock.notify_all()
+        if trial is not None:
+            with shared.lock:
+                trial.delete_file()
+
+    def _write(self, trial: Reports, epoch: int, value: float) -> None:
+        if epoch in trial.delivered:  # it was written before an outage that began at the pruner's question
+            return
+        asked_at, saved = self._clock(), trial.saved
+        self._leases.report(trial.lease, epoch, value, saved)
+        with self._shared.lock:
+            trial.delivered.add(epoch)
+            if trial.saved == saved:
+                trial.saved = None
+            self._shared.renewed(asked_at)
