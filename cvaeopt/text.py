@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 
@@ -69,6 +70,25 @@ def baseline_texts(values: Mapping[str, float | None]) -> str:
 def count(number: int, what: str) -> str:
     """A number of things: '1 epoch', '2 epochs'."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+class Advice(str):
+    """A sentence that ends with a command of this program, such as 'Let a worker finish one: cvaeopt worker ...'.
+
+    sentence   what stands before the command
+    command    the words after `cvaeopt`, so that the command line can spell it as the user has to type it
+    """
+
+    sentence: str
+    command: tuple[str, ...]
+
+    def __new__(cls, sentence: str, *command: str) -> Self:
+        made = super().__new__(cls, f"{sentence} {shlex.join(['cvaeopt', *command])}")
+        made.sentence, made.command = sentence, command
+        return made
+
+    def __getnewargs__(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.sentence, *self.command)
 
 
 def short(value: Any) -> str:

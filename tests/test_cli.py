@@ -21,7 +21,7 @@ import sys
 import termios
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +30,7 @@ import pytest
 import torch
 
 from cvaeopt import cli
+from cvaeopt.commands import opening
 from cvaeopt.errors import StudyError
 from cvaeopt.outcome import retrain, score
 from cvaeopt.run.signals import ASKING
@@ -37,6 +38,7 @@ from cvaeopt.search.definition import load_definition
 from cvaeopt.store.leases import Fleet, Place
 from cvaeopt.store.storage import open_storage
 from cvaeopt.store.study import create_or_open
+from cvaeopt.text import Advice
 from cvaeopt.vae.trainer import Trainer
 from tests.support.command import STUDY, Said, Shop
 from tests.support.waiting import LONG_S, until
@@ -107,6 +109,7 @@ def test_a_device_is_chosen_before_torch_is_loaded(done: Shop) -> None:
     code = """
 import sys
 from cvaeopt import cli
+from cvaeopt.commands import opening
 from cvaeopt.errors import DeviceError
 from cvaeopt.vae import device
 
@@ -327,44 +330,15 @@ def test_an_advised_command_never_has_stars_to_be_copied_in_place_of_a_password(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def advise(store: object, name: str) -> dict[str, Any]:
-        raise StudyError("x", todo=f"cvaeopt confirm --study {name} --top 2")
+        raise StudyError("x", todo=Advice("Try", "confirm", "--study", name, "--top", "2"))
 
-    monkeypatch.setattr(cli, "_open", lambda *_, **__: None)
+    monkeypatch.setattr(opening, "_open", lambda *_, **__: None)
     monkeypatch.setattr("cvaeopt.outcome.leaders.confirmation", advise)
     said = shop.run("status", "--study", "tiny", "--storage", CLOSED)
     one_message(said, 2, "cvaeopt confirm --study tiny --storage URL --top 2")
     assert (
         "--storage sqlite:///x.db --top 2" in shop.run("status", "--study", "tiny", "--storage", "sqlite:///x.db").err
     )
-
-
-@pytest.mark.parametrize(
-    ("flag", "variable", "advised"),
-    [
-        ("sqlite:///a b.db", "", " --storage 'sqlite:///a b.db'"),
-        (CLOSED, "", " --storage URL"),
-        ("", "sqlite:///x.db", ""),  # the variable is there for the next command, too
-    ],
-)
-def test_one_of_several_workers_on_a_device_advises_what_the_user_typed(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, flag: str, variable: str, advised: str
-) -> None:
-    children: list[Mapping[str, str]] = []
-
-    def advise(store: object, name: str) -> dict[str, Any]:
-        raise StudyError("x", todo=f"cvaeopt confirm --study {name} --top 2")
-
-    def start(console: object, arguments: object, size: int, variables: Mapping[str, str], *_: Any, **__: Any) -> int:
-        children.append(variables)
-        return 0
-
-    monkeypatch.setattr("cvaeopt.run.processes.supervise", start)
-    monkeypatch.setattr(cli, "_open", lambda *_, **__: None)
-    monkeypatch.setattr("cvaeopt.outcome.leaders.confirmation", advise)
-    given = ["--storage", flag] if flag else []
-    assert shop.run("worker", "--study", "tiny", "--trials-per-gpu", "2", *given, STORAGE=variable).code == 0
-    said = shop.run("status", "--study", "tiny", **children[0])
-    one_message(said, 2, f"cvaeopt confirm --study tiny{advised} --top 2")
 
 
 def test_a_name_that_the_environment_cannot_spell_is_the_users_to_mend(done: Shop, shop: Shop) -> None:
@@ -375,7 +349,7 @@ def test_a_name_that_the_environment_cannot_spell_is_the_users_to_mend(done: Sho
 
 
 def test_a_folder_is_advised_in_the_shells_own_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cvaeopt.vae.demonstration.write", lambda *_, **__: None)
+    monkeypatch.setattr("cvaeopt.demo_data.writer.write", lambda *_, **__: None)
     said = Shop(tmp_path, tmp_path).run("demo-data", "the lab's data")
     assert shlex.split(said.err.partition("with: ")[2]) == ["cvaeopt", "check-data", "the lab's data"]
 
@@ -620,8 +594,8 @@ BAD: dict[str, tuple[list[str] | Callable[[Shop], list[str]], int, list[str]]] =
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_message_and_leaves_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     arguments, code, parts = BAD[case]
-    monkeypatch.setattr(cli, "_READ_LIMIT_S", 0.2)
-    monkeypatch.setattr(cli, "_START_LIMIT_S", 0.2)
+    monkeypatch.setattr(opening, "READ_LIMIT_S", 0.2)
+    monkeypatch.setattr(opening, "START_LIMIT_S", 0.2)
     line = arguments(shop) if callable(arguments) else arguments
     before = shop.files()
     one_message(shop.run(*line), code, *parts)
@@ -713,7 +687,7 @@ def test_what_cannot_be_parsed_is_answered_with_the_usage(shop: Shop, line: list
 
 
 def test_a_password_is_not_even_in_a_traceback(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_READ_LIMIT_S", 0.1)
+    monkeypatch.setattr(opening, "READ_LIMIT_S", 0.1)
     for url in (CLOSED, f"oracle://u:{SECRET}@db/x", f"postgresql://u:{SECRET}@db:port/x", f"{CLOSED}?sslmode=wrong"):
         said = shop.run("status", "--study", "tiny", "-v", STORAGE=url)
         assert said.code in (2, 3)
@@ -722,7 +696,7 @@ def test_a_password_is_not_even_in_a_traceback(shop: Shop, monkeypatch: pytest.M
 
 
 def test_a_worker_says_that_it_waits_for_the_database(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_START_LIMIT_S", 2.3)
+    monkeypatch.setattr(opening, "START_LIMIT_S", 2.3)
     said = shop.run("worker", "--study", "tiny", STORAGE=CLOSED)
     assert said.code == 3
     assert "postgresql://lab:***@127.0.0.1:1/cvaeopt has not answered yet; waiting up to 2 s" in said.err

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from cvaeopt import cli
+from cvaeopt.commands import search
 from cvaeopt.errors import Interrupted, StorageUnreachable, TryAgain
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.signals import ASKING
@@ -117,10 +117,10 @@ class Uploads:
         return True
 
 
-def seat(uploads: Uploads, folder: Path) -> cli._Seat:
+def seat(uploads: Uploads, folder: Path) -> search._Seat:
     nothing = cast(Any, None)
     remote = cast(Checkpoints, uploads)
-    return cli._Seat(Console(), cast(Storage, nothing), cast(Dataset, nothing), "cpu", folder, remote)
+    return search._Seat(Console(), cast(Storage, nothing), cast(Dataset, nothing), "cpu", folder, remote)
 
 
 @pytest.mark.parametrize("error", [StorageUnreachable("away"), TryAgain("device"), ValueError("a bug")])

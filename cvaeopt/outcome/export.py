@@ -26,7 +26,7 @@ from cvaeopt.search.space import params_to_config
 from cvaeopt.store.damage import named
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import Definition, open_existing, status
-from cvaeopt.text import BASELINES
+from cvaeopt.text import BASELINES, Advice
 
 NOISE_DB: Final = 0.2
 """What two runs of equal settings may differ by when nothing better is known, dB."""
@@ -106,7 +106,7 @@ def best_recipe(
         raise StudyError(
             f"Study '{name}' has no complete trial ({found or 'no trial at all'}).",
             "Expected: at least one.",
-            f"Let a worker finish one: cvaeopt worker --study {name} --gpu 0.",
+            Advice("Let a worker finish one:", "worker", "--study", name, "--gpu", "0"),
         )
     said: dict[str, Any] = {}
     first = fresh.best if fresh is not None else None
@@ -215,7 +215,7 @@ def beaten_baselines(value: float, baselines: Mapping[str, float]) -> list[str]:
 def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
     said = chosen.provenance
     value, baselines = said["value"], said["baselines"]
-    warnings = []
+    warnings: list[str] = []
     lost = beaten_baselines(value, baselines)
     if lost:
         # The nearest pose is no trifle: it looks the frame up in the training video.
@@ -236,26 +236,22 @@ def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
         )
     name = said["study"]
     if fresh is None:
-        warnings.append(
-            f"One value is not an answer: {value:.2f} dB is the highest of many, and so is its luck. "
-            f"Train the leaders again from fresh seeds: cvaeopt confirm --study {name} --top 5 --seeds 3"
-        )
+        text = f"One value is not an answer: {value:.2f} dB is the highest of many, and so is its luck. "
+        text += "Train the leaders again from fresh seeds:"
+        warnings.append(Advice(text, "confirm", "--study", name, "--top", "5", "--seeds", "3"))
     elif not fresh.over:
-        warnings.append(
-            f"{value:.2f} dB is one value of the search. Its confirmation has {fresh.ended} of {fresh.runs} runs; let "
-            f"a worker finish it, then export again: cvaeopt worker --study {name} --gpu 0"
-        )
+        text = f"{value:.2f} dB is one value of the search. Its confirmation has {fresh.ended} of {fresh.runs} runs; "
+        text += "let a worker finish it, then export again:"
+        warnings.append(Advice(text, "worker", "--study", name, "--gpu", "0"))
     else:
-        warnings.append(
-            f"None of the {fresh.runs} fresh runs came to its end, so {value:.2f} dB is one value of the search: "
-            f"see why with cvaeopt status --study {fresh.studies[-1]}"
-        )
+        text = f"None of the {fresh.runs} fresh runs came to its end, so {value:.2f} dB is one value of the search: "
+        warnings.append(Advice(f"{text}see why with", "status", "--study", fresh.studies[-1]))
     return warnings
 
 
 def _confirmed_warnings(said: dict[str, Any], lost: list[str]) -> list[str]:
     """What must be said of a confirmed value; `lost` are the baselines that were named already."""
-    warnings = []
+    warnings: list[str] = []
     low, baselines = said["low"], said["baselines"]
     unsure = [name for name in beaten_baselines(low, baselines) if name not in lost] if low is not None else []
     if unsure:
@@ -270,10 +266,8 @@ def _confirmed_warnings(said: dict[str, Any], lost: list[str]) -> list[str]:
             "too, and lower lr, or set skip_steps."
         )
     if low is None:
-        warnings.append(
-            "One fresh run a leader has no interval: ask for more with "
-            f"cvaeopt confirm --study {said['study']} --seeds 3"
-        )
+        text = "One fresh run a leader has no interval: ask for more with"
+        warnings.append(Advice(text, "confirm", "--study", said["study"], "--seeds", "3"))
     elif said["within_noise"]:
         rivals = said["within_noise"]
         warnings.append(

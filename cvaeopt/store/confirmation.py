@@ -25,6 +25,7 @@ from cvaeopt.store import study as studies
 from cvaeopt.store.damage import named
 from cvaeopt.store.leases import ask_stop, workers
 from cvaeopt.store.storage import Storage
+from cvaeopt.text import Advice
 
 _SEEDS = {"type": "int", "low": 0, "high": 2**31 - 1}
 
@@ -100,7 +101,7 @@ def plan(storage: Storage, name: str, top: int, seeds: int) -> Plan:
         raise StudyError(
             f"Study '{name}' is a confirmation itself.",
             "Expected: the study whose leaders it trains again.",
-            f"For more leaders or seeds: cvaeopt confirm --study {parent} --top N --seeds M.",
+            Advice("For more leaders or seeds:", "confirm", "--study", parent, "--top", "N", "--seeds", "M"),
         )
     trials = study.get_trials(deepcopy=False)
     found = leaders(definition, trials)[:top]
@@ -108,7 +109,7 @@ def plan(storage: Storage, name: str, top: int, seeds: int) -> Plan:
         raise StudyError(
             f"Study '{name}' has no complete trial.",
             "Expected: at least one.",
-            f"Let a worker finish one: cvaeopt worker --study {name} --gpu 0.",
+            Advice("Let a worker finish one:", "worker", "--study", name, "--gpu", "0"),
         )
     fresh = tuple(fresh_seed(definition.seed, index) for index in range(seeds))
     known = confirmations(storage, definition)

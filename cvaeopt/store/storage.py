@@ -44,6 +44,7 @@ from cvaeopt.store import urls, watchdog
 from cvaeopt.store.outage import first_line, is_outage, is_refusal, refused
 from cvaeopt.store.outage import unreachable as unreachable
 from cvaeopt.store.urls import mask as mask
+from cvaeopt.text import Advice
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -324,7 +325,7 @@ class Storage(RDBStorage):
         if row is None:
             raise StudyError(
                 f"Study {name!r} is not in {self.url}.",
-                todo=f"Create it: cvaeopt worker --study {name}",
+                todo=Advice("Create it:", "worker", "--study", name),
             )
         return row
 

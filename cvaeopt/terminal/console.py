@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import math
-import re
+import shlex
 import statistics
 import threading
 import time
@@ -30,7 +30,7 @@ from rich.text import Text
 
 from cvaeopt.errors import CvaeoptError, StorageUnreachable
 from cvaeopt.terminal.streams import Output, Terminal
-from cvaeopt.text import BASELINES, baseline_texts, count, duration, short, sparkline
+from cvaeopt.text import BASELINES, Advice, baseline_texts, count, duration, short, sparkline
 
 _PLAIN_EVERY_S = 5.0
 
@@ -41,16 +41,19 @@ class Console:
     quiet     no progress, results only
     verbose   tracebacks with errors
     results   whether the command is run for what it writes to stdout; False where files or the database hold that, too
+
+    `spell` makes the line of an advised command of its words after `cvaeopt`; set it where the study, the storage or
+    the folder has to be named as the user has named it.
     """
 
     def __init__(self, quiet: bool = False, verbose: bool = False, results: bool = True) -> None:
         self.quiet = quiet
         self.verbose = verbose
         self.results = results
+        self.spell: Callable[[Sequence[str]], str] = lambda words: shlex.join(["cvaeopt", *words])
         self.out = Terminal(highlight=False)
         self.err = Terminal(stderr=True, highlight=False)
         self._secrets: dict[str, str] = {}
-        self._phrases: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = []
         self._screen = threading.RLock()  # lines that move and lines that stay are drawn one after the other
 
     @property
@@ -69,20 +72,14 @@ class Console:
         if secret:
             self._secrets[secret] = shown
 
-    def rephrase(self, pattern: str, said: Callable[[re.Match[str]], str]) -> None:
-        """From now on every line has `said(match)` where `pattern` matches: advice in the user's own words."""
-        self._phrases.append((re.compile(pattern), said))
-
-    def _phrased(self, text: str) -> str:
-        for pattern, said in self._phrases:
-            text = pattern.sub(said, text)
-        return text
+    def _advised(self, text: str) -> str:
+        return f"{text.sentence} {self.spell(text.command)}" if isinstance(text, Advice) else text
 
     def say(self, text: str, style: str = "") -> None:
         """One line of progress on stderr; nothing when quiet."""
         if not self.quiet:
             with self._screen:
-                self.err.print(Text(self._phrased(text), style=style), soft_wrap=not self.err.is_terminal)
+                self.err.print(Text(self._advised(text), style=style), soft_wrap=not self.err.is_terminal)
 
     def warn(self, text: str) -> None:
         """One line that should not be missed, on stderr, also when quiet."""
@@ -102,7 +99,17 @@ class Console:
 
     def result(self, text: str) -> None:
         """One line of the result, on stdout; never folded, so that it can be copied."""
-        self.out.print(Text(self._phrased(text)), soft_wrap=True)
+        self.out.print(Text(self._advised(text)), soft_wrap=True)
+
+    def json(self, value: Any) -> None:
+        """A result for other programs, on stdout."""
+        self.out.file.write(_json(value, indent=2, default=str) + "\n")
+
+    def stream_json(self, read: Callable[[], dict[str, Any]]) -> None:
+        """What `read` answers as one JSON object a line, again and again until Ctrl-C."""
+        with contextlib.suppress(KeyboardInterrupt):
+            for facts in self.states(read):
+                self.out.file.write(_json(facts) + "\n")
 
     def show(self, content: RenderableType) -> None:
         """Tables of the result, on stdout; in a pipe at least 100 columns wide, without trailing blanks."""
@@ -119,7 +126,8 @@ class Console:
         if self.verbose:
             self.err.print(Text(self._clean("".join(traceback.format_exception(error)))), soft_wrap=True)
         if not self.err.is_terminal:
-            self.err.print(Text(self._clean(f"Error: {error}")), soft_wrap=True)
+            said = " ".join(filter(None, (error.found, error.expected, self._advised(error.todo))))
+            self.err.print(Text(self._clean(f"Error: {said}")), soft_wrap=True)
             return
         parts = [Text(self._clean(part)) for part in (error.found, error.expected, error.todo) if part]
         if error.todo:
@@ -129,9 +137,10 @@ class Console:
         )
 
     def _clean(self, text: str) -> str:
+        text = self._advised(text)
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, self._secrets[secret])
-        return self._phrased(text)
+        return text
 
     @contextlib.contextmanager
     def moving(self, lines: Callable[[], RenderableType]) -> Iterator[None]:
@@ -242,7 +251,7 @@ class Console:
         """A study and its fleet."""
         self.show(_status(facts))
 
-    def fleet(self, workers: Sequence[dict[str, Any]]) -> None:
+    def workers(self, workers: Sequence[dict[str, Any]]) -> None:
         """The workers of all studies."""
         if not workers:
             self.result("No worker has run here yet.")
@@ -406,6 +415,11 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.warn(record.getMessage())
+
+
+def _json(value: Any, **options: Any) -> str:
+    # JSON writes every other control character as \\u....
+    return json.dumps(value, allow_nan=False, **options).replace("\x7f", "\\u007f")
 
 
 def _bars(bars: Progress) -> Callable[[str, int, int], None]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cvaeopt.errors import DataError, StorageUnreachable
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.streams import Output, Terminal
-from cvaeopt.text import SPARKS, duration, short, sparkline
+from cvaeopt.text import SPARKS, Advice, duration, short, sparkline
 from tests.support.waiting import LONG_S, until
 
 
@@ -196,16 +196,17 @@ def test_status_says_which_of_two_bests_counts(
 
 def test_advice_is_given_in_the_users_words_everywhere() -> None:
     shown = console(pipe)
-    shown.rephrase(r"--study (main)(?!\w)", lambda match: f"--study dir/{match[1]}.toml")
-    shown.say("say --study main")
-    shown.warn("warn --study main.")
-    shown.result("result --study main --top 3, --study mainly")
-    shown.error(DataError("error", todo="cvaeopt worker --study main"))
-    assert written(shown.out) == "result --study dir/main.toml --top 3, --study mainly\n"
+    shown.spell = lambda words: " ".join(["run", *words[:-1], f"dir/{words[-1]}.toml"])
+    advice = Advice("Try", "worker", "--study", "main")
+    shown.say(advice)
+    shown.warn(advice)
+    shown.result(advice)
+    shown.error(DataError("error", todo=advice))
+    assert written(shown.out) == "Try run worker --study dir/main.toml\n"
     assert written(shown.err).splitlines() == [
-        "say --study dir/main.toml",
-        "Warning: warn --study dir/main.toml.",
-        "Error: error cvaeopt worker --study dir/main.toml",
+        "Try run worker --study dir/main.toml",
+        "Warning: Try run worker --study dir/main.toml",
+        "Error: error Try run worker --study dir/main.toml",
     ]
 
 

@@ -196,7 +196,7 @@ def test_nothing_from_a_database_is_obeyed(text: str) -> None:
         shown = console(make, verbose=True)
         facts = hostile(text)
         shown.status(facts)
-        shown.fleet([{**worker, "study": text, "stopping": False} for worker in facts["workers"]])
+        shown.workers([{**worker, "study": text, "stopping": False} for worker in facts["workers"]])
         shown.say(text)
         shown.warn(text)
         shown.pass_on(text)

@@ -1,0 +1,101 @@
+"""How an exception becomes a message and an exit code, and what a failed command leaves on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cvaeopt.errors import CvaeoptError, TryAgain, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRONG_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+
+
+def explained(error: Exception) -> CvaeoptError:
+    """`error` as a message in three parts with an exit code; `error` itself is its cause, for the traceback."""
+    if isinstance(error, CvaeoptError):
+        return error
+    shown = _of_a_path(error) if isinstance(error, OSError) else None
+    shown = shown or _of_the_device(error) or _of_a_bug(error)
+    shown.__cause__ = error
+    return shown
+
+
+def _of_a_path(error: OSError) -> CvaeoptError | None:
+    if error.errno in _FULL:
+        where = f" ({_target(error.filename)})" if error.filename else ""
+        return UserError(
+            f"The disk is full{where}: {error.strerror}.",
+            "Expected: room for what this command writes.",
+            "Make room, then run the same command again; what was written before is whole.",
+        )
+    if error.filename is not None and error.errno in _WRONG_PATH:
+        taken = error.errno in (errno.EEXIST, errno.ENOTDIR)
+        return UserError(
+            f"{_target(error.filename)}: {error.strerror}.",
+            "Expected: a folder." if taken else "Expected: a path that this command can read or write.",
+            "Name another one." if taken else "Name another one, or change its permissions.",
+        )
+    return None
+
+
+def _of_the_device(error: Exception) -> CvaeoptError | None:
+    name, message = type(error).__name__, str(error).strip()
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return CvaeoptError(
+            f"Out of memory ({(message or name).splitlines()[0]}).",
+            todo="Use a device with more memory, or a smaller batch_size.",
+        )
+    if name == "AcceleratorError" or "CUDA error" in message:
+        return TryAgain(f"The device failed ({message.splitlines()[0]}).", todo="Run the same command again.")
+    return None
+
+
+def _of_a_bug(error: Exception) -> CvaeoptError:
+    if isinstance(error, UnicodeEncodeError):
+        return UserError(
+            f"A name or path has characters that this environment cannot spell ({error.reason}).",
+            "Expected: names in UTF-8, and an environment that uses it.",
+            "Set LC_ALL=C.UTF-8, then run the same command again.",
+        )
+    name, message = type(error).__name__, str(error).strip()
+    return CvaeoptError(
+        f"{name}: {message}" if message else f"{name}.",
+        todo="This looks like a bug; run again with -v to see where it happened, and report it.",
+    )
+
+
+def _target(path: str) -> str:
+    """The file that a scratch file of `files.whole` would have become; other paths as they are."""
+    folder, slash, name = path.rpartition("/")
+    scratch = re.fullmatch(r"\.(.+)\.[^.]+\.part", name)
+    return f"{folder}{slash}{scratch[1]}" if scratch else path
+
+
+@contextlib.contextmanager
+def writing(target: Path, *, folder: bool = False) -> Iterator[None]:
+    """Names `target` in the error of a full disk, and removes the empty folders that a failed block has made."""
+    inner = target if folder else target.parent
+    made = [place for place in (inner, *inner.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = str(target)
+        for place in made:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                place.rmdir()
+        raise

@@ -1,0 +1,122 @@
+"""What a command opens before it works: its console, the database, the data and the object store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvaeopt.commands.places import Flags, Places, definition_file
+from cvaeopt.errors import CheckpointError
+from cvaeopt.terminal.console import Console
+
+if TYPE_CHECKING:
+    from cvaeopt.run.object_store import Checkpoints
+    from cvaeopt.search.definition import ServiceTable
+    from cvaeopt.store.storage import Storage
+    from cvaeopt.vae.dataset import Dataset
+
+READ_LIMIT_S = 10.0
+"""How long a command that only looks waits for the database, seconds."""
+
+START_LIMIT_S = 60.0
+"""How long a worker waits for the database before it begins, seconds (afterwards an outage may be longer)."""
+
+OPENED = contextlib.ExitStack()
+"""What the command has opened; it is closed when the command ends."""
+
+_latest = Console()
+
+
+def latest_console() -> Console:
+    """The console of the running command, where its error is shown."""
+    return _latest
+
+
+def open_console(verbose: bool, quiet: bool = False, *, results: bool = True) -> Console:
+    """The console of a command; from now on it also prints what the package logs."""
+    global _latest
+    _latest = Console(quiet=quiet, verbose=verbose, results=results)
+    _latest.hear("cvaeopt")
+    return _latest
+
+
+def open_study(console: Console, flags: Flags, needs: tuple[str, ...] = ("storage",)) -> tuple[Places, Storage]:
+    """The places and the database of a study that was created before.
+
+    needs   the flags that the command needs; the study's definition is read only where one of them was not given, so
+            that a study can be watched from any folder and any machine
+    """
+    given = all(getattr(flags, name) is not None for name in needs)
+    places = Places.resolve(flags, os.environ, None if given else stated_service(flags.study))
+    console.spell = places.command
+    return places, open_existing(console, places.storage)
+
+
+def stated_service(study: str | None) -> ServiceTable | None:
+    """The table [service] of a study's definition; None without a study, or without its file."""
+    from cvaeopt.search.definition import load_definition
+
+    path = definition_file(study) if study else None
+    return load_definition(str(path)).service if path is not None and path.exists() else None
+
+
+def open_existing(console: Console, url: str) -> Storage:
+    """The database at `url`, which must be there; closed when the command ends."""
+    return _open(console, url, create=False, limit_s=READ_LIMIT_S, start_limit_s=READ_LIMIT_S)
+
+
+def open_or_create(console: Console, url: str, start_limit_s: float) -> Storage:
+    """The database at `url`, made if it is missing; closed when the command ends."""
+    return _open(console, url, create=True, limit_s=900.0, start_limit_s=start_limit_s)
+
+
+def _open(console: Console, url: str, *, create: bool, limit_s: float, start_limit_s: float) -> Storage:
+    import optuna
+
+    from cvaeopt.store.storage import mask, open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console.hear("optuna")  # its warnings hold texts from the database
+    shown = mask(url)
+    # Errors may repeat the URL, also one that cannot be parsed: hide what is between the first colon and the last @.
+    password = re.match(r"\w*(?:\+\w+)?:/*[^:]*(:.*@)", url)
+    console.conceal(url, shown)
+    console.conceal(password[1] if password else "", ":***@")
+    with console.announce(f"{shown} has not answered yet; waiting up to {start_limit_s:.0f} s ..."):
+        store = open_storage(url, create=create, limit_s=limit_s, start_limit_s=start_limit_s)
+    return OPENED.enter_context(store)
+
+
+def open_object_store(console: Console, url: str | None) -> Checkpoints | None:
+    """The object store at `url`; UserError if it can never be used, a warning if it does not answer now."""
+    if not url:
+        return None
+    from cvaeopt.run.object_store import open_checkpoints
+
+    remote = open_checkpoints(url)
+    silent = remote.check()
+    if silent:
+        console.warn(f"{remote.url} does not answer ({silent}); checkpoints stay on this machine until it does")
+    return remote
+
+
+def data_folder(data: Path | None) -> Path:
+    """The data folder of a command without a study; DataError if none was named."""
+    return Places.resolve(Flags(data=data), os.environ).data_folder()
+
+
+def load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:
+    """The data in folder `root` with frames of `size` (height, width), decoded under a progress bar."""
+    from cvaeopt.vae import dataset
+
+    with console.progress() as progress:
+        return dataset.load(root, *size, progress=progress)
+
+
+def require_checkpoint(path: Path) -> None:
+    """CheckpointError if there is nothing at `path`. Checked before data are looked for and torch is loaded."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.", "Expected: a checkpoint (.pt, .ckpt, .pth).")

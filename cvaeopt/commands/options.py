@@ -1,0 +1,83 @@
+"""The options and arguments that several commands share, each with its help and its environment variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Study = Annotated[str, typer.Option("--study", help="Name (studies/NAME.toml) or path of a study.")]
+Gpu = Annotated[
+    str | None,
+    typer.Option("--gpu", envvar="CVAEOPT_GPU", help="Index of the GPU, or cpu. Default: the first GPU, else cpu."),
+]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", envvar="CVAEOPT_STORAGE", help="URL of the SQL storage. Default: sqlite:///storage/cvaeopt.db."
+    ),
+]
+Data = Annotated[Path | None, typer.Option("--data", envvar="CVAEOPT_DATA", help="Data folder in the lab's layout.")]
+Artifacts = Annotated[
+    Path | None,
+    typer.Option(
+        "--artifacts", envvar="CVAEOPT_ARTIFACTS", help="Folder of the trials' files. Default: storage/artifacts."
+    ),
+]
+CheckpointStore = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoints",
+        envvar="CVAEOPT_CHECKPOINTS",
+        help="Object store for copies of the checkpoints, s3://BUCKET/PREFIX, where workers share no folder.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", envvar="CVAEOPT_THREADS", min=1, help="CPU threads. Default: its fair share of the cores."
+    ),
+]
+TrialsPerGpu = Annotated[
+    int,
+    typer.Option(
+        "--trials-per-gpu",
+        envvar="CVAEOPT_TRIALS_PER_GPU",
+        min=1,
+        max=64,
+        help="Trials trained at once on the device, each by a process of its own.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results only, no progress.")]
+NoiseKind = Annotated[
+    Literal["prior", "zero", "scaled"] | None,
+    typer.Option("--noise", help="z of the roll-out. Default: what the checkpoint's validation used."),
+]
+NoiseScale = Annotated[float, typer.Option("--noise-scale", min=0, help="Standard deviation of z for --noise scaled.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of z.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint, ours or the lab's.")]
+OutputKind = Annotated[
+    Literal["linear", "sigmoid", "clamp"] | None,
+    typer.Option(
+        "--output",
+        help="How frames are made of the checkpoint's network. Default: as it says, or as fits the validation video.",
+    ),
+]
+IgnoreExtra = Annotated[
+    bool, typer.Option("--ignore-extra", help="Leave out tensors of the checkpoint that this network has not.")
+]
+
+
+def shown(**values: Any) -> dict[str, str]:
+    """Options as a dry run shows them, also those that were not given."""
+    missing = {
+        "data": "none given",
+        "checkpoints": "in no object store",
+        "gpu": "the first, else cpu",
+        "start": "fresh weights",
+    }
+    return {name: str(value) if value is not None else missing[name] for name, value in values.items()}

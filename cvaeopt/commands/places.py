@@ -1,0 +1,136 @@
+"""Where a command reads and writes, and how a command that is advised to the user is spelled."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvaeopt.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from cvaeopt.search.definition import ServiceTable
+
+_CONFIRMATION = re.compile(r"\.confirm(-\d+)?$")
+_TAKE_ARTIFACTS = ("worker", "confirm", "dashboard", "fetch", "report")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a command was given for its places: options, or the environment variables that stand for them."""
+
+    study: str | None = None
+    storage: str | None = None
+    data: Path | None = None
+    artifacts: Path | None = None
+    checkpoints: str | None = None
+    gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a command reads and writes.
+
+    study         name of the study in the database; "" for a command without one
+    storage       URL of the SQL storage, password included
+    data          data folder; None if none was named
+    artifacts     folder of the trials' files, not checked yet: see `artifact_folder`
+    checkpoints   URL of the object store; None if there is none
+    device        index of the GPU, or "cpu"; None is the first GPU, else the CPU
+    typed         the flags that an advised command must repeat, because the next command would not find them otherwise
+    """
+
+    study: str
+    storage: str
+    data: Path | None
+    artifacts: Path
+    checkpoints: str | None
+    device: str | None
+    typed: Flags = field(default_factory=Flags)
+
+    @classmethod
+    def resolve(cls, flags: Flags, environment: Mapping[str, str], service: ServiceTable | None = None) -> Places:
+        """Each place: the flag or its variable, else what [service] of the study says, else the default.
+
+        A variable of the environment is not repeated in advice: the next command finds it, too.
+        """
+        stated = {} if service is None else service.model_dump()
+        storage = None if flags.storage == environment.get("CVAEOPT_STORAGE") else flags.storage
+        artifacts = None if str(flags.artifacts) == environment.get("CVAEOPT_ARTIFACTS") else flags.artifacts
+        data = flags.data or stated.get("data")
+        device = stated.get("gpu") if flags.gpu is None else flags.gpu
+        return cls(
+            study=_name(flags.study) if flags.study else "",
+            storage=flags.storage or stated.get("storage") or "sqlite:///storage/cvaeopt.db",
+            data=None if data is None else Path(data),
+            artifacts=flags.artifacts or Path(stated.get("artifacts") or "storage/artifacts"),
+            checkpoints=flags.checkpoints or stated.get("checkpoints"),
+            device=None if device is None else str(device),
+            typed=Flags(study=flags.study, storage=storage, artifacts=artifacts),
+        )
+
+    def data_folder(self) -> Path:
+        """The data folder; DataError if none was named."""
+        if self.data is None:
+            raise DataError(
+                "No data folder was given.",
+                "Expected: --data DIR, CVAEOPT_DATA, or data under [service] in the study.",
+                "Draw one to try with: cvaeopt demo-data demo/data",
+            )
+        return self.data
+
+    def artifact_folder(self) -> Path:
+        """The folder of the trials' files; UserError if a file is in its way."""
+        folder = self.artifacts
+        if (taken := next((place for place in (folder, *folder.parents) if place.exists()), folder)).is_file():
+            above = "" if taken == folder else f" (in the path {folder})"
+            raise UserError(
+                f"{taken}{above} is a file.",
+                "Expected: the folder of the trials' files, or one that can be made.",
+                "Name a folder with --artifacts.",
+            )
+        return folder
+
+    def command(self, words: Sequence[str]) -> str:
+        """The command `cvaeopt WORDS` as the user can type it here.
+
+        The study is named as the user named it, by its path where a path was typed, and --storage and --artifacts are
+        repeated where they were typed. A URL with a password is shown as URL: its masked form must not be copied.
+        """
+        words = list(words)
+        parent = _CONFIRMATION.sub("", self.study)
+        at = words.index("--study") + 1 if "--study" in words else 0
+        if at and _CONFIRMATION.sub("", words[at]) == parent:
+            words[at : at + 1] = [self._study(words[at], parent), *self._repeated(words[0])]
+        return shlex.join(["cvaeopt", *words])
+
+    def _study(self, name: str, parent: str) -> str:
+        path = Path(self.typed.study or "")
+        by_path = path.suffix.lower() == ".toml" and path.with_name(f"{parent}.toml").exists()
+        return str(path.with_name(f"{name}.toml")) if by_path else name
+
+    def _repeated(self, command: str) -> list[str]:
+        from cvaeopt.store.storage import mask
+
+        url, folder = self.typed.storage, self.typed.artifacts
+        repeated = [] if url is None else ["--storage", url if mask(url) == url else "URL"]
+        if folder is not None and command in _TAKE_ARTIFACTS:
+            repeated += ["--artifacts", str(folder)]
+        return repeated
+
+
+def _name(study: str) -> str:
+    from cvaeopt.search.definition import definition_path
+
+    return definition_path(study).stem
+
+
+def definition_file(study: str) -> Path:
+    """The TOML file of a study. A confirmation has no file: its study's file says where it is served."""
+    from cvaeopt.search.definition import definition_path
+
+    path = definition_path(study)
+    return path if path.exists() else path.with_name(f"{_CONFIRMATION.sub('', path.stem)}.toml")

@@ -1,0 +1,113 @@
+"""The commands that keep what a study found: export-best, fetch, report and show."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvaeopt.commands.failure import writing
+from cvaeopt.commands.opening import open_console, open_object_store, open_study
+from cvaeopt.commands.options import Artifacts, CheckpointStore, Json, Quiet, StorageUrl, Study, Verbose
+from cvaeopt.commands.places import Flags
+from cvaeopt.text import Advice
+
+
+def export_best(
+    study: Study,
+    storage: StorageUrl = None,
+    out: Annotated[Path | None, typer.Option(help="Recipe to write. Default: studies/best/NAME.toml.")] = None,
+    lab: Annotated[bool, typer.Option("--lab", help="Keep to what the lab's own tester can apply.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the settings of the best trial, with where they come from, as a recipe."""
+    from cvaeopt.outcome import export
+    from cvaeopt.outcome.leaders import table
+
+    console = open_console(verbose, quiet)
+    places, store = open_study(console, Flags(study, storage))
+    target = out or Path("studies") / "best" / f"{places.study}.toml"
+    with writing(target):
+        written = export.export_best(store, places.study, target, now=datetime.now(UTC), lab=lab)
+    for warning in written.warnings:
+        console.warn(warning)
+    facts = written.recipe.provenance
+    if as_json:
+        console.json({"written": str(target), "warnings": list(written.warnings), "provenance": facts})
+        return
+    low, high = facts.get("low"), facts.get("high")
+    within = "" if low is None else f", 95 % interval {low:.2f} to {high:.2f} dB"
+    console.result(f"{target}: trial {facts['trial']}, {facts['value']:.2f} dB ({facts['estimated']}{within})")
+    if written.confirmed is not None:
+        console.confirmed(table(written.confirmed), written.confirmed.spread, written.confirmed.paired)
+    else:
+        for trial in facts["runners_up"]:
+            console.result(f"within noise: trial {trial['trial']}, {trial['value']:.2f} dB")
+    fetch_it = ("fetch", "--study", places.study, "--trial", str(facts["trial"]))
+    console.say(Advice("Its checkpoint, if it is wanted:", *fetch_it))
+
+
+def fetch(
+    study: Study,
+    trial: Annotated[int | None, typer.Option("--trial", min=0, help="Number of a trial. Default: the best.")] = None,
+    storage: StorageUrl = None,
+    artifacts: Artifacts = None,
+    checkpoints: CheckpointStore = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print where a trial's checkpoint is on this machine; copy it from the object store if it is not here yet."""
+    from cvaeopt.outcome.fetch import locate
+
+    console = open_console(verbose, quiet)
+    flags = Flags(study, storage, artifacts=artifacts, checkpoints=checkpoints)
+    places, store = open_study(console, flags, needs=("storage", "artifacts", "checkpoints"))
+    located = locate(store, places.study, trial, places.artifact_folder())
+    if not located.path.exists():
+        remote = open_object_store(console, places.checkpoints or located.store)
+        if remote is None:
+            raise located.elsewhere()
+        with writing(located.path):
+            remote.download(located.objects, located.number, located.path)
+    if as_json:
+        console.json({"study": places.study, "trial": located.number, "checkpoint": str(located.path)})
+    else:
+        console.result(str(located.path))
+
+
+def report(
+    study: Study,
+    out: Annotated[Path, typer.Option(help="Folder of report.html and its pictures.")],
+    storage: StorageUrl = None,
+    artifacts: Artifacts = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page about a study, and the pictures it shows."""
+    from cvaeopt.outcome import report as reports
+
+    console = open_console(verbose, quiet)
+    flags = Flags(study, storage, artifacts=artifacts)
+    places, store = open_study(console, flags, needs=("storage", "artifacts"))
+    with writing(out, folder=True):
+        made = reports.report(store, places.study, out, artifacts=places.artifact_folder(), now=datetime.now(UTC))
+    if as_json:
+        console.json({"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]})
+    else:
+        console.result(str(made.page))
+
+
+def show(
+    file: Annotated[Path, typer.Argument(help="A recipe, a checkpoint, a prediction folder or submission.csv.")],
+    verbose: Verbose = False,
+) -> None:
+    """Print the provenance of a file as JSON."""
+    from cvaeopt.outcome.score import show as provenance
+
+    open_console(verbose).json(provenance(file))

@@ -1,0 +1,158 @@
+"""The commands that watch and steer what runs: status, workers, stop, dashboard and smoke."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cvaeopt.commands import opening
+from cvaeopt.commands.opening import open_console, open_existing, open_or_create, open_study, stated_service
+from cvaeopt.commands.options import Artifacts, Json, Quiet, StorageUrl, Study, Verbose
+from cvaeopt.commands.places import Flags, Places
+from cvaeopt.run import signals
+
+if TYPE_CHECKING:
+    from cvaeopt.store.storage import Storage
+
+
+def status(
+    study: Study,
+    storage: StorageUrl = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show a study: trials by state, the best so far against the baselines, its workers."""
+    console = open_console(verbose, quiet)
+    places, store = open_study(console, Flags(study, storage))
+
+    def read() -> dict[str, Any]:
+        return _facts(store, places.study)
+
+    if watch:
+        with signals.heard(signals.interrupt):
+            if as_json:
+                console.stream_json(read)
+            else:
+                console.watch(read)
+    elif as_json:
+        console.json(read())
+    else:
+        console.status(read())
+
+
+def _facts(store: Storage, name: str) -> dict[str, Any]:
+    """What `status` shows of a study and of its confirmation."""
+    from cvaeopt.outcome.leaders import confirmation, table
+    from cvaeopt.store.study import status as read_status
+
+    fresh = confirmation(store, name)
+    shown = None if fresh is None else {**fresh.plain(), "table": table(fresh)}
+    return {**read_status(store, name), "confirmation": shown}
+
+
+def workers(
+    storage: StorageUrl = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the workers of all studies in a storage: where they run, what they train, when they last gave a sign."""
+    from cvaeopt.store.leases import workers as read_workers
+
+    console = open_console(verbose, quiet)
+    store = open_existing(console, Places.resolve(Flags(storage=storage), os.environ).storage)
+    rows = [asdict(row) for row in read_workers(store)]
+    if as_json:
+        console.json({"storage": store.url, "workers": rows})
+    else:
+        console.workers(rows)
+
+
+def stop(
+    study: Study,
+    worker: Annotated[str | None, typer.Option("--worker", help="Only this worker (its id in `status`).")] = None,
+    storage: StorageUrl = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask workers to stop after their current epoch; their trials go on when a worker starts again."""
+    from cvaeopt.store.confirmation import stop as stop_workers
+
+    console = open_console(verbose, quiet)
+    places, store = open_study(console, Flags(study, storage))
+    asked = stop_workers(store, places.study, worker)
+    if as_json:
+        console.json({"study": places.study, "asked": asked})
+    else:
+        console.result("\n".join(f"{name} stops after its epoch" for name in asked) or "No worker runs for this study.")
+
+
+def dashboard(
+    study: Annotated[str | None, typer.Option("--study", help="Take storage and artifacts from this study.")] = None,
+    storage: StorageUrl = None,
+    artifacts: Artifacts = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", envvar="CVAEOPT_ALLOW_HOST", help="Another name or address it has; repeatable."),
+    ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", envvar="CVAEOPT_READ_ONLY", help="Refuse every change.")
+    ] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve optuna-dashboard for the storage, with the trials' pictures."""
+    console = open_console(verbose, quiet)
+    flags = Flags(study, storage, artifacts=artifacts)
+    service = stated_service(study)
+    places = Places.resolve(flags, os.environ, service)
+    folder = places.artifact_folder()
+    if study and service is None:  # its file is not needed where the storage has the study
+        from cvaeopt.store.study import stored_definition
+
+        places, existing = open_study(console, flags)
+        stored_definition(existing, places.study)
+        existing.close()
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        can = "read every study" if read_only else "change and delete studies"
+        console.warn(
+            f"The dashboard has no password, and on {host} others can reach it: whoever does can {can}. "
+            f"Better: leave it on 127.0.0.1 and use `ssh -L {port}:127.0.0.1:{port}`."
+        )
+    from cvaeopt.run.dashboard import Server, application
+    from cvaeopt.run.objective import artifact_store
+    from cvaeopt.run.rename_guard import refuse_renames
+
+    with Server(host, port) as server:
+        store = open_or_create(console, places.storage, opening.READ_LIMIT_S)
+        names, guard = allow_host or (), [lambda inner: refuse_renames(inner, store)]
+        files = artifact_store(folder)
+        server.set_app(application(store, files, bound=host, names=names, read_only=read_only, layers=guard))
+        console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
+        # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
+        with contextlib.suppress(KeyboardInterrupt), signals.heard(signals.interrupt):
+            server.serve_forever()
+
+
+def smoke(
+    folder: Annotated[Path | None, typer.Option(help="Keep the files here. Default: a scratch folder.")] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a tiny study end to end on the CPU: data, two workers, export, retrain, predict, report."""
+    from cvaeopt.run import smoke as smoke_test
+
+    console = open_console(verbose, quiet)
+    for step in smoke_test.run(folder):
+        console.say(step)
+    console.result("smoke study: ok")
