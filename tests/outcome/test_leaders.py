@@ -15,11 +15,10 @@ from cvaeopt.outcome import recipe, report
 from cvaeopt.outcome.export import export_best
 from cvaeopt.outcome.intervals import t_quantile
 from cvaeopt.outcome.leaders import Confirmed, confirmation, rank, table
-from cvaeopt.store import confirmation as confirmations
 from cvaeopt.store.confirmation import Leader
 from cvaeopt.store.storage import Storage, open_storage
 from cvaeopt.store.study import create_or_open, open_existing
-from tests.support.made_up import NOON, definition, trials
+from tests.support.made_up import NOON, definition, registered, run_all, trials
 
 
 @pytest.fixture
@@ -30,29 +29,6 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
 
 def leader(number: int, searched: float = 30.0) -> Leader:
     return Leader(f"key{number}", (number,), searched, {"lr": 1e-3 * (number + 1)})
-
-
-def run_all(storage: Storage, name: str, value: Any) -> None:
-    """End every waiting run of a confirmation with `value(params)`: dB, or the kind of its failure."""
-    study, found = open_existing(storage, name)
-    for _ in range(found.budget.trials or 0):
-        trial = study.ask()
-        params = study.get_trials()[trial.number].system_attrs["fixed_params"]
-        for key, dimension in found.search.items():
-            if key in params:
-                dimension.suggest(key, trial)
-        level = value(params)
-        if isinstance(level, str):
-            trial.set_user_attr("failed", level)
-            study.tell(trial, state=TrialState.PRUNED if level == "diverged" else TrialState.FAIL)
-        else:
-            study.tell(trial, level)
-
-
-def registered(storage: Storage, top: int = 3, seeds: int = 2) -> confirmations.Plan:
-    planned = confirmations.plan(storage, "made-up", top, seeds)
-    confirmations.register(storage, planned)
-    return planned
 
 
 # ---- the ranking

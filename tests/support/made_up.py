@@ -18,8 +18,9 @@ from sqlalchemy import insert
 
 from cvaeopt.files import RunFolder
 from cvaeopt.pictures import run_pictures
+from cvaeopt.store import confirmation as confirmations
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.study import Definition
+from cvaeopt.store.study import Definition, open_existing
 
 BASELINES = {"copy_first": 23.9, "train_mean": 25.4, "nearest_pose": 26.1}
 NOON = datetime.datetime(2026, 3, 2, 12)
@@ -197,3 +198,27 @@ def run_folder(artifacts: Path, trial: FrozenTrial, study: str = "made-up") -> R
 def _png(path: Path, frame: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(frame.transpose(1, 2, 0)).save(path)
+
+
+def run_all(storage: Storage, name: str, value: Any) -> None:
+    """End every waiting run of a confirmation with `value(params)`: dB, or the kind of its failure."""
+    study, found = open_existing(storage, name)
+    for _ in range(found.budget.trials or 0):
+        trial = study.ask()
+        params = study.get_trials()[trial.number].system_attrs["fixed_params"]
+        for key, dimension in found.search.items():
+            if key in params:
+                dimension.suggest(key, trial)
+        level = value(params)
+        if isinstance(level, str):
+            trial.set_user_attr("failed", level)
+            study.tell(trial, state=TrialState.PRUNED if level == "diverged" else TrialState.FAIL)
+        else:
+            study.tell(trial, level)
+
+
+def registered(storage: Storage, top: int = 3, seeds: int = 2) -> confirmations.Plan:
+    """Register a confirmation of study `made-up`."""
+    planned = confirmations.plan(storage, "made-up", top, seeds)
+    confirmations.register(storage, planned)
+    return planned

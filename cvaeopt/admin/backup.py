@@ -1,0 +1,162 @@
+"""Write studies, with the files of their trials, into one tar file while workers go on.
+
+The tar holds manifest.json, cvaeopt.db (a SQLite database, whatever kind the studies were in), artifacts/ and
+checkpoints/. `cvaeopt.admin.restore` puts its studies into any database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shlex
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from sqlalchemy import URL
+
+from cvaeopt import __version__, files
+from cvaeopt.admin import studies
+from cvaeopt.admin.rows import copy
+from cvaeopt.errors import UserError
+from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.store.identity import Identity
+from cvaeopt.store.storage import Storage, open_storage
+
+FORMAT = 1
+"""Version of the layout of a backup."""
+
+
+def backup(
+    storage: Storage,
+    artifacts: Path,
+    target: Path,
+    wanted: list[str],
+    *,
+    checkpoints: bool = True,
+    remote: Checkpoints | None = None,
+) -> dict[str, dict[str, int]]:
+    """Write `target`, whole or not at all; the numbers of trials, files and objects of `remote`, by study.
+
+    UserError if `target` exists, or if its folder does not.
+    """
+    _refuse_target(target)
+    with tempfile.TemporaryDirectory(prefix="cvaeopt-backup-") as scratch:
+        database = Path(scratch) / "cvaeopt.db"
+        counts: dict[str, dict[str, int]] = {}
+        dashboard_files: dict[str, list[str]] = {}
+        owners: dict[str, Identity] = {}
+        # Rows before files: a resumed trial whose files are newer than its rows only reports its last epochs again.
+        with studies.snapshot(storage) as source, open_storage(sqlite_url(database)) as target_storage:
+            for name in studies.with_confirmations(source, wanted, storage.url):
+                with target_storage.transaction() as connection:
+                    rows = copy(source, connection, name, "the backup")
+                counts[name] = {"trials": rows["trials"], "files": 0, "objects": 0}
+                dashboard_files[name] = studies.dashboard_files(source, name)
+                owners[name] = studies.identity_of(source, name)
+        _fold_log(database)
+        content = database.read_bytes()
+        with files.whole(target) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+            _add(tar, "cvaeopt.db", content)
+            for name, owner in owners.items():
+                counts[name]["files"] = _add_files(tar, artifacts, owner, dashboard_files[name], checkpoints)
+                counts[name]["objects"] = 0 if remote is None else _add_objects(tar, remote, owner)
+            manifest = _manifest(storage, content, checkpoints, remote, counts)
+            _add(tar, "manifest.json", json.dumps(manifest, indent=2).encode())  # last: its presence means complete
+    return counts
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _refuse_target(target: Path) -> None:
+    if target.exists():
+        raise UserError(f"{target} exists.", todo="Name another file: a backup is never overwritten.")
+    # The folder is not made here: its name may be mistyped, or its disk may not be mounted.
+    if not target.parent.is_dir():
+        raise UserError(
+            f"There is no folder {target.parent}.",
+            "Expected: the backup's folder exists, and its disk is mounted.",
+            f"Make it (mkdir -p {shlex.quote(str(target.parent))}), or name another file.",
+        )
+
+
+def _manifest(
+    storage: Storage, database: bytes, checkpoints: bool, remote: Checkpoints | None, counts: dict[str, dict[str, int]]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cvaeopt": __version__,
+        "optuna": optuna.__version__,
+        "storage": storage.url,
+        "database_sha256": hashlib.sha256(database).hexdigest(),
+        "checkpoints": checkpoints,
+        "object_store": None if remote is None else remote.url,
+        "studies": counts,
+    }
+
+
+def _add_files(
+    tar: tarfile.TarFile, artifacts: Path, owner: Identity, dashboard_files: list[str], checkpoints: bool
+) -> int:
+    """Add the files of a study; their number."""
+    added = 0
+    for entry, path in _files(artifacts, owner, dashboard_files):
+        if not checkpoints and path.suffix == ".pt":
+            continue
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # a worker replaced or removed it meanwhile
+            continue
+        _add(tar, f"artifacts/{entry}", data)
+        added += 1
+    return added
+
+
+def _files(artifacts: Path, owner: Identity, dashboard_files: list[str]) -> Iterator[tuple[str, Path]]:
+    """The study's own files and those that the dashboard shows with it, each with its name in the backup."""
+    folder = studies.study_folder(artifacts, owner)
+    if folder is not None:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix != ".part":
+                yield f"{owner.study}/{path.relative_to(folder).as_posix()}", path
+    for file in dashboard_files:
+        if (artifacts / DASHBOARD_STORE / file).is_file():
+            yield f"{DASHBOARD_STORE}/{file}", artifacts / DASHBOARD_STORE / file
+
+
+def _add_objects(tar: tarfile.TarFile, remote: Checkpoints, owner: Identity) -> int:
+    """Add the study's checkpoints from its object store; their number."""
+    added = 0
+    for file in remote.of_study(owner.objects):
+        data = remote.read(owner.objects, file)
+        if data is not None:
+            _add(tar, f"checkpoints/{owner.study}/{file}", data)
+            added += 1
+    return added
+
+
+def _fold_log(database: Path) -> None:
+    """Move the write-ahead log into the database file, so that the file alone is complete."""
+    connection = sqlite3.connect(database)
+    try:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        connection.close()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o644
+    tar.addfile(entry, io.BytesIO(data))

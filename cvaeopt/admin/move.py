@@ -1,0 +1,24 @@
+"""Copy studies from one database to another, such as from SQLite to PostgreSQL."""
+
+from __future__ import annotations
+
+from cvaeopt.admin import studies
+from cvaeopt.admin.rows import copy
+from cvaeopt.errors import UserError
+from cvaeopt.store.storage import Storage
+
+
+def move(source: Storage, target: Storage, wanted: list[str]) -> dict[str, dict[str, int]]:
+    """Copy all studies or none; the number of rows by study and table. UserError while workers of them run."""
+    if source.url == target.url:
+        raise UserError(f"{source.url} is both ends of the move.", "Expected: two databases.", "Change --from or --to.")
+    with studies.snapshot(source) as rows:
+        names = studies.with_confirmations(rows, wanted, source.url)
+        for name in names:
+            studies.refuse_live_workers(source, name)
+
+        def put() -> dict[str, dict[str, int]]:
+            with target.transaction() as connection:
+                return {name: copy(rows, connection, name, target.url) for name in names}
+
+        return target.retry(put)

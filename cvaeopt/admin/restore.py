@@ -1,0 +1,120 @@
+"""Put the studies of a backup, with their files, into any database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from cvaeopt.admin import studies
+from cvaeopt.admin.backup import FORMAT
+from cvaeopt.admin.rows import copy, refuse_taken
+from cvaeopt.errors import UserError
+from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.store.identity import Identity
+from cvaeopt.store.storage import Storage
+
+_EXPECTED = "Expected: a file that `cvaeopt admin backup` wrote."
+
+
+def unpack(file: Path, folder: Path) -> dict[str, Any]:
+    """Unpack a backup into `folder`; its manifest. UserError if `file` is no backup, or an incomplete one."""
+    try:
+        with tarfile.open(file) as tar:
+            tar.extractall(folder, filter="data")
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        digest = hashlib.sha256((folder / "cvaeopt.db").read_bytes()).hexdigest()
+    except (FileNotFoundError, IsADirectoryError, tarfile.TarError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a backup ({error}).", _EXPECTED) from None
+    if manifest.get("format") != FORMAT or manifest.get("database_sha256") != digest:
+        raise UserError(f"{file} is damaged, or from a newer cvaeopt.", _EXPECTED)
+    return manifest
+
+
+def restore(
+    source: Storage,
+    target: Storage,
+    unpacked: Path,
+    artifacts: Path,
+    wanted: list[str],
+    keep_files: bool = False,
+    remote: Checkpoints | None = None,
+) -> list[str]:
+    """The names of the studies that were restored, each with its files, whole or not at all.
+
+    source      the database of the backup, which `unpack` put into the folder `unpacked`
+    keep_files  existing files of the studies stay, and missing ones are added; UserError without it if there are any
+    remote      receives the checkpoints that the backup took from an object store; None puts them into `artifacts`
+    """
+    with studies.snapshot(source) as rows:
+        names = studies.with_confirmations(rows, wanted, "The backup")
+        owners = {name: studies.identity_of(rows, name) for name in names}
+        for name, owner in owners.items():
+            folder = studies.study_folder(artifacts, owner)
+            if folder is not None and folder.exists() and not keep_files:
+                raise UserError(
+                    f"There are files of a study {name!r} in {folder}.",
+                    todo="Move them away, or add --keep-files if they belong to the study of the backup.",
+                )
+        with studies.snapshot(target) as existing:
+            for name in names:
+                refuse_taken(existing, name, target.url)
+        for owner in owners.values():
+            objects = sorted((unpacked / "checkpoints" / owner.study).glob("*/*.pt"))
+            if remote is not None:
+                _upload(objects, owner, remote, keep_files)
+                objects = []
+
+            def put(owner: Identity = owner, objects: list[Path] = objects) -> None:
+                with target.transaction() as connection:
+                    copy(rows, connection, owner.study, target.url)
+                    _place_files(rows, owner, unpacked, artifacts, objects)
+
+            target.retry(put)
+    return names
+
+
+def _place_files(rows: Connection, owner: Identity, unpacked: Path, artifacts: Path, objects: list[Path]) -> None:
+    """Move the files of a study, and the checkpoints `objects`, from the unpacked backup into the artifact folder."""
+    folder = studies.study_folder(artifacts, owner)
+    if folder is None:
+        return
+    _place(unpacked / "artifacts" / owner.study, folder)
+    if objects:
+        folder = owner.claim(artifacts)
+    complete = studies.complete_trials(rows, owner.study)
+    for path in objects:  # named as workers name them in the folder
+        number = path.parent.name
+        _place(path, folder / number / ("last.pt" if int(number) in complete else path.name))
+    for file in studies.dashboard_files(rows, owner.study):
+        _place(unpacked / "artifacts" / DASHBOARD_STORE / file, artifacts / DASHBOARD_STORE / file)
+
+
+def _upload(objects: list[Path], owner: Identity, remote: Checkpoints, keep: bool) -> None:
+    """Put a study's checkpoints into the object store. This precedes its rows: objects without a study do no harm."""
+    existing = remote.of_study(owner.objects)
+    if existing and not keep:
+        raise UserError(
+            f"There are {len(existing)} checkpoints of a study {owner.study!r} in {remote.url}.",
+            todo="Name another prefix, or add --keep-files if they belong to the study of the backup.",
+        )
+    for path in objects:
+        file = f"{path.parent.name}/{path.name}"
+        if file not in existing:
+            remote.write(owner.objects, file, path.read_bytes())
+
+
+def _place(source: Path, target: Path) -> None:
+    """Move a file or folder to `target`; a file that exists there stays as it is."""
+    if source.is_dir() and target.is_dir():
+        for entry in list(source.iterdir()):
+            _place(entry, target / entry.name)
+    elif source.exists() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)

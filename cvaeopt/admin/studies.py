@@ -1,0 +1,121 @@
+"""What a database says of its studies: their names, their confirmations, and where their files are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from cvaeopt.admin.rows import rows_of, tables_of
+from cvaeopt.errors import StudyError, UserError
+from cvaeopt.search.definition import NAME
+from cvaeopt.store import identity, leases
+from cvaeopt.store.storage import Storage, study_table
+
+_ARTIFACT = re.compile(r"^(?:dashboard:)?artifacts:(?:\d+:)?([0-9a-f-]{36})$")
+"""Matches a key that names a file of the dashboard's artifact store."""
+
+
+@contextlib.contextmanager
+def snapshot(storage: Storage) -> Iterator[Connection]:
+    """A connection that sees the database as it is at one moment and never makes a writer wait."""
+    if storage.engine.name == "sqlite":
+        with storage.reading() as connection:
+            yield connection
+        return
+    with storage.engine.connect() as plain:
+        connection = plain.execution_options(isolation_level="REPEATABLE READ")
+        with connection.begin():
+            if storage.engine.name == "postgresql":  # copying a large study may take longer than a worker may idle
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            yield connection
+
+
+def names(connection: Connection) -> list[str]:
+    """The names of all studies, sorted."""
+    studies = tables_of(connection).tables["studies"]
+    return sorted(connection.execute(select(studies.c.study_name)).scalars())
+
+
+def with_confirmations(connection: Connection, wanted: list[str], url: str) -> list[str]:
+    """`wanted`, each name followed by its confirmations; all studies when `wanted` is empty.
+
+    StudyError for a study that does not exist, or when the database (named `url` in the message) has no study.
+    """
+    existing = names(connection)
+    for name in wanted:
+        if name not in existing:
+            raise StudyError(f"{url} has no study {name!r}.", f"There are: {', '.join(existing) or 'none'}.")
+    if not existing:
+        raise StudyError(f"{url} has no study.")
+    if not wanted:
+        return existing
+    return list(dict.fromkeys(member for name in wanted for member in (name, *confirmations(connection, name))))
+
+
+def confirmations(connection: Connection, name: str) -> list[str]:
+    """The studies that train the leaders of study `name` again (`cvaeopt confirm`), oldest first.
+
+    Those of an earlier, deleted study of the same name are included: nobody else can use them.
+    """
+    rows = connection.execute(select(study_table.c.name, study_table.c.definition).order_by(study_table.c.created_at))
+    existing = set(names(connection))
+    return [
+        other
+        for other, definition in rows
+        if other in existing
+        and str(json.loads(definition).get("study", {}).get("confirms", "")).rpartition("@")[0] == name
+    ]
+
+
+def refuse_live_workers(storage: Storage, study: str, todo: str = "") -> None:
+    """UserError if a worker of `study` still holds a lease or has beaten within the time of its lease."""
+    live = [worker.id for worker in leases.workers(storage, study) if worker.state not in ("stopped", "dead")]
+    if live:
+        raise UserError(
+            f"Study {study!r} has {len(live)} running worker(s): {', '.join(live)}.",
+            "Expected: none.",
+            f"Stop them first (cvaeopt stop --study {study}), or wait two minutes if they were killed. {todo}".strip(),
+        )
+
+
+def dashboard_files(connection: Connection, name: str) -> list[str]:
+    """The names of the study's files in the dashboard's artifact store."""
+    rows = rows_of(connection, name)
+    keys = [row["key"] for table in ("study_system_attributes", "trial_system_attributes") for row in rows[table]]
+    return sorted({match[1] for key in keys if (match := _ARTIFACT.match(key))})
+
+
+def complete_trials(connection: Connection, name: str) -> set[int]:
+    """The numbers of the trials that are complete."""
+    trials = rows_of(connection, name)["trials"]
+    return {row["number"] for row in trials if getattr(row["state"], "name", row["state"]) == "COMPLETE"}
+
+
+def object_stores(connection: Connection, name: str) -> list[str]:
+    """The object stores (s3://BUCKET/PREFIX) that hold checkpoints of the study, as its trials record them."""
+    attributes = rows_of(connection, name)["trial_user_attributes"]
+    places = [row["value_json"] for row in attributes if row["key"] == "checkpoints"]
+    place = re.compile(
+        rf'"(s3://.+)/{re.escape(name)}(?:/[0-9a-f]{{12}})?/\d+"'
+    )  # any program may have written the row
+    return sorted({match[1] for text in places if (match := place.fullmatch(text))})
+
+
+def identity_of(connection: Connection, name: str) -> identity.Identity:
+    """The identity that owns the study's files; StudyError if its row in the database is damaged."""
+    attributes = rows_of(connection, name)["study_system_attributes"]
+    value = next((row["value_json"] for row in attributes if row["key"] == identity.KEY), None)
+    return identity.stated(name, None if value is None else json.loads(value))
+
+
+def study_folder(artifacts: Path, owner: identity.Identity) -> Path | None:
+    """The folder of the study's trials, which may not exist.
+
+    None for a study of another program whose name our studies cannot have, such as '../other': it has no files here.
+    """
+    return owner.find(artifacts) if NAME.fullmatch(owner.study) else None

@@ -1,0 +1,108 @@
+"""Bring a database's tables to the installed Optuna, after a copy of the database was made.
+
+`optuna storage upgrade` does not know our URLs (postgresql:// means the driver psycopg here), and would show a password
+in the list of processes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import URL
+
+from cvaeopt import files
+from cvaeopt.admin import studies
+from cvaeopt.errors import SchemaError, StudyError, UserError
+from cvaeopt.store import password, urls
+from cvaeopt.store.outage import first_line, is_outage, unreachable
+from cvaeopt.store.storage import open_storage
+from cvaeopt.store.urls import mask
+
+
+def refuse_workers(url: str) -> None:
+    """UserError if workers run; tables of an older version cannot be read, so workers on them are not noticed."""
+    try:
+        with open_storage(url, create=False) as storage:
+            with studies.snapshot(storage) as connection:
+                names = studies.names(connection)
+            for name in names:
+                studies.refuse_live_workers(storage, name, "Nothing was upgraded.")
+    except (SchemaError, StudyError):
+        return
+
+
+def parse(url: str) -> URL:
+    """The URL with our driver; UserError if it cannot work, or if its database does not exist."""
+    parsed = urls.parse(url)
+    if parsed.get_backend_name() == "postgresql" and parsed.password is None:
+        parsed = parsed.set(password=password.from_file())
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+        raise UserError(f"There is no database {mask(url)}.", todo="Change --storage.")
+    return parsed
+
+
+def copy(url: URL, target: Path) -> None:
+    """Copy the whole database to `target`, whole or not at all: a SQLite file, or pg_dump's custom format."""
+    if target.exists():
+        raise UserError(f"{target} exists.", todo="Name another file: a copy is never overwritten.")
+    if url.get_backend_name() == "sqlite":
+        source = sqlite3.connect(str(url.database))
+        memory = sqlite3.connect(":memory:")
+        try:
+            source.backup(memory)  # one consistent state, even while another program writes
+            files.write_bytes(target, memory.serialize())
+        finally:
+            source.close()
+            memory.close()
+        return
+    if url.get_backend_name() != "postgresql":
+        raise UserError(f"{mask(str(url))} is copied with its own tools.", todo="Then add --no-copy.")
+    environment = {**os.environ, **({"PGPASSWORD": url.password} if url.password else {})}
+    plain = urls.libpq_url(url).set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    with files.whole(target) as stream:
+        try:
+            subprocess.run(
+                ["pg_dump", "--format=custom", "--no-owner", f"--dbname={plain}"],
+                check=True,
+                stdout=stream,
+                stderr=subprocess.PIPE,
+                env=environment,
+            )
+        except FileNotFoundError:
+            raise UserError(
+                "pg_dump is not installed.", todo="Install it, or copy elsewhere and add --no-copy."
+            ) from None
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip()
+            raise UserError(
+                f"pg_dump failed: {said}",
+                "Expected: a pg_dump as new as the server.",
+                "Nothing was upgraded. Copy with the server's own pg_dump, then add --no-copy.",
+            ) from None
+
+
+def upgrade(url: URL) -> tuple[str, str]:
+    """Optuna's schema version before and after."""
+    try:
+        options = urls.engine_options(url, 10.0)
+        storage = RDBStorage(
+            urls.template(url), engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True
+        )
+        try:
+            before = storage.get_current_version()
+            storage.upgrade()
+            return before, storage.get_current_version()
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        said = urls.scrub(first_line(error), url.render_as_string(hide_password=False))
+        if is_outage(error):
+            raise unreachable(mask(str(url)), 0.0, said) from None
+        raise UserError(f"The tables in {mask(str(url))} could not be upgraded ({said}).") from None

@@ -1,0 +1,236 @@
+"""`cvaeopt admin`: back up, restore, move, delete and upgrade what the database and the disk have of studies."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cvaeopt.errors import StorageUnreachable, UserError
+from cvaeopt.terminal.console import Console
+
+if TYPE_CHECKING:
+    from cvaeopt.admin.delete import Plan
+    from cvaeopt.run.object_store import Checkpoints
+
+app = typer.Typer(help="Back up, restore, move, delete and upgrade studies.", no_args_is_help=True)
+
+StorageUrl = Annotated[str, typer.Option("--storage", envvar="CVAEOPT_STORAGE", help="URL of the SQL storage.")]
+Artifacts = Annotated[
+    Path, typer.Option("--artifacts", envvar="CVAEOPT_ARTIFACTS", help="Folder of the trials' files.")
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoints",
+        envvar="CVAEOPT_CHECKPOINTS",
+        metavar="s3://BUCKET/PREFIX",
+        help="The workers' object store, whose checkpoints are backed up, restored or deleted too. Default: none.",
+    ),
+]
+Studies = Annotated[list[str] | None, typer.Option("--study", help="Only this study; repeatable. Default: all.")]
+
+_STORAGE = "sqlite:///storage/cvaeopt.db"  # DEFAULT_URL of cvaeopt.store, which would load SQLAlchemy
+_ARTIFACTS = Path("storage/artifacts")
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The tar file to write.")],
+    study: Studies = None,
+    no_checkpoints: Annotated[bool, typer.Option("--no-checkpoints", help="Leave the networks (*.pt) out.")] = False,
+    storage: StorageUrl = _STORAGE,
+    artifacts: Artifacts = _ARTIFACTS,
+    checkpoints: Store = None,
+) -> None:
+    """Back up studies, their confirmations and their files into one tar file; workers may go on meanwhile."""
+    from cvaeopt.admin import studies
+    from cvaeopt.admin.backup import backup as write
+    from cvaeopt.store.storage import open_storage
+
+    console = _console()
+    with open_storage(storage, create=False) as opened:
+        remote = None if no_checkpoints else _object_store(checkpoints)
+        counts = write(opened, artifacts, file, study or [], checkpoints=not no_checkpoints, remote=remote)
+        with studies.snapshot(opened) as connection:
+            stores = {store for name in counts for store in studies.object_stores(connection, name)}
+    written = []
+    for name, facts in counts.items():
+        objects = "" if remote is None else f", {facts['objects']} objects"
+        written.append(f"{name} ({facts['trials']} trials, {facts['files']} files{objects})")
+    console.result(f"{file}: {', '.join(written)}, {file.stat().st_size / 1e6:.1f} MB")
+    for store in sorted(stores - {remote.url if remote is not None else ""}):
+        if not no_checkpoints:
+            console.result(
+                f"The checkpoints in {store} are not in it; to have them: another file and --checkpoints {store}"
+            )
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A backup.")],
+    study: Studies = None,
+    keep_files: Annotated[
+        bool, typer.Option("--keep-files", help="Keep the files that exist (a lost database); add missing ones.")
+    ] = False,
+    contents: Annotated[bool, typer.Option("--list", help="Show what the backup holds, and do nothing.")] = False,
+    storage: StorageUrl = _STORAGE,
+    artifacts: Artifacts = _ARTIFACTS,
+    checkpoints: Store = None,
+) -> None:
+    """Put the studies of a backup, with their files, into any database; workers then continue them.
+
+    A study that the database has already is refused. So is one whose folder exists, unless --keep-files is given.
+    """
+    from cvaeopt.admin.backup import sqlite_url
+    from cvaeopt.admin.restore import restore as put_back
+    from cvaeopt.admin.restore import unpack
+    from cvaeopt.store.storage import open_storage
+
+    console = _console()
+    if not contents:
+        artifacts.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that whole folders can be renamed into place.
+    place = None if contents else artifacts
+    with tempfile.TemporaryDirectory(prefix=".restore-", suffix=".part", dir=place) as scratch:
+        manifest = unpack(file, Path(scratch))
+        if contents:
+            console.result(json.dumps(manifest, indent=2))
+            return
+        with (
+            open_storage(sqlite_url(Path(scratch) / "cvaeopt.db"), create=False) as source,
+            open_storage(storage) as target,
+        ):
+            remote = _object_store(checkpoints)
+            done = put_back(source, target, Path(scratch), artifacts, study or [], keep_files, remote)
+            console.result(
+                f"{', '.join(done)} restored into {target.url} and {artifacts}"
+                + ("" if remote is None else f" and {remote.url}")
+            )
+
+
+@app.command()
+def move(
+    source: Annotated[str, typer.Option("--from", help="URL of the database that has the studies.")],
+    target: Annotated[str, typer.Option("--to", help="URL of the database that receives them.")],
+    study: Studies = None,
+) -> None:
+    """Copy studies from one database to another, and compare the copies; the source and all files stay unchanged.
+
+    Stop the workers first, and start them with the new --storage afterwards. Remove the old database when you trust
+    the new one.
+    """
+    from cvaeopt.admin.move import move as copy
+    from cvaeopt.store.storage import open_storage
+
+    console = _console()
+    with open_storage(source, create=False) as old, open_storage(target) as new:
+        for name, rows in copy(old, new, study or []).items():
+            console.result(
+                f"{name}: {rows['trials']} trials and {rows['trial_intermediate_values']} reports are in {new.url}, "
+                "and equal"
+            )
+        secret = new.url != new.engine.url.render_as_string(hide_password=False)
+        url = "the URL that you gave as --to (its password is not shown)" if secret else shlex.quote(new.url)
+        console.result(f"Now start workers with --storage, or CVAEOPT_STORAGE: {url}")
+
+
+@app.command()
+def delete(
+    study: Annotated[str, typer.Argument(help="Name of the study; of a confirmation, to delete it alone.")],
+    archive: Annotated[Path | None, typer.Option("--archive", help="Back it up into this tar file first.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    storage: StorageUrl = _STORAGE,
+    artifacts: Artifacts = _ARTIFACTS,
+    checkpoints: Store = None,
+) -> None:
+    """Delete a study, its confirmations and the files of their trials; refused while a worker of them runs.
+
+    Recipes, reports and retrained networks do not belong to the study, and stay.
+    """
+    from cvaeopt.admin import delete as deletion
+    from cvaeopt.admin.backup import backup as write
+    from cvaeopt.store.storage import open_storage
+
+    console = _console()
+    with open_storage(storage, create=False) as opened:
+        remote = _object_store(checkpoints)
+        plan = deletion.plan(opened, study, artifacts, remote)
+        if not yes:
+            _ask(console, plan, archived=archive is not None)
+        if archive is not None:
+            write(opened, artifacts, archive, [study], remote=remote)
+            console.result(f"{archive} holds {' and '.join(plan.names)} now")
+        for name in reversed(plan.names):  # the study last: after a failure the same command continues
+            files, objects = deletion.remove(opened, name, artifacts, remote)
+            console.result(f"{name} is deleted, with {files} files" + (f" and {objects} objects" if remote else ""))
+    for place in plan.remaining:
+        console.result(f"Its checkpoints in {place} stay; to delete them: aws s3 rm --recursive {place}/")
+
+
+@app.command()
+def upgrade(
+    copy: Annotated[
+        Path | None, typer.Argument(help="Where a copy of the database is written first (PostgreSQL: for pg_restore).")
+    ] = None,
+    no_copy: Annotated[bool, typer.Option("--no-copy", help="Write no copy.")] = False,
+    storage: StorageUrl = _STORAGE,
+) -> None:
+    """Bring the database's tables to the installed Optuna, after an upgrade of Optuna; stop all workers first."""
+    from cvaeopt.admin import upgrade as upgrading
+    from cvaeopt.store.storage import open_storage
+
+    console = _console()
+    if (copy is None) != no_copy:
+        raise UserError("Where shall the copy go?", "Expected: a file name, or --no-copy.")
+    url = upgrading.parse(storage)
+    upgrading.refuse_workers(storage)
+    if copy is not None:
+        upgrading.copy(url, copy)
+        console.result(f"{copy} is the database as it was")
+    before, after = upgrading.upgrade(url)
+    with open_storage(storage, create=False) as opened:
+        console.result(f"{opened.url}: Optuna's tables are of version {after} (before: {before})")
+
+
+def _console() -> Console:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return Console()
+
+
+def _object_store(url: str | None) -> Checkpoints | None:
+    """The object store at `url`, which answers now; UserError or StorageUnreachable if it does not."""
+    if url is None:
+        return None
+    from cvaeopt.run.object_store import open_checkpoints
+
+    remote = open_checkpoints(url)
+    problem = remote.check()
+    if problem:
+        raise StorageUnreachable(
+            f"The object store {remote.url} does not answer ({problem}).",
+            todo="Nothing was done: bring it back, or leave its objects out by leaving --checkpoints out.",
+        )
+    return remote
+
+
+def _ask(console: Console, plan: Plan, *, archived: bool) -> None:
+    """Ask for the study's name again; UserError for another answer."""
+    name, *confirmations = plan.names
+    also = f" and what confirms it ({', '.join(confirmations)})" if confirmations else ""
+    question = f"This deletes study {name!r}{also} from {', '.join(plan.places)}"
+    console.say(question + ("." if archived else ", without an archive."))
+    if plan.remaining:
+        console.say(f"Checkpoints in {', '.join(plan.remaining)} stay, unless --checkpoints names their store.")
+    try:
+        typed = input("Type its name again: ").strip()
+    except EOFError:
+        typed = ""
+    if typed != name:
+        raise UserError(f"{typed!r} is not {name!r}.", todo="Nothing was deleted.")
