@@ -1,10 +1,8 @@
-"""Kept for scripts that call this file: it does what `cvaeopt admin delete` does."""
+"""Kept for scripts that call this file. It does what `cvaeopt admin delete` does."""
 
 import sys
 
-from cvaeopt import cli
-from cvaeopt.commands import admin
+from cvaeopt.cli import main
 
-cli.app.add_typer(admin.app, name="admin")
 sys.argv[1:1] = ["admin", "delete"]
-cli.main()
+main()

@@ -552,7 +552,7 @@ def open_storage(
             if not isinstance(error, (StorageInternalError, sqlalchemy.exc.SQLAlchemyError)):  # Optuna's, of its tables
                 raise SchemaError(
                     f"The Optuna tables in {shown} are of another version ({urls.scrub(str(error), url)})",
-                    todo="Stop the workers, then: python storage/upgrade.py COPY --storage URL (storage/README.md).",
+                    todo="Stop the workers, then: cvaeopt admin upgrade COPY --storage URL",
                 ) from None
             if not is_outage(error):
                 raise refused(shown, said) from None
