@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cvaeopt import __version__
-from cvaeopt.commands import checkpoints, data, results, retrain, search, service
+from cvaeopt.commands import admin, checkpoints, data, results, retrain, search, service
 from cvaeopt.commands.failure import explained
 from cvaeopt.commands.opening import OPENED, latest_console
 from cvaeopt.errors import UserError
@@ -47,6 +47,7 @@ for command in (
     service.smoke,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(admin.app, name="admin")
 
 
 @app.callback(invoke_without_command=True)

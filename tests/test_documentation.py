@@ -65,7 +65,11 @@ def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
 def help_of(name: str, _seen: dict[str, str] = {}) -> str:  # noqa: B006 - a cache
     if name not in _seen:
         done = subprocess.run(
-            [sys.executable, "-m", "cvaeopt.cli", *name.split(), "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+            [sys.executable, "-m", "cvaeopt.cli", *name.split(), "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
         )
         _seen[name] = done.stdout
     return _seen[name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cvaeopt.commands.opening import open_console
 from cvaeopt.errors import StorageUnreachable, UserError
 from cvaeopt.terminal.console import Console
 
@@ -201,7 +202,7 @@ def _console() -> Console:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Console()
+    return open_console(verbose=False)
 
 
 def _object_store(url: str | None) -> Checkpoints | None:
