@@ -1,4 +1,4 @@
-"""What repeated runs say about a mean: standard errors and Student's intervals, in plain arithmetic."""
+"""What repeated runs say about a mean: standard errors and Student's intervals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from scipy.special import stdtrit
 
 CONFIDENCE: Final = 0.95
 """How often an interval of this program covers the true mean."""
@@ -100,30 +101,8 @@ def paired(groups: Sequence[Mapping[int, float]]) -> Paired:
     return Paired(spread, freedom, levels, inverse @ inverse.T, inverse @ design)
 
 
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """Half the width of a two-sided t interval in standard errors: 12.706 for 1 degree of freedom, 1.96 for many."""
-    if freedom < 1 or not 0 < confidence < 1:
+    if not freedom > 0 or not 0 < confidence < 1:
         raise ValueError(f"freedom = {freedom}, confidence = {confidence}")
-    low, high = 0.0, 1.0
-    while _within(high, freedom) < confidence:
-        low, high = high, high * 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def _within(t: float, freedom: int) -> float:
-    """Probability that Student's t lies in [-t, t].
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    angle = math.atan(t / math.sqrt(freedom))
-    square, sine = math.cos(angle) ** 2, math.sin(angle)
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term *= square * (k - 1) / k
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return float(stdtrit(freedom, (1 + confidence) / 2))

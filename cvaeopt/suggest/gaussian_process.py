@@ -14,6 +14,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import erfcx, ndtr
 
 _ROOT5 = math.sqrt(5.0)
 _STARTS = (0.6, 0.25)  # lengths from which the fit is begun
@@ -43,7 +46,7 @@ class Posterior:
         """Mean and standard deviation of the function at (m, d) points: (m,) each."""
         cross = self.signal * matern(points, self.inputs, self.lengths)
         mean = self.mean + cross @ self._weights
-        half = np.linalg.solve(self._factor, cross.T)
+        half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
         return mean, np.sqrt(np.maximum(self.signal - (half * half).sum(0), 1e-12))
 
     def believing(self, points: np.ndarray, errors: np.ndarray) -> Posterior:
@@ -81,8 +84,6 @@ def fit(
     errors         (n,) standard error of each value, in its unit; a common factor of all of them is learned too
     learned_from   indices of the observations that lengths and variances are learned from; None: all of them
     """
-    import torch  # here, so that commands that never search do not wait for it
-
     centre, scale = float(np.median(values)), float(values.std()) or 1.0
     y, e = (values - centre) / scale, np.maximum(errors / scale, 0.02)
     dimensions = inputs.shape[1]
@@ -91,36 +92,33 @@ def fit(
     data = differences, y[few], e[few]
     best, lowest = np.array([_LENGTH[0]] * dimensions + [_SIGNAL[0], _NOISE[0]]), math.inf
     for length in _STARTS:
-        theta = torch.tensor([math.log(length)] * dimensions + [0.0, 0.0], dtype=torch.float64)
-        optimiser = torch.optim.LBFGS([theta], max_iter=40, history_size=12, line_search_fn="strong_wolfe")
-
-        def closure(theta: torch.Tensor = theta) -> float:
-            loss, gradient = _objective(theta.numpy(), *data)
-            theta.grad = torch.from_numpy(gradient)
-            return loss
-
-        optimiser.step(closure)
-        loss = _objective(theta.numpy(), *data)[0]
-        if loss < lowest:  # never where it is not a number
-            best, lowest = theta.numpy().copy(), loss
+        start = np.array([math.log(length)] * dimensions + [0.0, 0.0])
+        options = {"maxiter": 40}
+        found = minimize(
+            _objective, start, data, method="L-BFGS-B", jac=True, bounds=[_BOUNDS] * len(start), options=options
+        )
+        if found.fun < lowest:  # never where it is not a number
+            best, lowest = found.x, float(found.fun)
     lengths, signal, noise = _natural(best, dimensions)
     variances = noise * e * e
-    covariance = signal * matern(inputs, inputs, lengths) + np.diag(variances)
-    inverse = np.linalg.inv(covariance)
-    mean = float((inverse @ y).sum() / (inverse.sum() + 1.0))
+    covariance = signal * matern(inputs, inputs, lengths) + np.diag(variances + _JITTER * signal)
+    solved = cho_solve((cholesky(covariance, lower=True), True), np.column_stack([y, np.ones(len(y))]))
+    mean = float(solved[:, 0].sum() / (solved[:, 1].sum() + 1.0))
     return _posterior(inputs, values, variances * scale**2, lengths, signal * scale**2, centre + scale * mean)
 
 
 def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
     """Logarithm of how much more than `best` each point is worth on average, also where that is next to nothing."""
     z = (mean - best) / deviation
-    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    plain = density + z * _normal(z)
-    far = z < -5
-    safe = np.where(far, 1.0, np.maximum(plain, 1e-300))
-    # h(z) = density (1 - ...) / z^2 for z far below 0
-    tail = -0.5 * z * z - 0.5 * math.log(2 * math.pi) - 2 * np.log(np.maximum(-z, 1.0))
-    return np.log(deviation) + np.where(far, tail, np.log(safe))  # type: ignore[no-any-return]
+    log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
+    # The improvement is deviation * (density + z ndtr(z)). For z below -1 the two terms nearly cancel, so the density is
+    # factored out: ndtr / density = sqrt(pi / 2) erfcx(-z / sqrt 2). Far below, what remains of it is 1 / z^2.
+    low = np.minimum(z, -1.0)
+    ratio = 1 + low * math.sqrt(math.pi / 2) * erfcx(-low / math.sqrt(2))
+    tail = np.where(low < -1e5, -2 * np.log(-low), np.log(np.maximum(ratio, 1e-12)))
+    high = np.maximum(z, -1.0)
+    near = np.log(np.exp(-0.5 * high * high) / math.sqrt(2 * math.pi) + high * ndtr(high))
+    return np.log(deviation) + np.where(z < -1, log_density + tail, near)  # type: ignore[no-any-return]
 
 
 def log_news(deviation: np.ndarray, noise: float) -> np.ndarray:
@@ -139,8 +137,8 @@ def _posterior(
 ) -> Posterior:
     covariance = signal * matern(inputs, inputs, lengths)
     covariance[np.diag_indices_from(covariance)] += noise + _JITTER * signal
-    factor = np.linalg.cholesky(covariance)
-    weights = np.linalg.solve(factor.T, np.linalg.solve(factor, values - mean))
+    factor = cholesky(covariance, lower=True, check_finite=False)
+    weights = cho_solve((factor, True), values - mean, check_finite=False)
     return Posterior(inputs, lengths, signal, mean, noise, factor, weights)
 
 
@@ -153,6 +151,7 @@ def _natural(theta: np.ndarray, dimensions: int) -> tuple[np.ndarray, float, flo
 _LENGTH = (math.log(0.7), 0.8)
 _SIGNAL = (0.0, 1.0)
 _NOISE = (0.0, 0.7)
+_BOUNDS = (-8.0, 8.0)  # of every logarithm
 
 
 def _objective(
@@ -165,8 +164,6 @@ def _objective(
     y             (n,) values of zero median and unit variance; their mean has a standard normal prior
     """
     count, dimensions = len(y), differences.shape[2]
-    if np.abs(theta).max() > 8:
-        return math.inf, np.zeros_like(theta)
     lengths, signal, factor = _natural(theta, dimensions)
     flat = differences.reshape(-1, dimensions)
     r = _ROOT5 * np.sqrt(flat @ lengths**-2.0).reshape(count, count)
@@ -175,11 +172,8 @@ def _objective(
     noise = factor * errors * errors
     covariance = kernel + 1.0  # the constant mean, integrated out
     covariance[np.diag_indices(count)] += noise + _JITTER
-    try:
-        lower = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        return math.inf, np.zeros_like(theta)
-    inverse = np.linalg.inv(covariance)
+    lower = cholesky(covariance, lower=True, check_finite=False)
+    inverse = cho_solve((lower, True), np.eye(count), check_finite=False)
     alpha = inverse @ y
     loss = 0.5 * float(y @ alpha) + float(np.log(np.diag(lower)).sum())
     weight = 0.5 * (inverse - np.outer(alpha, alpha))  # d loss / d covariance
@@ -193,8 +187,3 @@ def _objective(
     loss += 0.5 * float(shift @ shift)
     gradient += shift / widths[:, 1]
     return loss, gradient
-
-
-def _normal(z: np.ndarray) -> np.ndarray:
-    """The standard normal distribution function."""
-    return 0.5 * np.array([math.erfc(-one / math.sqrt(2)) for one in z.ravel()]).reshape(z.shape)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
@@ -106,7 +107,7 @@ class ForecastPruner(BasePruner):
 def _exceeds(one: Forecast, other: Forecast, sign: float) -> float:
     """How likely `one` is worth more than `other`."""
     error = max(math.hypot(one.error, other.error), 1e-9)
-    return 0.5 * math.erfc(sign * (other.mean - one.mean) / (error * math.sqrt(2)))
+    return NormalDist().cdf(sign * (one.mean - other.mean) / error)
 
 
 def shows_at(config: Config) -> int:

@@ -18,6 +18,11 @@ def test_quantiles_are_those_of_the_printed_tables(freedom: int, confidence: flo
     assert t_quantile(freedom, confidence) == pytest.approx(tabled, abs=6e-4)
 
 
+@given(st.floats(0.5, 200))
+def test_degrees_of_freedom_may_lie_between_whole_numbers(freedom: float) -> None:
+    assert t_quantile(freedom * 1.01) < t_quantile(freedom)
+
+
 def test_with_many_repeats_the_interval_is_the_normal_one() -> None:
     assert t_quantile(5000) == pytest.approx(1.960, abs=2e-3)
 
