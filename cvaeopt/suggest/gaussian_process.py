@@ -111,7 +111,7 @@ def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: floa
     """Logarithm of how much more than `best` each point is worth on average, also where that is next to nothing."""
     z = (mean - best) / deviation
     log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
-    # The improvement is deviation * (density + z ndtr(z)). For z below -1 the two terms nearly cancel, so the density is
+    # The improvement is deviation * (density + z ndtr(z)). Below z = -1 the two terms nearly cancel, so the density is
     # factored out: ndtr / density = sqrt(pi / 2) erfcx(-z / sqrt 2). Far below, what remains of it is 1 / z^2.
     low = np.minimum(z, -1.0)
     ratio = 1 + low * math.sqrt(math.pi / 2) * erfcx(-low / math.sqrt(2))
