@@ -43,11 +43,11 @@ def read(path: Path) -> dict[str, Any]:
             raise SettingsError(
                 f"{path} is {other}, not TOML.",
                 "Expected: lines such as `lr = 0.001` below names of tables such as `[fixed]`.",
-                "Write it as TOML; studies/README.md explains every key and shows an example.",
+                "Write it as TOML.",
             ) from None
         raise SettingsError(
             f"{path} is not TOML: {str(error).rstrip('.')}.",
-            todo="Correct the line; studies/README.md explains every key.",
+            todo="Correct the line.",
         ) from None
 
 

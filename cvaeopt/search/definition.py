@@ -218,7 +218,7 @@ class Definition(StudyTable):
             if not tables.get(table):
                 raise SettingsError(
                     f"{where}: the table [{table}] is missing or empty.",
-                    todo="Every study needs [budget] and [search]; studies/README.md explains both.",
+                    todo="Add it: [budget] limits the study, and [search] names the settings that are searched.",
                 )
         studied = _parse(StudyTable, _table(tables, "study", where), f"{where}: [study]")
         budget = _parse(Budget, _table(tables, "budget", where), f"{where}: [budget]")
@@ -314,7 +314,7 @@ def definition_path(study: str, folder: Path = Path("studies")) -> Path:
         raise StudyError(
             f"{study} is not a .toml file.",
             "Expected: the name of a study, or the path of a TOML file.",
-            f"Did you mean {near}?" if near.exists() else "Write the study as TOML; studies/README.md shows how.",
+            f"Did you mean {near}?" if near.exists() else "Write the study as TOML.",
         )
     check_name(study, "--study")
     return path
@@ -358,7 +358,7 @@ def _complaint(error: ValidationError, where: str, inside: int = 0) -> SettingsE
     first = error.errors()[0]
     if first["type"] == "missing":
         name = ".".join(str(part) for part in first["loc"][inside:])
-        return SettingsError(f"{where}: {name} is missing.", todo="Add it; studies/README.md explains every key.")
+        return SettingsError(f"{where}: {name} is missing.", todo="Add it.")
     return settings_error(error, where, inside)
 
 

@@ -328,7 +328,7 @@ def damaged(study: str, where: str, name: str, found: str, expected: str) -> Stu
     return StudyDamaged(
         f"Study '{study}'{where}: a row of {name} is damaged ({found}).",
         f"Expected: {expected}.",
-        "Restore a backup (storage/README.md), correct the row, or give the study a new name.",
+        "Restore a backup (cvaeopt admin restore), correct the row, or give the study a new name.",
     )
 
 

@@ -495,7 +495,7 @@ class Fleet:
                     f"Study {self.study!r}: the row of trial {lease.number} (slot {lease.slot}) is no longer in "
                     "cvaeopt_lease.",
                     "Expected: one row for each trial that was begun, which only this program changes.",
-                    "Restore a backup (storage/README.md), or give the study a new name.",
+                    "Restore a backup (cvaeopt admin restore), or give the study a new name.",
                 )
 
     def _is_listed(self, lease: Lease) -> bool:

@@ -98,7 +98,7 @@ def refused(url: str, said: str) -> StorageRefused:
     """The error for a database that answered and said no; `said` is its own words, `url` is masked."""
     todo = "Check user, password, database, rights and --storage."
     if "startup parameter" in said:
-        todo = "Behind PgBouncer see deploy/README.md: ignore_startup_parameters = options."
+        todo = "Behind PgBouncer, set ignore_startup_parameters = options in its settings."
     elif "prepared statement" in said:
         todo = "Behind a pooler leave prepare_threshold out of --storage."
     return StorageRefused(f"The database {url} refused: {said}.", todo=todo)
