@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import platform
@@ -10,6 +12,8 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from cvaeopt.files import write_bytes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,6 +67,25 @@ def append(path: Path, row: dict[str, Any]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines in the file and in the packed one beside it, without lines that were cut short."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    packed = path.with_name(path.name + ".gz")
+    if packed.exists():
+        lines = [*gzip.decompress(packed.read_bytes()).decode().splitlines(), *lines]
+    found = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def pack(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows into the packed file beside `path`, the same bytes for the same rows."""
+    lines = [json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows]
+    write_bytes(path.with_name(path.name + ".gz"), gzip.compress("".join(lines).encode(), mtime=0))
 
 
 def _processor() -> str:

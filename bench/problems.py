@@ -1,14 +1,14 @@
 """Simulated studies: learning curves of a known truth, so that a search can be marked.
 
-Every problem has six settings in [0, 1], trials of 100 epochs, and a noise-free curve of each point. What a trial
-reports is that curve plus an offset of its training seed and noise between epochs.
+Every problem has six settings in [0, 1], trials of 100 epochs, and a noise-free curve for each point. A trial reports
+that curve plus an offset of its training seed and plus noise between epochs.
 
-    cross     settings that end best learn slowest: early curves rank them wrongly
+    cross     the settings that end best learn slowest, so early curves rank them wrongly
     benign    all settings learn equally fast
     heavy     cross with the noise of published curves: 1.7 dB between epochs, dips, 0.7 dB between seeds
     null      settings do not matter
     fitted    levels, speeds and noise of published curves; forcing decays shape the early curve
-    late      most is gained when the learning rate falls at the end, more of it by some settings than by others;
+    late      most of the gain comes when the learning rate falls at the end, for some settings more than for others;
               little noise, as measured with recalibrated statistics and a cosine schedule
 
 Hartmann's six-dimensional function is the landscape of all but `null` and `fitted` (Dixon and Szegoe, 1978).
@@ -140,59 +140,12 @@ def _late(x: Point) -> np.ndarray:
 # ---- fitted to published curves
 
 
-def fit_curve(curve: Sequence[float]) -> dict[str, float]:
-    """end, start (dB) and time (epochs) of the saturating curve nearest to `curve`, and the noise about it.
-
-    Fitted from epoch 8 on: all four runs with PSNR fall there at once, by up to 7 dB, and climb anew.
-
-    The noise: standard deviation of the differences from a running median of five epochs (dips left out, dB), its
-    memory, the share of dips (more than 2 dB below that median) and their mean depth, dB.
-    """
-    values = np.asarray(curve, dtype=float)
-    later, epochs = values[7:], np.arange(8, len(values) + 1)
-    best: tuple[float, float, float, float] | None = None
-    for time in np.geomspace(5, 60, 120):
-        design = np.column_stack([1 - np.exp(-epochs / time), np.exp(-epochs / time)])
-        (end, start), *_ = np.linalg.lstsq(design, later, rcond=None)
-        squares = float(((later - design @ [end, start]) ** 2).sum())
-        if best is None or squares < best[0]:
-            best = (squares, float(end), float(start), float(time))
-    assert best is not None
-    padded = np.concatenate([values[:1], values[:1], values, values[-1:], values[-1:]])
-    rest = values - np.array([np.median(padded[i : i + 5]) for i in range(len(values))])
-    dips = rest < -2
-    calm = np.where(dips, 0.0, rest)[2:]
-    memory = float((calm[1:] * calm[:-1]).sum() / max((calm * calm).sum(), 1e-12))
-    return {
-        "end_db": best[1],
-        "start_db": best[2],
-        "time_epochs": best[3],
-        "epoch_db": float(np.sqrt(np.mean(calm**2))),
-        "memory": max(0.0, memory),
-        "dips": float(dips[2:].mean()),
-        "dip_db": float(-rest[dips].mean()) if dips.any() else 0.0,
-    }
-
-
-def fit_file(path: Path) -> dict[str, object]:
-    """The parameters that `fitted` needs, from a file of published curves (`wangwei`: PSNR, `evan`: losses)."""
-    curves = json.loads(path.read_text())
-    found: dict[str, object] = {
-        "source": "nine runs of this network on the lab's data, read from the public logs of two authors: four of 50 "
-        "epochs with validation PSNR, five of up to 90 epochs with validation losses (taken as -10 log10)",
-        "psnr": {name.split("_kl")[0]: fit_curve(run["PSNR"]) for name, run in curves["wangwei"].items()},
-        "loss": {
-            name: fit_curve([-10 * math.log10(row["valid"]) for row in rows]) for name, rows in curves["evan"].items()
-        },
-    }
-    return found
-
-
 def _fitted() -> Problem:
     """tfr, its start and step of decay as in `main`, log lr and two settings of little weight.
 
-    The run without forcing and the three with it are the two ends; how forcing in between mixes them, and the
-    parabola over log lr, are assumptions: no public runs tell.
+    The file holds what was fitted to public curves of this network: end, start (dB) and time (epochs) of a saturating
+    curve, and the noise about it. The run without forcing and the three runs with forcing are the two ends. How forcing
+    in between mixes them, and the parabola over log lr, are assumptions, because no public run shows them.
     """
     fit = json.loads(FIT.read_text())["psnr"]
     free = fit["lr_0.001_tfr_0.0_10_0.0"]
@@ -207,9 +160,8 @@ def _fitted() -> Problem:
 
     def clean(x: Point) -> np.ndarray:
         forcing = schedule(x)
-        lasting = (
-            float(forcing.mean()) ** 0.5
-        )  # little forcing already costs: a falling ratio was as bad as a fixed one
+        # A little forcing already costs much: a ratio that falls was as bad as a fixed one.
+        lasting = float(forcing.mean()) ** 0.5
         end = free["end_db"] + (middle("end_db") - free["end_db"]) * lasting
         end -= 6 * (x[3] - 0.65) ** 2 + 1.0 * (x[4] - 0.3) ** 2 + 0.5 * (x[5] - 0.5) ** 2
         time = free["time_epochs"] + (middle("time_epochs") - free["time_epochs"]) * lasting

@@ -12,10 +12,8 @@ table do not count. Several processes may write one file if they are given diffe
 from __future__ import annotations
 
 import argparse
-import gzip
 import importlib.util
 import itertools
-import json
 import math
 import os
 import time
@@ -33,12 +31,13 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 
 from bench import machine, replay_baselines, replay_figures
-from bench.search import Method, Reading, Run, Study, rows_of
+from bench.machine import rows_of
+from bench.simulation import Method, Reading, Run, Study
 from bench.table import SEEDS, SPACE, kept
 from bench.tabled import Cube, Entry, entries
 from bench.worlds import Fitted, Nearest, Surrogate, World
 from cvaeopt.config import Config
-from cvaeopt.files import digest, write_bytes
+from cvaeopt.files import digest
 from cvaeopt.outcome.transfer import transfer
 from cvaeopt.search.definition import Definition, ForecastPruner, load_definition
 from cvaeopt.search.space import fitting, suggest
@@ -98,18 +97,15 @@ OTHERS = {"skopt": replay_baselines.skopt, "smac": replay_baselines.smac}
 class Replayed(Study):
     """A study whose trainings come from a world of settings, in simulated time."""
 
-    grid = GRID
-
     def __init__(self, world: World, method: Method, points: bool, workers: int, seed: int) -> None:
-        super().__init__(None, method, workers, seed)  # type: ignore[arg-type]  # no simulated problem is asked
-        self.world = world
         self.definition = shipped()
-        self.epochs = self.definition.epochs
+        super().__init__(method, method.pruner(None), workers, seed, self.definition.epochs, GRID)
+        self.world = world
         self.truths: dict[int, float] = {}
         for point in self.definition.points() if points else []:
             self.study.enqueue_trial(point)
 
-    def _new(self) -> Run | None:
+    def new(self) -> Run | None:
         trial = self.study.ask()
         suggest(self.definition, trial)
         met = self.world.meet(trial.params)
@@ -121,9 +117,7 @@ class Replayed(Study):
         frozen.params = dict(met.params)
         frozen.distributions = {name: self.world.cube.distributions[name] for name in met.params}
         self.truths[trial.number] = met.truth
-        self.begun += 1
-        pace = float(self.generator.lognormal(0, 0.1))
-        return Run(trial.number, [], met.curve, pace, trial)
+        return self.begin(trial, [], met.curve)
 
 
 def one_run(world: World, name: str, workers: int, trainings: int, repeat: int) -> Row:
@@ -212,8 +206,7 @@ def campaign(of: list[Entry], half: int, wanted: Iterable[tuple[Any, ...]], path
 def pack(path: Path, state: str) -> list[Row]:
     """Move the lines of this state of the table into the packed file, each run once; the lines."""
     rows = {replay_figures.key_of(row): row for row in rows_of(path) if row["state"] == state}
-    lines = [json.dumps(rows[key], separators=(",", ":"), allow_nan=False) + "\n" for key in sorted(rows)]
-    write_bytes(path.with_name(path.name + ".gz"), gzip.compress("".join(lines).encode(), mtime=0))
+    machine.pack(path, [rows[key] for key in sorted(rows)])
     path.unlink(missing_ok=True)
     return list(rows.values())
 

@@ -17,8 +17,6 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import gzip
-import json
 import math
 import os
 import tarfile
@@ -36,10 +34,10 @@ import torch
 from torch.quasirandom import SobolEngine
 
 from bench import machine
-from bench.search import rows_of
+from bench.machine import rows_of
 from cvaeopt.config import Config
 from cvaeopt.errors import Diverged
-from cvaeopt.files import digest, write_bytes
+from cvaeopt.files import digest
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.search.space import Values, distribution, has_effect, key_of, order, params_to_config, settled
 from cvaeopt.suggest.estimate import estimate
@@ -184,11 +182,7 @@ class Table:
         """Write all that is known into the compressed file, the same bytes for the same rows; the trainings in it."""
         headers = {row["header"]: row for row in self.headers()}
         rows = self.rows()
-        lines = [
-            json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n"
-            for row in [*(headers[name] for name in sorted(headers)), *rows.values()]
-        ]
-        write_bytes(self.packed, gzip.compress("".join(lines).encode(), mtime=0))
+        machine.pack(self.packed.with_suffix(""), [*(headers[name] for name in sorted(headers)), *rows.values()])
         return len(rows)
 
     def _lines(self) -> list[Row]:

@@ -2,7 +2,7 @@
 
 The value is the mean of the reported metric over the last `window` epochs. Its standard error has two parts that add
 in squares: what the epochs of the window leave uncertain, from their residuals about a straight line, and what another
-training seed would change (`seed_noise_db`, measured by `python -m bench.noise`). The curve itself stays in the
+training seed would change (`seed_noise_db`, measured in bench/README.md, Noise). The curve itself stays in the
 storage as it was reported.
 """
 

@@ -13,40 +13,10 @@ import numpy as np
 import pytest
 
 from bench import table, table_figures, tabled
+from bench.machine import rows_of
 from cvaeopt.config import Config
-from cvaeopt.errors import Diverged
-from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.search.space import has_effect, key_of, params_to_config
-
-DEFINITION = load_definition(str(table.SPACE))
-
-
-def curve_of(config: Config) -> np.ndarray:
-    """A landscape with its best lr at 4e-3, a little own noise, and 1 dB more for the second seed."""
-    top = 38 - 3 * math.log10(config.lr / 4e-3) ** 2 + (config.seed == table.SEEDS[1])
-    own = np.random.default_rng([config.seed, int(config.lr * 1e9)]).normal() * 0.1
-    return top + own - 12 * np.exp(-np.arange(1, config.num_epoch + 1) / 8)
-
-
-def fake(config: Config, limit: float = 1.5e-2) -> Iterator[SimpleNamespace]:
-    for epoch, value in enumerate(curve_of(config), 1):
-        if config.lr > limit and epoch == 3:
-            raise Diverged("The training loss", math.nan, epoch)
-        yield SimpleNamespace(val_psnr=float(value), val_psnr_late=float(value) + 1, train_loss=0.1 / epoch)
-
-
-def table_in(folder: Path) -> table.Table:
-    return table.Table(folder / "table.jsonl", folder / "table.jsonl.gz", "meaning")
-
-
-def wanted_of(count: int) -> list[tuple[table.Setting, int]]:
-    return [(setting, seed) for setting in table.settings(DEFINITION, count) for seed in table.SEEDS]
-
-
-def filled(folder: Path, count: int, definition: Definition = DEFINITION) -> table.Table:
-    made = table_in(folder)
-    table.fill(definition, made, wanted_of(count), fake, "here")
-    return made
+from tests.bench.made_tables import DEFINITION, curve_of, fake, filled, table_in, wanted_of
 
 
 def test_more_settings_continue_the_same_sequence_and_none_trains_like_another() -> None:
@@ -136,7 +106,7 @@ def test_a_clone_goes_on_from_the_packed_table_whose_bytes_depend_on_its_rows_al
 
 def test_the_committed_table_is_of_the_space_that_is_committed() -> None:
     kept = table.kept()
-    rows = table.rows_of(kept.packed.with_suffix(""))
+    rows = rows_of(kept.packed.with_suffix(""))
     assert {row["meaning"] for row in rows} <= {kept.meaning}
     keys = {setting.index: setting.key for setting in table.settings(DEFINITION, 1 + max((0, *map(_index, rows))))}
     assert all(keys[row["index"]] == row["key"] for row in rows if "index" in row)

@@ -15,7 +15,7 @@ import pytest
 from bench import replay, replay_figures, table, tabled, worlds
 from cvaeopt.search.definition import load_definition
 from cvaeopt.search.space import key_of
-from tests.test_table_bench import DEFINITION, filled
+from tests.bench.made_tables import DEFINITION, filled
 
 CUBE = tabled.Cube(DEFINITION)
 needs_skopt = pytest.mark.skipif(importlib.util.find_spec("skopt") is None, reason="scikit-optimize is not installed")
