@@ -12,7 +12,8 @@ from PIL import Image
 
 from cvaeopt.demo_data import choreography, drawing, skeleton, writer
 from cvaeopt.errors import DataError
-from cvaeopt.vae import dataset
+from cvaeopt.vae import dataset, sequences
+from cvaeopt.vae.data_check import check
 from cvaeopt.vae.metrics import baselines
 
 SMALL = {"clips": 2, "val_frames": 6, "sequences": 2, "sequence_frames": 5}
@@ -57,13 +58,13 @@ def test_a_set_has_the_labs_layout_and_loads(tmp_path: Path) -> None:
     assert data.val.frames.shape == data.val.labels.shape == (6, 3, 32, 64)
     with Image.open(root / "train/train_img/31.png") as image:
         assert image.size == (64, 32) and image.mode == "RGB"
-    found = list(dataset.test_sequences(root))
+    found = list(sequences.test_sequences(root))
     assert [sequence.name for sequence in found] == ["0", "1"]
     for sequence in found:
         assert [path.name for path in (root / "test/test_img" / sequence.name).iterdir()] == ["0.png"]
         assert sequence.labels.shape == (5, 3, 32, 64)
         assert sequence.truth is not None and (sequence.truth[0] == sequence.first).all()
-    assert dataset.check(root).ok
+    assert check(root).ok
     assert not [path for path in tmp_path.iterdir() if path != root]
 
 
@@ -166,7 +167,7 @@ def test_a_number_of_no_use_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_set_without_test_sequences_is_sound(tmp_path: Path) -> None:
     writer.write(tmp_path / "demo", **{**SMALL, "sequences": 0})
-    assert dataset.check(tmp_path / "demo").ok and dataset.count_test_sequences(tmp_path / "demo") == 0
+    assert check(tmp_path / "demo").ok and sequences.count_test_sequences(tmp_path / "demo") == 0
 
 
 # Motion

@@ -58,7 +58,7 @@ def predict(
     z = _noise(noise, noise_scale, seed)
     if dry_run:
         from cvaeopt.vae.checkpoint import load_model
-        from cvaeopt.vae.dataset import count_test_sequences
+        from cvaeopt.vae.sequences import count_test_sequences
 
         model = load_model(checkpoint, output=output, ignore_extra=ignore_extra)
         run: dict[str, Any] = {"checkpoint": str(checkpoint), "epoch": model.epoch, "device": device}

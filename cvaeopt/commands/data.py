@@ -34,11 +34,11 @@ def check_data(
     quiet: Quiet = False,
 ) -> None:
     """Count and check the files of a data folder; exit code 0 if it can be used, else 2."""
-    from cvaeopt.vae import dataset
+    from cvaeopt.vae.data_check import check
 
     console = open_console(verbose, quiet)
     with console.progress() as progress:
-        report = dataset.check(folder, progress=progress)
+        report = check(folder, progress=progress)
     if as_json:
         console.json(report.plain())
     else:

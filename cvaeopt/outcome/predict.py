@@ -29,9 +29,10 @@ from cvaeopt.outcome.rolling import Span, decided, frame_size, notes, roll_frame
 from cvaeopt.pictures.run_pictures import Frames, write_gif
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
-from cvaeopt.vae.dataset import Split, count_test_sequences, test_sequences, validation_video
+from cvaeopt.vae.dataset import Split, validation_video
 from cvaeopt.vae.metrics import public_score
 from cvaeopt.vae.rollout import Output, to_pixels
+from cvaeopt.vae.sequences import count_test_sequences, test_sequences
 
 Progress = Callable[[str, int, int], None]
 

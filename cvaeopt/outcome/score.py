@@ -25,10 +25,11 @@ from cvaeopt.outcome.rolling import Noise, Span, decided, frame_size, notes, rol
 from cvaeopt.pictures.run_pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
-from cvaeopt.vae.dataset import Dataset, test_sequences
+from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.metrics import Baselines, baselines, late_mean, psnr_per_frame, public_score
 from cvaeopt.vae.rollout import Output, to_float, to_pixels
 from cvaeopt.vae.rollout import recalibrate as recalibrate_model
+from cvaeopt.vae.sequences import test_sequences
 from cvaeopt.vae.weights import replaced
 
 SHEET: Final = "score.json"

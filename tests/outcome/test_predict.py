@@ -110,7 +110,7 @@ def test_a_lab_checkpoint_predicts_what_the_plain_loop_does(lab: tuple[Path, CVA
     predict(path, root, tmp_path / "out", z=ZERO)
     _, rows = rows_of(tmp_path / "out" / "submission.csv")
     assert rows.shape == (9, 1 + 6144)
-    from cvaeopt.vae.dataset import test_sequences as sequences
+    from cvaeopt.vae.sequences import test_sequences as sequences
 
     sequence = next(sequences(root, 32, 64))
     labels = to_float(torch.tensor(sequence.labels[1:]))

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cvaeopt.errors import DataError
-from cvaeopt.vae import dataset
-from cvaeopt.vae.dataset import check, clip_starts, count_test_sequences, load, require_clips
+from cvaeopt.vae import frame_cache, sequences
+from cvaeopt.vae.data_check import check
+from cvaeopt.vae.dataset import clip_starts, load, require_clips
 from cvaeopt.vae.png_folder import list_folder, stop
 from tests.support.waiting import LONG_S
 
@@ -251,13 +252,13 @@ def test_a_changed_file_is_decoded_anew_and_the_old_generation_removed(root: Pat
     after = load(root, 8, 16)
     assert after.digest != before.digest
     assert (after.train.frames[3] == pixels(99).transpose(2, 0, 1)).all()
-    assert len(folders(root / dataset.CACHE_FOLDER)) == 1
+    assert len(folders(root / frame_cache.CACHE_FOLDER)) == 1
 
 
 def test_two_sizes_of_one_folder_are_kept_side_by_side(root: Path) -> None:
     load(root, 8, 16)
     load(root, 4, 8)
-    assert len(folders(root / dataset.CACHE_FOLDER)) == 2
+    assert len(folders(root / frame_cache.CACHE_FOLDER)) == 2
 
 
 def test_the_digest_is_of_the_content_and_not_of_names_dates_or_compression(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_a_moved_data_folder_keeps_its_cache(root: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncate", "flip", "header", "meta", "no meta", "list", "missing", "empty"])
 def test_a_damaged_cache_is_rebuilt(root: Path, damage: str) -> None:
     expected = load(root, 8, 16).digest
-    folder = folders(root / dataset.CACHE_FOLDER)[0]
+    folder = folders(root / frame_cache.CACHE_FOLDER)[0]
     array, meta = folder / "train_img.npy", folder / "meta.json"
     content = bytearray(array.read_bytes())
     if damage == "truncate":
@@ -306,7 +307,7 @@ def test_a_damaged_cache_is_rebuilt(root: Path, damage: str) -> None:
     again = load(root, 8, 16, progress=lambda what, done, total: seen.append(done))
     assert seen and again.digest == expected
     load(root, 8, 16, progress=fail)
-    assert [path.suffix for path in (root / dataset.CACHE_FOLDER).iterdir() if path.name[0] == "."] == []
+    assert [path.suffix for path in (root / frame_cache.CACHE_FOLDER).iterdir() if path.name[0] == "."] == []
 
 
 def test_the_cache_can_be_put_elsewhere(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +315,7 @@ def test_the_cache_can_be_put_elsewhere(root: Path, tmp_path: Path, monkeypatch:
     assert folders(tmp_path / "given")
     monkeypatch.setenv("CVAEOPT_CACHE", str(tmp_path / "named"))
     load(root, 8, 16)
-    assert folders(tmp_path / "named") and not (root / dataset.CACHE_FOLDER).exists()
+    assert folders(tmp_path / "named") and not (root / frame_cache.CACHE_FOLDER).exists()
 
 
 def test_two_data_folders_share_one_cache_place(tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def test_a_read_only_data_folder_is_cached_with_the_user(public: Path, monkeypat
     with unprivileged(root):
         first = load(root, 8, 16)
         load(root, 8, 16, progress=fail)
-    assert folders(public / "home" / "cvaeopt") and not (root / dataset.CACHE_FOLDER).exists()
+    assert folders(public / "home" / "cvaeopt") and not (root / frame_cache.CACHE_FOLDER).exists()
     assert first.digest == load(root, 8, 16).digest
 
 
@@ -347,7 +348,7 @@ def test_no_place_for_the_cache_says_how_much_room_is_needed(public: Path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "home"))
     with unprivileged(root), pytest.raises(DataError, match=r"2 MB of room\. Set CVAEOPT_CACHE") as caught:
         load(root, 8, 16)
-    assert str(root / dataset.CACHE_FOLDER) in str(caught.value)
+    assert str(root / frame_cache.CACHE_FOLDER) in str(caught.value)
 
 
 def test_a_full_disk_says_how_much_room_is_needed_and_leaves_nothing(root: Path) -> None:
@@ -358,7 +359,7 @@ def test_a_full_disk_says_how_much_room_is_needed_and_leaves_nothing(root: Path)
             load(root, 8, 16)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.suffix for path in (root / dataset.CACHE_FOLDER).iterdir()] == [".lock"]
+    assert [path.suffix for path in (root / frame_cache.CACHE_FOLDER).iterdir()] == [".lock"]
     load(root, 8, 16)
 
 
@@ -375,7 +376,7 @@ def test_four_processes_that_start_together_decode_once(tmp_path: Path) -> None:
         worker.join()
     assert sorted(decoded for decoded, _ in found) == [0, 0, 0, 606]
     assert len({digest for _, digest in found}) == 1
-    assert len(folders(root / dataset.CACHE_FOLDER)) == 1
+    assert len(folders(root / frame_cache.CACHE_FOLDER)) == 1
 
 
 @pytest.mark.slow
@@ -385,7 +386,7 @@ def test_a_process_killed_while_it_decodes_leaves_no_lock_and_no_half_cache(tmp_
     worker.start()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL
-    place = root / dataset.CACHE_FOLDER
+    place = root / frame_cache.CACHE_FOLDER
     assert [path for path in place.iterdir() if path.suffix == ".part"] and not folders(place)
     assert len(load(root, 8, 16).train) == 18
     assert not [path for path in place.iterdir() if path.suffix == ".part"]
@@ -470,7 +471,7 @@ def test_bad_data_is_refused_by_name_and_leaves_nothing(root: Path, case: str) -
     with pytest.raises(DataError, match=message) as caught:
         load(root, 8, 16)
     assert caught.value.exit_code == 2 and str(root) in str(caught.value)
-    place = root / dataset.CACHE_FOLDER
+    place = root / frame_cache.CACHE_FOLDER
     assert not place.exists() or [path.suffix for path in place.iterdir()] == [".lock"]
 
 
@@ -498,8 +499,8 @@ def test_a_missing_root_suggests_what_to_do(tmp_path: Path) -> None:
 
 
 def test_sequences_come_in_natural_order_with_their_first_frame(root: Path) -> None:
-    found = list(dataset.test_sequences(root, 8, 16))
-    assert [sequence.name for sequence in found] == ["2", "10"] and count_test_sequences(root) == 2
+    found = list(sequences.test_sequences(root, 8, 16))
+    assert [sequence.name for sequence in found] == ["2", "10"] and sequences.count_test_sequences(root) == 2
     for sequence in found:
         assert sequence.truth is None and sequence.labels.shape == (4, 3, 8, 16)
         assert (sequence.first == pixels(7).transpose(2, 0, 1)).all()
@@ -512,17 +513,17 @@ def test_as_many_frames_as_labels_are_the_truth(root: Path, folder: str) -> None
     target.mkdir(parents=True, exist_ok=True)
     for index in range(4):
         Image.fromarray(pixels(7 + index)).save(target / f"{index}.png")
-    two, ten = dataset.test_sequences(root, 8, 16)
+    two, ten = sequences.test_sequences(root, 8, 16)
     assert two.truth is None and ten.truth is not None and ten.truth.shape == (4, 3, 8, 16)
     assert (ten.truth[0] == ten.first).all() and (ten.truth[3] == pixels(10).transpose(2, 0, 1)).all()
 
 
 def test_a_set_without_test_folders_has_no_sequences_and_is_sound(root: Path) -> None:
     shutil.rmtree(root / "test")
-    assert count_test_sequences(root) == 0
+    assert sequences.count_test_sequences(root) == 0
     assert check(root, 8, 16).ok
     with pytest.raises(DataError, match="test/test_img is not a folder that can be read"):
-        next(dataset.test_sequences(root, 8, 16))
+        next(sequences.test_sequences(root, 8, 16))
 
 
 def _truth_without_end(root: Path) -> None:
@@ -561,7 +562,7 @@ def test_a_bad_sequence_is_refused_by_name(root: Path, case: str) -> None:
     spoil, message = BAD_SEQUENCES[case]
     spoil(root)
     with pytest.raises(DataError, match=message):
-        list(dataset.test_sequences(root, 8, 16))
+        list(sequences.test_sequences(root, 8, 16))
     report = check(root, 8, 16)
     assert not report.ok and any(re.search(message, problem) for problem in report.problems)
     assert report.baselines is not None  # the videos are sound

@@ -1,0 +1,130 @@
+"""What `cvaeopt check-data` says about a data folder: all its problems, not only the first one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cvaeopt.errors import DataError
+from cvaeopt.vae.dataset import FOLDERS, Dataset, clip_starts, list_videos, load, require_clips
+from cvaeopt.vae.frame_cache import Progress
+from cvaeopt.vae.metrics import Baselines, baselines
+from cvaeopt.vae.png_folder import blocks
+from cvaeopt.vae.sequences import has_sequences, sequence_files, sequence_names
+
+_CLIP_FRAMES = 16  # the length of the lab's clips
+_MAX_PROBLEMS = 20  # that are listed; the others are only counted
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` knows about a data folder.
+
+    counts          number of PNG files by folder (train and val)
+    sizes           native sizes by folder, "WxH", the most frequent first
+    sequences       test sequences, each as {"name", "labels", "truth"}; truth is whether its frames are known
+    clips           number of clips of 16 frames in the training video
+    digest          of the decoded videos; None if they cannot be loaded
+    baselines       None if the videos cannot be loaded
+    problems        at most 20 messages, each of which names its file; `problem_count` counts all problems
+    """
+
+    root: Path
+    height: int
+    width: int
+    counts: dict[str, int]
+    sizes: dict[str, list[str]]
+    sequences: list[dict[str, Any]]
+    clips: int
+    digest: str | None
+    baselines: Baselines | None
+    problems: list[str]
+    problem_count: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the folder can be used for training and prediction."""
+        return self.problem_count == 0
+
+    def plain(self) -> dict[str, Any]:
+        """All fields, and `ok`, as JSON values."""
+        return {"ok": self.ok, **asdict(self), "root": str(self.root)}
+
+
+@dataclass
+class _Problems:
+    """All problems are counted, and the first ones are kept."""
+
+    shown: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, error: DataError) -> None:
+        self.count += 1
+        if len(self.shown) < _MAX_PROBLEMS:
+            self.shown.append(str(error))
+
+
+def check(root: Path, height: int = 32, width: int = 64, *, progress: Progress | None = None) -> CheckReport:
+    """A report on the data folder `root` with videos of (height, width) pixels; bad data is reported, never raised.
+
+    A folder without problems is decoded into its cache, so that the next `load` need not decode it. Test sequences are
+    optional, but those that exist must have no problems.
+    """
+    problems = _Problems()
+    listing = list_videos(root, problems.add)
+    counts = {folder: len(pngs) for folder, pngs in listing.items()}
+    sizes: dict[str, Counter[str]] = {folder: Counter() for folder in listing}
+    dataset: Dataset | None = None
+    obstacle: DataError | None = None
+    if not problems.count:
+        try:
+            dataset = load(root, height, width, progress=progress)
+        except DataError as error:
+            obstacle = error
+    done = 0
+    for folder, pngs in listing.items():
+        # All pictures of a folder that loads have one size. Otherwise every file is opened to find all problems.
+        for block in blocks(pngs[:1] if dataset else pngs, height, width, problems.add, sizes[folder]):
+            done += len(block)
+            if progress and not dataset:
+                progress("checking frames", done, sum(counts.values()))
+    if obstacle and not problems.count:
+        problems.add(obstacle)  # the pictures are good, but there is no room for the cache
+    if dataset:
+        try:
+            require_clips(dataset, _CLIP_FRAMES, 1.0)
+        except DataError as error:
+            problems.add(error)
+    sequences = _check_sequences(root, height, width, problems, progress)
+    return CheckReport(
+        root=root,
+        height=height,
+        width=width,
+        counts=counts,
+        sizes={folder: [size for size, _ in found.most_common()] for folder, found in sizes.items()},
+        sequences=sequences,
+        clips=len(clip_starts(counts[FOLDERS[0]], _CLIP_FRAMES, 1.0)),
+        digest=dataset.digest if dataset else None,
+        baselines=baselines(dataset.train, dataset.val) if dataset else None,
+        problems=problems.shown,
+        problem_count=problems.count,
+    )
+
+
+def _check_sequences(
+    root: Path, height: int, width: int, problems: _Problems, progress: Progress | None
+) -> list[dict[str, Any]]:
+    """Check all test sequences, and decode their pictures; one row for each sequence."""
+    names = sequence_names(root, problems.add) if has_sequences(root) else []
+    rows = []
+    for done, name in enumerate(names, 1):
+        listed = sequence_files(root, name, problems.add)
+        for pngs in (listed.first, listed.labels, listed.truth):
+            for _ in blocks(pngs, height, width, problems.add):
+                pass
+        rows.append({"name": name, "labels": len(listed.labels), "truth": bool(listed.truth)})
+        if progress:
+            progress("checking test sequences", done, len(names))
+    return rows
