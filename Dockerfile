@@ -20,8 +20,9 @@ RUN pip install --require-hashes --only-binary :all: --requirement requirements.
 RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 
 COPY pyproject.toml README.md ./
+COPY studies/*.toml studies/
 COPY cvaeopt cvaeopt
-RUN pip install --no-deps --no-build-isolation . && pip check && rm -rf build cvaeopt cvaeopt.egg-info
+RUN pip install --no-deps --no-build-isolation . && pip check && rm -rf build studies cvaeopt cvaeopt.egg-info
 COPY storage/*.py storage/
 COPY deploy/container/supervised.sh /usr/local/bin/cvaeopt-supervised
 

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cvaeopt import __version__
-from cvaeopt.commands import admin, checkpoints, data, results, retrain, search, service
+from cvaeopt.commands import admin, checkpoints, data, project, results, retrain, search, service
 from cvaeopt.commands.failure import explained
 from cvaeopt.commands.opening import OPENED, latest_console
 from cvaeopt.errors import UserError
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 for command in (
+    project.init,
     data.demo_data,
     data.check_data,
     search.worker,

@@ -133,4 +133,7 @@ def definition_file(study: str) -> Path:
     from cvaeopt.search.definition import definition_path
 
     path = definition_path(study)
-    return path if path.exists() else path.with_name(f"{_CONFIRMATION.sub('', path.stem)}.toml")
+    if path.exists():
+        return path
+    parent = _CONFIRMATION.sub("", path.stem)
+    return path.with_name(f"{parent}.toml") if study.lower().endswith(".toml") else definition_path(parent)

@@ -65,10 +65,12 @@ def worker(
 ) -> None:
     """Take trials of a study on this device until its budget is met."""
     from cvaeopt.run import processes
-    from cvaeopt.search.definition import load_definition
+    from cvaeopt.search.definition import is_shipped, load_definition
 
     console = open_console(verbose, quiet, results=dry_run)
     definition = load_definition(study)
+    if is_shipped(definition_file(study)):
+        console.say(f"There is no studies/{study}.toml here: this is the study {study} that comes with cvaeopt.")
     flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
     places = Places.resolve(flags, os.environ, definition.service)
     console.spell = places.command
@@ -207,14 +209,14 @@ def confirm(
 
 def _confirmed_definition(store: Storage, study: str, name: str) -> Definition:
     """The definition of a stored study; [service] as its file says. A file that has changed since is refused."""
-    from cvaeopt.search.definition import load_definition
+    from cvaeopt.search.definition import is_shipped, load_definition
     from cvaeopt.store.study import create_or_open, stored_definition
 
     definition = stored_definition(store, name)
     file = definition_file(study)
     if file.exists():
         given = load_definition(str(file))
-        if given.name == name:
+        if given.name == name and not is_shipped(file):  # who has no file here may have begun the study with another
             create_or_open(store, given)
         definition = definition.model_copy(update={"service": given.service})
     return definition

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 from cvaeopt.demo_data import writer
 from cvaeopt.errors import CvaeoptError
+from cvaeopt.search.definition import SHIPPED
 
 STUDY = "smoke.toml"
 RETRAIN_EPOCHS = 3
@@ -37,7 +37,7 @@ def run(folder: Path | None = None) -> Iterator[str]:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cvaeopt-smoke-")))
         root.mkdir(parents=True, exist_ok=True)
         root = root.resolve()
-        (root / STUDY).write_text(files("cvaeopt").joinpath(STUDY).read_text())
+        (root / STUDY).write_text((SHIPPED / STUDY).read_text())
         yield from _steps(_Shell(root))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import itertools
 import re
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -27,6 +28,9 @@ from cvaeopt.search.space import (
     same,
 )
 from cvaeopt.spelling import Table, meant, nearest, words_of
+
+SHIPPED = Path(str(files("cvaeopt"))) / "studies"
+"""The studies that come with the package."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TABLES = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "warm_start", "service")
@@ -303,7 +307,10 @@ def load_definition(study: str, folder: Path = Path("studies")) -> Definition:
 
 
 def definition_path(study: str, folder: Path = Path("studies")) -> Path:
-    """The file of a study that is given by its name or by the path of a TOML file; StudyError if it is neither."""
+    """The file of a study that is given by its name or by the path of a TOML file; StudyError if it is neither.
+
+    A name that `folder` does not have may be that of a study which comes with the package: see `is_shipped`.
+    """
     if study.lower().endswith(".toml"):
         path = Path(study)
         check_name(path.stem, study)
@@ -317,7 +324,13 @@ def definition_path(study: str, folder: Path = Path("studies")) -> Path:
             f"Did you mean {near}?" if near.exists() else "Write the study as TOML.",
         )
     check_name(study, "--study")
-    return path
+    shipped = SHIPPED / path.name
+    return shipped if shipped.is_file() and not path.exists() else path
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether `path` is a study that comes with the package, used where the user's folder has none of its name."""
+    return path.parent == SHIPPED
 
 
 def check_name(name: str, where: str) -> None:
@@ -331,14 +344,12 @@ def check_name(name: str, where: str) -> None:
 
 
 def _missing(path: Path) -> StudyError:
-    there = sorted(file.stem for file in path.parent.glob("*.toml"))
-    near = difflib.get_close_matches(path.stem, there, n=1)
+    here, shipped = (sorted(file.stem for file in folder.glob("*.toml")) for folder in (path.parent, SHIPPED))
+    near = difflib.get_close_matches(path.stem, [*here, *shipped], n=1)
     if near:
         todo = f"Did you mean '{near[0]}'?"
-    elif there:
-        todo = f"There are: {', '.join(there)}."
     else:
-        todo = f"There is no study in {path.parent.resolve()}; start from a folder that has one."
+        todo = f"There are: {', '.join(here) or 'none'}. With cvaeopt come: {', '.join(shipped)}."
     return StudyError(f"No study definition {path}.", todo=todo)
 
 

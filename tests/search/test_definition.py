@@ -15,10 +15,10 @@ from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError, StudyError
 from cvaeopt.search import definition as module
 from cvaeopt.search import space
-from cvaeopt.search.definition import Definition, load_definition
+from cvaeopt.search.definition import SHIPPED, Definition, definition_path, is_shipped, load_definition
 
 STUDIES = Path(__file__).parents[2] / "studies"
-SHIPPED = sorted(path.stem for path in STUDIES.glob("*.toml"))
+NAMES = sorted(path.stem for path in STUDIES.glob("*.toml"))
 LR = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
 KIND = {"type": "categorical", "choices": ["cyclical", "monotonic", "none"]}
 
@@ -272,8 +272,24 @@ def test_a_study_that_is_not_there_is_answered_with_those_that_are(tmp_path):
         load_definition("mian", tmp_path)
     with pytest.raises(StudyError, match="There are: main, wide"):
         load_definition("zzz", tmp_path)
-    with pytest.raises(StudyError, match="There is no study in"):
+    with pytest.raises(StudyError, match=r"There are: none\. With cvaeopt come: .*main.*smoke"):
         load_definition("zzz", tmp_path / "nowhere")
+
+
+def test_a_study_of_the_package_is_used_only_where_the_folder_has_none_of_its_name(tmp_path):
+    path = definition_path("main", tmp_path)
+    assert is_shipped(path) and load_definition("main", tmp_path).digest() == load_definition("main", STUDIES).digest()
+    with pytest.raises(StudyError, match="Did you mean 'main'"):
+        load_definition(str(tmp_path / "mian.toml"))
+    (tmp_path / "main.toml").write_text(tomli_w.dumps(tables()))
+    assert definition_path("main", tmp_path) == tmp_path / "main.toml"
+    assert not is_shipped(tmp_path / "main.toml")
+    assert load_definition("main", tmp_path).digest() == Definition.parse(tables(), "main", "x").digest()
+
+
+def test_every_study_of_the_repository_comes_with_the_package():
+    names = {path.name for path in STUDIES.glob("*.toml")}
+    assert names and {path.name for path in SHIPPED.glob("*.toml")} == names
 
 
 @pytest.mark.parametrize(
@@ -302,10 +318,10 @@ def test_a_file_that_is_not_toml_is_refused_with_its_line(tmp_path):
 
 def test_the_promised_studies_are_there():
     ablations = {"seed000-tfr", "seed000-kl", "seed001-tfr", "seed001-kl", "seed003-kl", "seed004-kl"}
-    assert set(SHIPPED) == {"main", "wide", "reduced", "smoke", "demo"} | ablations
+    assert set(NAMES) == {"main", "wide", "reduced", "smoke", "demo"} | ablations
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_study_survives_the_way_through_the_storage(name):
     definition = load_definition(name, STUDIES)
     assert definition.description
@@ -457,7 +473,7 @@ def test_every_shipped_study_and_kind_is_documented():
     text = (STUDIES / "README.md").read_text()
     kinds = re.findall(r'kind: Literal\["(\w+)"\]', Path(module.__file__).read_text())
     assert len(kinds) == len(get_args(module.Sampler)) + len(get_args(module.Pruner))
-    for name in SHIPPED:
+    for name in NAMES:
         assert f"[{name}.toml]({name}.toml)" in text, name
     for kind in kinds:
         assert f'`kind = "{kind}"`' in text or f'kind = "{kind}"\n' in text, kind
