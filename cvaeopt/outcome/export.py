@@ -6,7 +6,6 @@ is said loudly.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,7 +18,7 @@ from cvaeopt.errors import StudyError
 from cvaeopt.files import write_bytes
 from cvaeopt.outcome import recipe
 from cvaeopt.outcome.leaders import Confirmation, Confirmed, confirmation
-from cvaeopt.outcome.recipe import Recipe
+from cvaeopt.outcome.recipe import LONG_RUN_EPOCHS, Recipe
 from cvaeopt.outcome.trials import TrialFacts, best_of, facts
 from cvaeopt.pictures import curves
 from cvaeopt.search.space import params_to_config
@@ -29,7 +28,7 @@ from cvaeopt.store.study import Definition, open_existing, status
 from cvaeopt.text import BASELINES, Advice
 
 NOISE_DB: Final = 0.2
-"""What two runs of equal settings may differ by when nothing better is known, dB."""
+"""Values of single trials that differ by no more than this are taken as equal, dB."""
 
 _MOST_RUNNERS_UP: Final = 10
 
@@ -49,28 +48,17 @@ class Export:
 
 
 @named
-def export_best(
-    storage: Storage,
-    name: str,
-    target: Path,
-    *,
-    now: datetime,
-    standard_error: float | None = None,
-    lab: bool = False,
-    long_run_epochs: int = 500,
-) -> Export:
+def export_best(storage: Storage, name: str, target: Path, *, now: datetime, lab: bool = False) -> Export:
     """Write the recipe of the best trial of study `name` to `target` (TOML), whole or not at all.
 
-    A picture of its schedules, as searched and in a run of `long_run_epochs`, is written beside it.
+    A picture of its schedules, as searched and in a run of LONG_RUN_EPOCHS, is written beside it.
 
-    now              goes into the provenance
-    standard_error   of a trial's value, dB, where it was measured; None takes two runs within 0.2 dB as equal.
-                     Where the leaders were confirmed their own scatter is used instead
-    lab              keep to what the lab's own tools apply: `output` becomes linear
+    now   goes into the provenance
+    lab   keep to what the lab's own tools apply: `output` becomes linear
     StudyError when there is no such study or it has no complete trial.
     """
     fresh = confirmation(storage, name)
-    chosen = best_recipe(storage, name, now=now, standard_error=standard_error, fresh=fresh)
+    chosen = _best_recipe(storage, name, now, fresh)
     warnings = list(_warnings(chosen, fresh))
     differences = lab_differences(chosen.settings)
     if lab and chosen.settings.output != "linear":
@@ -78,57 +66,31 @@ def export_best(
         warnings.append("output is now 'linear' for the lab's tester: retrain before you compare values.")
     else:
         warnings += differences
-    recipe.write(target, chosen, long_run_epochs=long_run_epochs)
+    recipe.write(target, chosen)
     picture = target.with_suffix(".png")
-    write_bytes(picture, curves.schedules(recipe.runs(chosen.settings, long_run_epochs)))
+    write_bytes(picture, curves.schedules(recipe.runs(chosen.settings, LONG_RUN_EPOCHS)))
     return Export(target, picture, chosen, tuple(warnings), fresh if fresh is not None and fresh.best else None)
 
 
-@named
-def best_recipe(
-    storage: Storage,
-    name: str,
-    *,
-    now: datetime,
-    standard_error: float | None = None,
-    fresh: Confirmation | None = None,
-) -> Recipe:
-    """The best trial of study `name` as a recipe: by `fresh` runs once they are over, else by the search's values.
-
-    StudyError when no trial is complete.
-    """
+def _best_recipe(storage: Storage, name: str, now: datetime, fresh: Confirmation | None) -> Recipe:
+    """The best trial of study `name`: by `fresh` runs once they are over, else by the search's values."""
     study, definition = open_existing(storage, name)
+    overview = status(storage, name)
     trials = facts(study.get_trials(deepcopy=False))
     best = best_of(trials)
-    overview = status(storage, name)
-    if best is None or best.value is None:
+    if best is None:
         found = ", ".join(f"{count} {state}" for state, count in overview["trials"].items() if count)
         raise StudyError(
             f"Study '{name}' has no complete trial ({found or 'no trial at all'}).",
             "Expected: at least one.",
             Advice("Let a worker finish one:", "worker", "--study", name, "--gpu", "0"),
         )
-    said: dict[str, Any] = {}
     first = fresh.best if fresh is not None else None
     if fresh is not None and first is not None:
         best = next(trial for trial in trials if trial.number == first.leader.trials[0])
         said = _confirmed(definition, fresh, first)
     else:
-        # Two values differ by chance with sqrt(2) times the error of one; twice that is beyond noise.
-        within = NOISE_DB if standard_error is None else 2 * math.sqrt(2) * standard_error
-        near = _within(trials, best, within)
-        said = {
-            "value": best.value,
-            "standard_error": standard_error,
-            "estimated": estimator(definition),
-            "confirmed": False,
-            "noise_db": within,
-            "within_noise": len(near),
-            "runners_up": [
-                {"trial": trial.number, "value": trial.value, "params": trial.params}
-                for trial in near[:_MOST_RUNNERS_UP]
-            ],
-        }
+        said = _searched(definition, trials, best)
     runners_up = said.pop("runners_up")
     settings = params_to_config(definition, best.params, best.number, best.attributes.get("seed"))
     return Recipe(
@@ -152,6 +114,22 @@ def best_recipe(
             "runners_up": runners_up,
         },
     )
+
+
+def _searched(definition: Definition, trials: list[TrialFacts], best: TrialFacts) -> dict[str, Any]:
+    """What the search's own values say of the best trial and of those that noise does not tell from it."""
+    near = _within(trials, best, NOISE_DB)
+    return {
+        "value": best.value,
+        "standard_error": None,
+        "estimated": estimator(definition),
+        "confirmed": False,
+        "noise_db": NOISE_DB,
+        "within_noise": len(near),
+        "runners_up": [
+            {"trial": trial.number, "value": trial.value, "params": trial.params} for trial in near[:_MOST_RUNNERS_UP]
+        ],
+    }
 
 
 def _confirmed(definition: Definition, fresh: Confirmation, first: Confirmed) -> dict[str, Any]:

@@ -11,6 +11,7 @@ One sequence is in memory at a time, so their number does not matter.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -95,7 +96,6 @@ def predict(
     began = time.perf_counter()
     loaded = checkpoint.load_model(path, device, output=output, ignore_extra=ignore_extra)
     chosen = z or Noise.of(loaded.config)
-    height, width = frame_size(loaded.config)
     total = count_test_sequences(root)
     if not total:
         raise DataError(
@@ -104,37 +104,44 @@ def predict(
             "Pass a data folder that has them.",
         )
     loaded = decided(loaded, _validation_video(loaded, root), chosen)
-    done: list[Predicted] = []
-    rows = 0
-    span = Span(0.0, 1.0, 0.0)
-    with whole(out / SUBMISSION) as stream:
-        stream.write(b"id," + b",".join(str(pixel).encode() for pixel in range(3 * height * width)) + b"\n")
-        for index, sequence in enumerate(test_sequences(root, height, width)):
-            if progress:
-                progress(f"sequence {sequence.name}", index, total)
-            rolled = _averaged(loaded, sequence.first, sequence.labels[1:], chosen, average)
-            span = span.joined(Span.of(rolled))
-            frames = np.concatenate([sequence.first[None], to_pixels(rolled).numpy()])
-            gif = f"pred_seq{index}.gif"
-            write_gif(out / gif, iter(frames))
-            for frame in frames:
-                stream.write(_row(rows, frame))
-                rows += 1
-            score = None if sequence.truth is None else public_score(frames, sequence.truth)
-            done.append(Predicted(sequence.name, gif, len(frames), score))
-    if progress:
-        progress("done", total, total)
+    done, span = _write_sequences(loaded, root, out, chosen, average, total, progress)
     result = Prediction(
         out,
         out / SUBMISSION,
         tuple(done),
-        rows,
+        sum(sequence.frames for sequence in done),
         time.perf_counter() - began,
         told(loaded, span),
         notes(loaded, path.name, span),
     )
     write_json(out / PROVENANCE, _provenance(path, loaded, chosen, average, result))
     return result
+
+
+def _write_sequences(
+    loaded: Loaded, root: Path, out: Path, z: Noise, average: int, total: int, progress: Progress | None
+) -> tuple[list[Predicted], Span]:
+    """Predict each sequence, write its GIF and its rows of submission.csv; also the range of all outputs."""
+    height, width = frame_size(loaded.config)
+    done: list[Predicted] = []
+    span = Span(0.0, 1.0, 0.0)
+    with whole(out / SUBMISSION) as stream:
+        stream.write(b"id," + b",".join(str(pixel).encode() for pixel in range(3 * height * width)) + b"\n")
+        rows = itertools.count()
+        for index, sequence in enumerate(test_sequences(root, height, width)):
+            if progress:
+                progress(f"sequence {sequence.name}", index, total)
+            rolled = _averaged(loaded, sequence.first, sequence.labels[1:], z, average)
+            span = span.joined(Span.of(rolled))
+            frames = np.concatenate([sequence.first[None], to_pixels(rolled).numpy()])
+            gif = f"pred_seq{index}.gif"
+            write_gif(out / gif, iter(frames))
+            stream.writelines(_row(next(rows), frame) for frame in frames)
+            score = None if sequence.truth is None else public_score(frames, sequence.truth)
+            done.append(Predicted(sequence.name, gif, len(frames), score))
+    if progress:
+        progress("done", total, total)
+    return done, span
 
 
 def _validation_video(loaded: Loaded, root: Path) -> Split | None:

@@ -23,6 +23,9 @@ from cvaeopt.outcome.transfer import Transfer, landmarks, transfer
 
 _TRANSFERS: Final[tuple[Transfer, ...]] = ("proportional", "absolute")
 
+LONG_RUN_EPOCHS: Final = 500
+"""Epochs of the run that a recipe's comments and picture show beside the searched one."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,15 +58,15 @@ class Recipe:
         return {named.get(key, key): value for key, value in self.provenance.items() if key in kept or key in named}
 
 
-def write(path: Path, recipe: Recipe, *, long_run_epochs: int = 500) -> None:
-    """Write `recipe` as TOML, whole or not at all; comments show its schedules in a run of `long_run_epochs`."""
+def write(path: Path, recipe: Recipe) -> None:
+    """Write `recipe` as TOML, whole or not at all; comments show its schedules in a run of LONG_RUN_EPOCHS."""
     provenance = {"settings_digest": recipe.settings.digest(), **_without_none(recipe.provenance)}
     tables = {"settings": recipe.settings.plain(), "provenance": provenance}
     head = (
         "# Settings of one training run of cvaeopt, and where they come from.\n"
-        f"# Train with them:  cvaeopt retrain {shlex.quote(str(path))} --epochs {long_run_epochs}\n\n"
+        f"# Train with them:  cvaeopt retrain {shlex.quote(str(path))} --epochs {LONG_RUN_EPOCHS}\n\n"
     )
-    write_text(path, head + tomli_w.dumps(tables) + "\n" + _curves(recipe.settings, long_run_epochs))
+    write_text(path, head + tomli_w.dumps(tables) + "\n" + _curves(recipe.settings, LONG_RUN_EPOCHS))
 
 
 def read(path: Path) -> Recipe:

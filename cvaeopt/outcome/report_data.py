@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,12 +14,12 @@ from optuna.trial import FrozenTrial
 from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
-from cvaeopt.files import RunFolder
+from cvaeopt.outcome.ablation import Comparison, comparison
 from cvaeopt.outcome.export import beaten_baselines, estimator
 from cvaeopt.outcome.leaders import Confirmation, table
-from cvaeopt.outcome.report_text import duration, fresh_text, marks, setting_text, short_name, spread, tally, verdict
+from cvaeopt.outcome.report_text import duration, fresh_text, marks, spread, tally, verdict
+from cvaeopt.outcome.run_files import RunFiles
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
-from cvaeopt.pictures.run_pictures import PSNR_VALUES
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import params_to_config
 from cvaeopt.store.identity import Identity
@@ -30,28 +27,8 @@ from cvaeopt.text import BASELINES_LONG
 
 MAX_ROWS: Final = 200
 MAX_FAILURES: Final = 50
-_MAX_VARIANTS: Final = 8
 _MAX_NUMBERS: Final = 12
-_COMPARED: Final = ("kl_anneal_type", "tfr")
 STATES: Final = ("complete", "pruned", "failed", "running", "waiting")
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What the run folder of a trial has on this machine: the history's rows and the PSNR of each validation frame.
-
-    Both are empty where the file is missing, or is not what a run writes.
-    """
-
-    folder: RunFolder
-    history: tuple[dict[str, Any], ...]
-    psnr: tuple[float, ...]
-
-    @classmethod
-    def read(cls, study: Path, number: int) -> RunFiles:
-        """The files of trial `number` in the folder of its study."""
-        folder = RunFolder(study / f"{number:05d}")
-        return cls(folder, tuple(_read_history(folder)), tuple(_read_psnr(folder)))
 
 
 @dataclass(frozen=True)
@@ -91,35 +68,6 @@ class BestRun:
     host: str
     settings: list[tuple[str, Any]]
     marks: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One arm of an ablation: PSNR in dB, losses of the last epoch. What the run folder lacks is None.
-
-    swing   mean absolute difference of the training loss between neighbouring epochs
-    """
-
-    label: str
-    number: int
-    value: float | None
-    best: float | None
-    late: float | None
-    loss: float | None
-    mse: float | None
-    swing: float | None
-    files: RunFiles
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The arms of an ablation study, a grid over the KL weight's shape or the forcing ratio; empty for other studies.
-
-    varied   the settings that differ between the arms
-    """
-
-    varied: tuple[str, ...]
-    variants: list[Variant]
 
 
 @dataclass(frozen=True)
@@ -230,11 +178,9 @@ def report_data(
     fresh: Confirmation | None = overview.get("confirmation")
     searched_best = best_of(known)
     best, estimated = _recommended(definition, known, searched_best, fresh)
-    seconds = [trial.seconds for trial in known if trial.seconds is not None]
     searched = _ordered(axes(trials), definition)
     folder = (overview.get("identity") or Identity(definition.name)).find(artifacts)
-    failures = _failures(known)
-    good = _good(known)
+    failures, good = _failures(known), _good(known)
     return ReportData(
         name=definition.name,
         description=definition.description,
@@ -257,7 +203,7 @@ def report_data(
         budget=definition.budget.model_dump(exclude_none=True),
         spent={state: sum(t.epochs for t in known if t.state == state) for state in STATES},
         epochs_saved=sum(max(0, definition.budget.epochs - t.epochs) for t in known if t.state == "pruned"),
-        seconds=sum(seconds) if seconds else None,
+        seconds=_seconds(known),
         known=known,
         rows=sorted(known, key=_rank)[:MAX_ROWS],
         axes=searched,
@@ -266,7 +212,7 @@ def report_data(
         good_numbers=[trial.number for trial in good],
         configs=_configs(definition, known),
         run=_best_run(definition, best, folder),
-        compared=_comparison(definition, known, folder),
+        compared=comparison(definition, known, folder),
         failures=failures[:MAX_FAILURES],
         failure_kinds=len(failures),
     )
@@ -284,6 +230,11 @@ def _recommended(
     chosen = next(trial for trial in known if trial.number == fresh.best.leader.trials[0])
     runs = len(fresh.best.values)
     return replace(chosen, value=fresh.best.mean), f"mean of {runs} fresh run{'' if runs == 1 else 's'}"
+
+
+def _seconds(known: Sequence[TrialFacts]) -> float | None:
+    recorded = [trial.seconds for trial in known if trial.seconds is not None]
+    return sum(recorded) if recorded else None
 
 
 def _configs(definition: Definition, known: Sequence[TrialFacts]) -> dict[int, Config]:
@@ -309,32 +260,6 @@ def _best_run(definition: Definition, best: TrialFacts | None, folder: Path) -> 
     except SettingsError:  # a trial that another version of the definition made
         return BestRun(files, host, list(best.params.items()), [])
     return BestRun(files, host, list(config.plain().items()), marks(config))
-
-
-def _comparison(definition: Definition, known: Sequence[TrialFacts], folder: Path) -> Comparison:
-    varied = tuple(name for name in _COMPARED if name in definition.search)
-    if definition.sampler.kind != "grid" or not varied:
-        return Comparison((), [])
-    complete = [trial for trial in known if trial.state == "complete"][:_MAX_VARIANTS]
-    return Comparison(varied, [_variant(trial, folder) for trial in complete])
-
-
-def _variant(trial: TrialFacts, folder: Path) -> Variant:
-    files = RunFiles.read(folder, trial.number)
-    rows = files.history
-    last = rows[-1] if rows else {}
-    swing = [abs(float(b["train_loss"]) - float(a["train_loss"])) for a, b in itertools.pairwise(rows)]
-    return Variant(
-        label=", ".join(f"{short_name(name)} {setting_text(value)}" for name, value in trial.params.items()),
-        number=trial.number,
-        value=trial.value,
-        best=max((float(row["val_psnr"]) for row in rows), default=None),
-        late=last.get("val_psnr_late"),
-        loss=last.get("train_loss"),
-        mse=last.get("train_mse"),
-        swing=statistics.fmean(swing) if swing else None,
-        files=files,
-    )
 
 
 def _failures(known: Sequence[TrialFacts]) -> list[FailureKind]:
@@ -395,19 +320,3 @@ def _ordered(found: Sequence[Axis], definition: Definition) -> list[Axis]:
     """The settings in the order in which the definition lists them."""
     place = {name: index for index, name in enumerate(definition.search)}
     return sorted(found, key=lambda axis: place.get(axis.name, len(place)))
-
-
-def _read_history(folder: RunFolder) -> list[dict[str, Any]]:
-    try:
-        rows = folder.read_history()
-    except (OSError, ValueError):
-        return []
-    return rows if all(isinstance(row, dict) and "val_psnr" in row for row in rows) else []
-
-
-def _read_psnr(folder: RunFolder) -> list[float]:
-    try:
-        values = json.loads((folder.root / PSNR_VALUES).read_text())["psnr_db"]
-        return [float(value) for value in values]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []

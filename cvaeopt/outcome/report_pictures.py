@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 from cvaeopt.outcome import settings_charts, study_charts
+from cvaeopt.outcome.ablation import Comparison
 from cvaeopt.outcome.importance import Importance
-from cvaeopt.outcome.report_data import Comparison, ReportData, RunFiles
+from cvaeopt.outcome.report_data import ReportData
 from cvaeopt.outcome.report_text import short_name
+from cvaeopt.outcome.run_files import RunFiles
 from cvaeopt.pictures import curves, run_pictures
 
 _SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}

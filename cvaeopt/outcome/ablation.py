@@ -1,0 +1,74 @@
+"""The arms of an ablation study, a grid over the KL weight's shape or the forcing ratio, beside each other."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cvaeopt.outcome.report_text import setting_text, short_name
+from cvaeopt.outcome.run_files import RunFiles
+from cvaeopt.outcome.trials import TrialFacts
+from cvaeopt.search.definition import Definition
+
+_MAX_VARIANTS: Final = 8
+_COMPARED: Final = ("kl_anneal_type", "tfr")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One arm of an ablation: PSNR in dB, losses of the last epoch. What the run folder lacks is None.
+
+    swing   mean absolute difference of the training loss between neighbouring epochs
+    """
+
+    label: str
+    number: int
+    value: float | None
+    best: float | None
+    late: float | None
+    loss: float | None
+    mse: float | None
+    swing: float | None
+    files: RunFiles
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The arms of an ablation study, a grid over the KL weight's shape or the forcing ratio; empty for other studies.
+
+    varied   the settings that differ between the arms
+    """
+
+    varied: tuple[str, ...]
+    variants: list[Variant]
+
+
+def comparison(definition: Definition, known: Sequence[TrialFacts], folder: Path) -> Comparison:
+    """The complete trials of an ablation study side by side; `folder` holds their run folders."""
+    varied = tuple(name for name in _COMPARED if name in definition.search)
+    if definition.sampler.kind != "grid" or not varied:
+        return Comparison((), [])
+    complete = [trial for trial in known if trial.state == "complete"][:_MAX_VARIANTS]
+    return Comparison(varied, [_variant(trial, folder) for trial in complete])
+
+
+def _variant(trial: TrialFacts, folder: Path) -> Variant:
+    files = RunFiles.read(folder, trial.number)
+    rows = files.history
+    last = rows[-1] if rows else {}
+    swing = [abs(float(b["train_loss"]) - float(a["train_loss"])) for a, b in itertools.pairwise(rows)]
+    return Variant(
+        label=", ".join(f"{short_name(name)} {setting_text(value)}" for name, value in trial.params.items()),
+        number=trial.number,
+        value=trial.value,
+        best=max((float(row["val_psnr"]) for row in rows), default=None),
+        late=last.get("val_psnr_late"),
+        loss=last.get("train_loss"),
+        mse=last.get("train_mse"),
+        swing=statistics.fmean(swing) if swing else None,
+        files=files,
+    )
