@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -62,17 +63,15 @@ def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
             assert option in shown, f"{page.name} shows `cvaeopt {name} {option}`"
 
 
-def help_of(name: str, _seen: dict[str, str] = {}) -> str:  # noqa: B006 - a cache
-    if name not in _seen:
-        done = subprocess.run(
-            [sys.executable, "-m", "cvaeopt.cli", *name.split(), "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-        )
-        _seen[name] = done.stdout
-    return _seen[name]
+@functools.cache
+def help_of(name: str) -> str:
+    from typer.testing import CliRunner
+
+    from cvaeopt.cli import app
+
+    shown = CliRunner().invoke(app, [*name.split(), "--help"])
+    assert shown.exit_code == 0, name
+    return shown.output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
