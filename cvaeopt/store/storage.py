@@ -25,7 +25,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -43,6 +43,7 @@ from cvaeopt.errors import CvaeoptError, SchemaError, StorageRefused, StorageUnr
 from cvaeopt.store import urls, watchdog
 from cvaeopt.store.outage import first_line, is_outage, is_refusal, refused
 from cvaeopt.store.outage import unreachable as unreachable
+from cvaeopt.store.trial_reader import read_trials
 from cvaeopt.store.urls import mask as mask
 from cvaeopt.text import Advice
 
@@ -448,8 +449,20 @@ class Storage(RDBStorage):
     get_trial_user_attrs = _retried(RDBStorage.get_trial_user_attrs, reading=True)
     get_trial_system_attrs = _retried(RDBStorage.get_trial_system_attrs, reading=True)
     get_trial = _retried(RDBStorage.get_trial, reading=True)
-    _get_trials = _retried(RDBStorage._get_trials, reading=True)
     _get_best_trial_id = _retried(RDBStorage._get_best_trial_id, reading=True)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        def read() -> list[FrozenTrial]:
+            with self.reading() as connection:
+                return read_trials(connection, study_id, states, included_trial_ids, trial_id_greater_than)
+
+        return self.retry(read)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """True if the trial is in `state` now by this call, also when the call's acknowledgement was lost."""
