@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,40 +16,40 @@ import typer
 from cvaeopt import __version__
 from cvaeopt.commands import admin, checkpoints, data, project, results, retrain, search, service
 from cvaeopt.commands.failure import explained
+from cvaeopt.commands.help import Grouped, examples
 from cvaeopt.commands.opening import OPENED, latest_console
 from cvaeopt.errors import UserError
 from cvaeopt.terminal.streams import Output
 
 app = typer.Typer(
     name="cvaeopt",
+    cls=Grouped,
     help="Find good settings for a pose-conditioned video CVAE, on every GPU you have.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-for command in (
-    project.init,
-    data.demo_data,
-    data.check_data,
-    search.worker,
-    search.confirm,
-    service.status,
-    service.workers,
-    service.stop,
-    service.dashboard,
-    results.export_best,
-    results.fetch,
-    retrain.retrain,
-    checkpoints.predict,
-    checkpoints.score,
-    checkpoints.recalibrate,
-    results.show,
-    results.report,
-    service.smoke,
-):
-    app.command(command.__name__.replace("_", "-"))(command)
-app.add_typer(admin.app, name="admin")
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Search": (search.worker, service.status, service.stop, search.confirm),
+    "Results": (
+        results.export_best,
+        results.fetch,
+        results.report,
+        retrain.retrain,
+        checkpoints.predict,
+        checkpoints.score,
+        checkpoints.recalibrate,
+        results.show,
+    ),
+    "Data": (project.init, data.demo_data, data.check_data),
+    "Service": (service.workers, service.dashboard, service.smoke),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        name = command.__name__.replace("_", "-")
+        app.command(name, rich_help_panel=panel, epilog=examples(name))(command)
+app.add_typer(admin.app, name="admin", rich_help_panel="Service")
 
 
 @app.callback(invoke_without_command=True)

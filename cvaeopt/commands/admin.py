@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cvaeopt.commands.help import examples, study_names
 from cvaeopt.commands.opening import open_console
 from cvaeopt.errors import StorageUnreachable, UserError
 from cvaeopt.terminal.console import Console
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cvaeopt.admin.delete import Plan
     from cvaeopt.run.object_store import Checkpoints
 
-app = typer.Typer(help="Back up, restore, move, delete and upgrade studies.", no_args_is_help=True)
+app = typer.Typer(help="Back up, restore, move and delete studies.", no_args_is_help=True)
 
 StorageUrl = Annotated[str, typer.Option("--storage", envvar="CVAEOPT_STORAGE", help="URL of the SQL storage.")]
 Artifacts = Annotated[
@@ -33,13 +34,16 @@ Store = Annotated[
         help="The workers' object store, whose checkpoints are backed up, restored or deleted too. Default: none.",
     ),
 ]
-Studies = Annotated[list[str] | None, typer.Option("--study", help="Only this study; repeatable. Default: all.")]
+Studies = Annotated[
+    list[str] | None,
+    typer.Option("--study", help="Only this study; repeatable. Default: all.", autocompletion=study_names),
+]
 
 _STORAGE = "sqlite:///storage/cvaeopt.db"  # DEFAULT_URL of cvaeopt.store, which would load SQLAlchemy
 _ARTIFACTS = Path("storage/artifacts")
 
 
-@app.command()
+@app.command(epilog=examples("admin backup"))
 def backup(
     file: Annotated[Path, typer.Argument(help="The tar file to write.")],
     study: Studies = None,
@@ -48,7 +52,10 @@ def backup(
     artifacts: Artifacts = _ARTIFACTS,
     checkpoints: Store = None,
 ) -> None:
-    """Back up studies, their confirmations and their files into one tar file; workers may go on meanwhile."""
+    """Back up studies and their files into a tar file.
+
+    Their confirmations are backed up, too. Workers may go on meanwhile.
+    """
     from cvaeopt.admin import studies
     from cvaeopt.admin.backup import backup as write
     from cvaeopt.store.storage import open_storage
@@ -71,7 +78,7 @@ def backup(
             )
 
 
-@app.command()
+@app.command(epilog=examples("admin restore"))
 def restore(
     file: Annotated[Path, typer.Argument(help="A backup.")],
     study: Studies = None,
@@ -83,7 +90,9 @@ def restore(
     artifacts: Artifacts = _ARTIFACTS,
     checkpoints: Store = None,
 ) -> None:
-    """Put the studies of a backup, with their files, into any database; workers then continue them.
+    """Put the studies of a backup into a database.
+
+    Their files are put back, too, and workers then continue the studies.
 
     A study that the database has already is refused. So is one whose folder exists, unless --keep-files is given.
     """
@@ -114,13 +123,15 @@ def restore(
             )
 
 
-@app.command()
+@app.command(epilog=examples("admin move"))
 def move(
     source: Annotated[str, typer.Option("--from", help="URL of the database that has the studies.")],
     target: Annotated[str, typer.Option("--to", help="URL of the database that receives them.")],
     study: Studies = None,
 ) -> None:
-    """Copy studies from one database to another, and compare the copies; the source and all files stay unchanged.
+    """Copy studies to another database.
+
+    The copies are compared with the originals. The source and all files stay unchanged.
 
     Stop the workers first, and start them with the new --storage afterwards. Remove the old database when you trust
     the new one.
@@ -140,16 +151,21 @@ def move(
         console.result(f"Now start workers with --storage, or CVAEOPT_STORAGE: {url}")
 
 
-@app.command()
+@app.command(epilog=examples("admin delete"))
 def delete(
-    study: Annotated[str, typer.Argument(help="Name of the study; of a confirmation, to delete it alone.")],
+    study: Annotated[
+        str,
+        typer.Argument(help="Name of the study; of a confirmation, to delete it alone.", autocompletion=study_names),
+    ],
     archive: Annotated[Path | None, typer.Option("--archive", help="Back it up into this tar file first.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     storage: StorageUrl = _STORAGE,
     artifacts: Artifacts = _ARTIFACTS,
     checkpoints: Store = None,
 ) -> None:
-    """Delete a study, its confirmations and the files of their trials; refused while a worker of them runs.
+    """Delete a study and the files of its trials.
+
+    Its confirmations are deleted, too. This is refused while a worker of one of them runs.
 
     Recipes, reports and retrained networks do not belong to the study, and stay.
     """
@@ -173,7 +189,7 @@ def delete(
         console.result(f"Its checkpoints in {place} stay; to delete them: aws s3 rm --recursive {place}/")
 
 
-@app.command()
+@app.command(epilog=examples("admin upgrade"))
 def upgrade(
     copy: Annotated[
         Path | None, typer.Argument(help="Where a copy of the database is written first (PostgreSQL: for pg_restore).")
@@ -181,7 +197,10 @@ def upgrade(
     no_copy: Annotated[bool, typer.Option("--no-copy", help="Write no copy.")] = False,
     storage: StorageUrl = _STORAGE,
 ) -> None:
-    """Bring the database's tables to the installed Optuna, after an upgrade of Optuna; stop all workers first."""
+    """Upgrade the database to the installed Optuna.
+
+    Needed after an upgrade of Optuna. Stop all workers first.
+    """
     from cvaeopt.admin import upgrade as upgrading
     from cvaeopt.store.storage import open_storage
 

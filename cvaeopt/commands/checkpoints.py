@@ -50,7 +50,10 @@ def predict(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict the test sequences: submission.csv and a GIF for each."""
+    """Predict the test sequences of a data folder.
+
+    Writes submission.csv and one GIF for each sequence.
+    """
     console = open_console(verbose, quiet)
     root, device = _data_and_device(checkpoint, data, gpu, threads)
     from cvaeopt.outcome import predict as predictions
@@ -118,7 +121,10 @@ def score(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a checkpoint on the validation video, beside the baselines."""
+    """Score a checkpoint on the validation video.
+
+    The baselines of the data are shown beside its score.
+    """
     console = open_console(verbose, quiet)
     root, device = _data_and_device(checkpoint, data, gpu, threads)
     from cvaeopt.outcome import score as scores
@@ -159,7 +165,10 @@ def recalibrate(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Recompute a checkpoint's BatchNorm statistics over the training labels: often many dB, without training."""
+    """Recompute a checkpoint's BatchNorm statistics.
+
+    They are measured over the training labels. This often gains many dB without training.
+    """
     console = open_console(verbose, quiet)
     root, device = _data_and_device(checkpoint, data, gpu, threads)
     from cvaeopt.outcome import score as scores

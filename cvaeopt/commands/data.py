@@ -18,7 +18,10 @@ def demo_data(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a small data set in the lab's layout: a moving figure and its skeleton."""
+    """Draw a small data set in the lab's layout.
+
+    It shows a moving figure and its skeleton.
+    """
     from cvaeopt.demo_data import writer
 
     console = open_console(verbose, quiet)
@@ -33,7 +36,10 @@ def check_data(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Count and check the files of a data folder; exit code 0 if it can be used, else 2."""
+    """Count and check the files of a data folder.
+
+    The exit code is 0 if the folder can be used, else 2.
+    """
     from cvaeopt.vae.data_check import check
 
     console = open_console(verbose, quiet)

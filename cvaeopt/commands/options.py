@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Study = Annotated[str, typer.Option("--study", help="Name (studies/NAME.toml) or path of a study.")]
+from cvaeopt.commands.help import study_names
+
+Study = Annotated[
+    str, typer.Option("--study", help="Name (studies/NAME.toml) or path of a study.", autocompletion=study_names)
+]
 Gpu = Annotated[
     str | None,
     typer.Option("--gpu", envvar="CVAEOPT_GPU", help="Index of the GPU, or cpu. Default: the first GPU, else cpu."),

@@ -21,7 +21,10 @@ def init(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a project folder: studies, README, settings. Files that are there already stay as they are."""
+    """Write a project folder to start from.
+
+    It has studies, a README and settings. Files that are there already stay as they are.
+    """
     from cvaeopt.admin.project import project_files
     from cvaeopt.files import write_text
 

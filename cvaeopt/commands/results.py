@@ -24,7 +24,10 @@ def export_best(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the settings of the best trial, with where they come from, as a recipe."""
+    """Write the settings of the best trial as a recipe.
+
+    The recipe also says where the settings come from.
+    """
     from cvaeopt.outcome import export
     from cvaeopt.outcome.leaders import table
 
@@ -61,7 +64,10 @@ def fetch(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print where a trial's checkpoint is on this machine; copy it from the object store if it is not here yet."""
+    """Print the path of a trial's checkpoint.
+
+    If it is not on this machine yet, it is copied from the object store first.
+    """
     from cvaeopt.outcome.fetch import locate
 
     console = open_console(verbose, quiet)
@@ -89,7 +95,7 @@ def report(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML page about a study, and the pictures it shows."""
+    """Write one HTML page about a study."""
     from cvaeopt.outcome import report as reports
 
     console = open_console(verbose, quiet)

@@ -53,7 +53,11 @@ def retrain(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a recipe for longer: resumable, with best and last checkpoints and a score sheet."""
+    """Train a recipe for longer.
+
+    The run folder receives the best and the last checkpoint and a score sheet. A run that was interrupted is continued
+    by the same command.
+    """
     from cvaeopt.files import RunFolder
     from cvaeopt.outcome import recipe as recipes
     from cvaeopt.outcome.transfer import DEFAULT_TRANSFER

@@ -63,7 +63,7 @@ def worker(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take trials of a study on this device until its budget is met."""
+    """Train trials of a study until its budget is met."""
     from cvaeopt.run import processes
     from cvaeopt.search.definition import is_shipped, load_definition
 
@@ -172,10 +172,10 @@ def confirm(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the leaders of a search again from fresh seeds, shared among all workers of the study.
+    """Train the best settings again with new seeds.
 
-    Without --gpu the runs are only registered: whoever runs `cvaeopt worker --study NAME` takes them. More leaders
-    or seeds can be asked for later; what was trained is kept.
+    All workers of the study share these runs. Without --gpu the runs are only registered, and whoever runs
+    `cvaeopt worker --study NAME` takes them. More leaders or seeds can be asked for later; what was trained is kept.
     """
     from cvaeopt.outcome.leaders import confirmation
     from cvaeopt.store import confirmation as confirmations

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cvaeopt.commands import opening
+from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import open_console, open_existing, open_or_create, open_study, stated_service
 from cvaeopt.commands.options import Artifacts, Json, Quiet, StorageUrl, Study, Verbose
 from cvaeopt.commands.places import Flags, Places
@@ -28,7 +29,10 @@ def status(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show a study: trials by state, the best so far against the baselines, its workers."""
+    """Show a study: its trials, best and workers.
+
+    The best value is compared with the baselines of the data.
+    """
     console = open_console(verbose, quiet)
     places, store = open_study(console, Flags(study, storage))
 
@@ -63,7 +67,10 @@ def workers(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the workers of all studies in a storage: where they run, what they train, when they last gave a sign."""
+    """Show the workers of all studies in a storage.
+
+    The list says where each runs, which trial it trains and when its last beat came.
+    """
     from cvaeopt.store.leases import workers as read_workers
 
     console = open_console(verbose, quiet)
@@ -83,7 +90,10 @@ def stop(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask workers to stop after their current epoch; their trials go on when a worker starts again."""
+    """Ask workers to stop after their current epoch.
+
+    Their trials continue when a worker starts again.
+    """
     from cvaeopt.store.confirmation import stop as stop_workers
 
     console = open_console(verbose, quiet)
@@ -96,7 +106,10 @@ def stop(
 
 
 def dashboard(
-    study: Annotated[str | None, typer.Option("--study", help="Take storage and artifacts from this study.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", help="Take storage and artifacts from this study.", autocompletion=study_names),
+    ] = None,
     storage: StorageUrl = None,
     artifacts: Artifacts = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -111,7 +124,7 @@ def dashboard(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve optuna-dashboard for the storage, with the trials' pictures."""
+    """Serve optuna-dashboard with the trials' pictures."""
     console = open_console(verbose, quiet)
     flags = Flags(study, storage, artifacts=artifacts)
     service = stated_service(study)
@@ -149,7 +162,10 @@ def smoke(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a tiny study end to end on the CPU: data, two workers, export, retrain, predict, report."""
+    """Run a tiny study end to end on the CPU.
+
+    The steps are: draw data, run two workers, export, retrain, predict, and write a report.
+    """
     from cvaeopt.run import smoke as smoke_test
 
     console = open_console(verbose, quiet)

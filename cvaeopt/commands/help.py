@@ -1,0 +1,83 @@
+"""How `--help` shows commands: in groups, with examples; and the names of studies that the shell completes."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "worker": (
+        "worker --study main --gpu 0 --data data",
+        "worker --study main --gpu cpu --dry-run",
+        "worker --study main --gpu 0 --trials-per-gpu 4 --storage postgresql://user@host/cvaeopt",
+    ),
+    "status": ("status --study main", "status --study main --watch"),
+    "stop": ("stop --study main", "stop --study main --worker host-4711-ab12"),
+    "confirm": ("confirm --study main --top 5 --seeds 3", "confirm --study main --gpu 0"),
+    "export-best": ("export-best --study main", "export-best --study main --out best.toml --lab"),
+    "fetch": ("fetch --study main", "fetch --study main --trial 42"),
+    "report": ("report --study main --out report",),
+    "retrain": (
+        "retrain studies/best/main.toml --epochs 500 --gpu 0",
+        "retrain studies/best/main.toml --set lr=0.001 --dry-run",
+    ),
+    "predict": ("predict storage/retrain/main-500/best.pt --out predictions",),
+    "score": ("score storage/retrain/main-500/best.pt --data data", "score best.pt --public --json"),
+    "recalibrate": ("recalibrate epoch=42.ckpt --data data",),
+    "show": ("show studies/best/main.toml", "show storage/retrain/main-500/best.pt"),
+    "init": ("init", "init my-search"),
+    "demo-data": ("demo-data demo/data",),
+    "check-data": ("check-data demo/data",),
+    "workers": ("workers", "workers --storage postgresql://user@host/cvaeopt --json"),
+    "dashboard": ("dashboard", "dashboard --study main --port 9000 --read-only"),
+    "smoke": ("smoke",),
+    "admin backup": ("admin backup backup.tar", "admin backup main.tar --study main --no-checkpoints"),
+    "admin restore": ("admin restore backup.tar --list", "admin restore backup.tar --keep-files"),
+    "admin move": ("admin move --from sqlite:///storage/cvaeopt.db --to postgresql://user@host/cvaeopt",),
+    "admin delete": ("admin delete main --archive main.tar",),
+    "admin upgrade": ("admin upgrade before-the-upgrade.db", "admin upgrade --no-copy"),
+}
+"""What a user might type, by command; shown below the options in the command's help."""
+
+
+def examples(command: str) -> str:
+    """The epilog of a command's help."""
+    return "\n".join(["\b", "Examples:", *(f"  cvaeopt {line}" for line in EXAMPLES[command])])
+
+
+class Grouped(TyperGroup):
+    """Lists the commands below the panel that each names, in the order of their first command."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panel = command.rich_help_panel
+            rows = panels.setdefault(panel if isinstance(panel, str) else "Commands", [])
+            rows.append((name, command.get_short_help_str(formatter.width)))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+
+def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The studies that begin with `incomplete`: files in studies/, and studies of an SQLite database.
+
+    Another database is not asked, because it may answer slowly. Nothing here raises or prints: the shell would show it
+    in the middle of the line that is being typed.
+    """
+    names = {path.stem for path in Path("studies").glob("*.toml")}
+    url = str(ctx.params.get("storage") or "sqlite:///storage/cvaeopt.db")
+    path = Path(url.removeprefix("sqlite:///").partition("?")[0])
+    with contextlib.suppress(sqlite3.Error, OSError, ValueError):
+        if url.startswith("sqlite:///") and path.is_file():
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0.2)) as connection:
+                names |= {str(name) for (name,) in connection.execute("SELECT name FROM cvaeopt_study")}
+    return sorted(name for name in names if name.startswith(incomplete))
