@@ -60,6 +60,7 @@ class _Piece:
     """What the backward pass of a piece needs, or has found."""
 
     loss: ClipLoss
+    total: Tensor  # the piece's share of what is minimised
     entered: Tensor  # what the BatchNorm has made of the piece's labels
 
 
@@ -133,10 +134,12 @@ class Lanes:
                 kl_norm=kl_norm,
                 free_step=free_step,
             )
-            return _Piece(loss, entered), last
+            # Autograd visits nodes in the order of numbers that each thread counts for itself, and gradients are added
+            # in that order. So the thread that computes the piece also makes the last node.
+            return _Piece(loss, loss.total(beta) / batch, entered), last
 
         def gradients(piece: _Piece) -> Gradients:
-            found = torch.autograd.grad(piece.loss.total(beta) / batch, [*others, piece.entered])
+            found = torch.autograd.grad(piece.total, [*others, piece.entered])
             loss = piece.loss
             return ClipLoss(loss.mse.detach(), loss.kl.detach(), loss.frames), list(found[:-1]), found[-1]
 

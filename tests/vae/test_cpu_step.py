@@ -106,6 +106,28 @@ def test_the_number_of_threads_changes_no_bit_of_a_run(
         assert all(torch.equal(state[key], value) for key, value in weights[0][1].items())
 
 
+@pytest.mark.parametrize("free_step", ["replay", "sequential"])
+def test_a_piece_that_another_thread_differentiates_has_the_same_gradients(
+    free_step: Literal["replay", "sequential"],
+) -> None:
+    torch.manual_seed(0)
+    model = CVAE(8, 4, 4, 8)
+    frames, labels, eps = torch.rand(2, 8, 3, 8, 16), torch.rand(2, 8, 3, 8, 16), torch.randn(2, 7, 4, 8, 16)
+
+    def gradients(threads: int) -> list[torch.Tensor]:
+        lanes = Lanes(threads)
+        with one_thread():
+            lanes.backward(
+                model, frames, labels, eps, 0.3, forced=False, output="linear", kl_norm="batch", free_step=free_step
+            )
+        lanes.close()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    expected = gradients(1)
+    for _ in range(10):  # which thread takes which piece is chance
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(gradients(4), expected, strict=True))
+
+
 def test_an_error_in_a_thread_reaches_the_caller() -> None:
     model = CVAE(8, 4, 4, 8)
     frames, labels = torch.rand(2, 5, 3, 8, 8), torch.rand(2, 5, 3, 8, 8)
