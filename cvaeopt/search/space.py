@@ -33,7 +33,6 @@ NOT_SEARCHED = {
 
 # What a setting needs to have an effect, in words; `has_effect` is the same in code.
 NEEDS = {
-    "kl_formula": "it needs a kl_anneal_type other than 'none'",
     "kl_anneal_cycle": "it needs kl_anneal_type 'cyclical', or 'monotonic' with a kl_formula that uses it",
     "kl_anneal_ratio": "it needs a kl_anneal_type other than 'none' and a kl_formula other than 'seed004'",
     "tfr_sde": "it needs tfr and tfr_d_step above 0 and fewer epochs than the trial has",
@@ -346,7 +345,6 @@ def has_effect(name: str, values: Mapping[str, Any]) -> bool:
     forced = values["tfr"] > 0
     decays = forced and values["tfr_sde"] < values["num_epoch"]
     rules: dict[str, bool] = {
-        "kl_formula": annealed,
         "kl_anneal_cycle": annealed and not one_cycle,
         "kl_anneal_ratio": annealed and values["kl_formula"] != "seed004",
         "tfr_sde": decays and values["tfr_d_step"] > 0,

@@ -32,13 +32,19 @@ def teacher_forcing_ratio(
 def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formula: KlFormula = "fu") -> float:
     """Weight of the KL term in this epoch, in [0, 1].
 
-    kind      'cyclical', 'monotonic' or 'none' (always 1)
+    kind      'cyclical', 'monotonic' or 'none' (always 1; seed003: 0 in the first epoch)
     cycle     fu, seed001, seed003: number of cycles over the run; seed000, seed004: epochs of one cycle
     ratio     fu, seed001: fraction of a cycle spent climbing, 0 < ratio <= 1; otherwise a slope
 
     Source: Fu et al. 2019, arXiv:1903.10145 (fu); seed reports 000, 001, 003, 004. The canonical `fu` climbs
     linearly over the first `ratio` of each of `cycle` equal cycles, then holds 1; monotonic is its one-cycle case.
+    The class of report 003 starts at 0, and its update evaluates the formula before it counts the finished epoch:
+    every value comes one epoch later than the formula says.
     """
+    if formula == "seed003":
+        if epoch == 0:
+            return 0.0
+        epoch -= 1
     if kind == "none":
         return 1.0
     cyclical = kind == "cyclical"
