@@ -129,11 +129,10 @@ def test_beta_of_report_003_equals_its_class_in_the_template_s_order(kind, ratio
         period = epochs / cycles
         return min(counted % period / period * (1.0 / (period * ratio)), 1.0)
 
-    beta, counted = 0.0, 0
+    beta = 0.0
     for epoch in range(epochs):
         assert kl_beta(epoch, epochs, kind.lower(), cycles, ratio, "seed003") == pytest.approx(beta, abs=1e-12)
-        beta = evaluated(counted)
-        counted += 1
+        beta = evaluated(epoch)  # the class has counted `epoch` updates before this one
 
 
 settings = st.tuples(st.integers(1, 300), st.integers(1, 60), st.floats(0.01, 1.0), st.sampled_from(FORMULAS))
