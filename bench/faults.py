@@ -56,8 +56,9 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
-from cvaeopt.store.storage import lease_table, open_storage
+from cvaeopt.store.opening import open_storage
 from cvaeopt.store.study import create_or_open
+from cvaeopt.store.tables import lease_table
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny

@@ -45,8 +45,11 @@ from bench import machine
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
 from cvaeopt.store.leases import Beat, Fleet, Lease, Place
-from cvaeopt.store.storage import Storage, lease_table, open_storage
-from cvaeopt.store.study import create_or_open, status
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.status import status
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import create_or_open
+from cvaeopt.store.tables import lease_table
 from tests.support.postgres import Postgres
 
 NAME = "load"

@@ -36,7 +36,8 @@ from sqlalchemy import insert, select
 from bench import machine
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.search.space import distribution, suggest
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
 
 SIZES = (500, 1250, 5000)

@@ -17,7 +17,7 @@ STATES: Final[dict[str, State]] = {
     "WAITING": "waiting",
 }
 """The word for each of Optuna's trial states. A diverged trial is PRUNED for Optuna and "failed" for people, see
-`store.study.FAILED`."""
+`store.status.FAILED`."""
 
 BASELINES: Final = {"copy_first": "copy first", "train_mean": "mean frame", "nearest_pose": "nearest pose"}
 """The short name of each baseline, by its key in JSON."""

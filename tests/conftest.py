@@ -14,7 +14,7 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, settings
 
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 from tests.support.connections import counted
 from tests.support.postgres import Postgres
 

@@ -36,7 +36,7 @@ from cvaeopt.outcome import retrain, score
 from cvaeopt.run.signals import ASKING
 from cvaeopt.search.definition import load_definition
 from cvaeopt.store.leases import Fleet, Place
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.text import Advice
 from cvaeopt.vae.trainer import Trainer

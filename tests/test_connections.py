@@ -14,7 +14,8 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import update
 
 from cvaeopt.errors import CvaeoptError
-from cvaeopt.store.storage import open_storage, schema_table
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.tables import schema_table
 from tests.support.command import Shop
 from tests.support.connections import Connection, files_held
 

@@ -28,7 +28,7 @@ import yaml
 from cvaeopt import errors
 from cvaeopt.demo_data import writer
 from cvaeopt.run.signals import ASKING
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 from tests.support.fakes import leases
 from tests.support.postgres import Postgres
 from tests.support.waiting import LONG_S, until

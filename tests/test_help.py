@@ -153,7 +153,7 @@ def test_completion_is_silent_about_a_database_that_it_cannot_read(folder: Path,
 
 def test_completion_knows_the_studies_of_a_real_database(tmp_path: Path) -> None:
     from cvaeopt.search.definition import Definition
-    from cvaeopt.store.storage import open_storage
+    from cvaeopt.store.opening import open_storage
     from cvaeopt.store.study import create_or_open
 
     tables = {"budget": {"trials": 1, "epochs": 1}, "search": {"lr": {"type": "float", "low": 0.1, "high": 0.2}}}

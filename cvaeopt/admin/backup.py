@@ -29,7 +29,8 @@ from cvaeopt.errors import UserError
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.store.identity import Identity
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 
 FORMAT = 1
 """Version of the layout of a backup."""

@@ -14,7 +14,8 @@ from cvaeopt.admin.rows import tables_of
 from cvaeopt.errors import UserError
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.run.object_store import Checkpoints
-from cvaeopt.store.storage import Storage, lease_table, study_table, worker_table
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 _ROUNDS = 3
 """How often rows are deleted that another program wrote meanwhile."""

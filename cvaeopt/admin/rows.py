@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, MetaData, Table, delete, insert, select
 
 from cvaeopt.errors import CvaeoptError, StudyError
-from cvaeopt.store.storage import lease_table, study_table, worker_table
+from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 _ID_IN_KEY = re.compile(r"^(dashboard:(?:artifacts:)?)(\d+)(:.*)$", re.DOTALL)
 """Matches a key of the dashboard's notes and files that contains a trial's id."""

@@ -14,7 +14,8 @@ from cvaeopt.admin.rows import rows_of, tables_of
 from cvaeopt.errors import StudyError, UserError
 from cvaeopt.search.definition import NAME
 from cvaeopt.store import identity, leases
-from cvaeopt.store.storage import Storage, study_table
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import study_table
 
 _ARTIFACT = re.compile(r"^(?:dashboard:)?artifacts:(?:\d+:)?([0-9a-f-]{36})$")
 """Matches a key that names a file of the dashboard's artifact store."""

@@ -20,8 +20,8 @@ from cvaeopt import files
 from cvaeopt.admin import studies
 from cvaeopt.errors import SchemaError, StudyError, UserError
 from cvaeopt.store import password, urls
+from cvaeopt.store.opening import open_storage
 from cvaeopt.store.outage import first_line, is_outage, unreachable
-from cvaeopt.store.storage import open_storage
 from cvaeopt.store.urls import mask
 
 

@@ -58,7 +58,7 @@ def backup(
     """
     from cvaeopt.admin import studies
     from cvaeopt.admin.backup import backup as write
-    from cvaeopt.store.storage import open_storage
+    from cvaeopt.store.opening import open_storage
 
     console = _console()
     with open_storage(storage, create=False) as opened:
@@ -99,7 +99,7 @@ def restore(
     from cvaeopt.admin.backup import sqlite_url
     from cvaeopt.admin.restore import restore as put_back
     from cvaeopt.admin.restore import unpack
-    from cvaeopt.store.storage import open_storage
+    from cvaeopt.store.opening import open_storage
 
     console = _console()
     if not contents:
@@ -137,7 +137,7 @@ def move(
     the new one.
     """
     from cvaeopt.admin.move import move as copy
-    from cvaeopt.store.storage import open_storage
+    from cvaeopt.store.opening import open_storage
 
     console = _console()
     with open_storage(source, create=False) as old, open_storage(target) as new:
@@ -171,7 +171,7 @@ def delete(
     """
     from cvaeopt.admin import delete as deletion
     from cvaeopt.admin.backup import backup as write
-    from cvaeopt.store.storage import open_storage
+    from cvaeopt.store.opening import open_storage
 
     console = _console()
     with open_storage(storage, create=False) as opened:
@@ -202,7 +202,7 @@ def upgrade(
     Needed after an upgrade of Optuna. Stop all workers first.
     """
     from cvaeopt.admin import upgrade as upgrading
-    from cvaeopt.store.storage import open_storage
+    from cvaeopt.store.opening import open_storage
 
     console = _console()
     if (copy is None) != no_copy:

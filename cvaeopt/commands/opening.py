@@ -76,7 +76,8 @@ def open_or_create(console: Console, url: str, start_limit_s: float) -> Storage:
 def _open(console: Console, url: str, *, create: bool, limit_s: float, start_limit_s: float) -> Storage:
     import optuna
 
-    from cvaeopt.store.storage import mask, open_storage
+    from cvaeopt.store.opening import open_storage
+    from cvaeopt.store.urls import mask
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console.hear("optuna")  # its warnings hold texts from the database

@@ -113,7 +113,7 @@ class Places:
         return str(path.with_name(f"{name}.toml")) if by_path else name
 
     def _repeated(self, command: str) -> list[str]:
-        from cvaeopt.store.storage import mask
+        from cvaeopt.store.urls import mask
 
         url, folder = self.typed.storage, self.typed.artifacts
         repeated = [] if url is None else ["--storage", url if mask(url) == url else "URL"]

@@ -120,7 +120,7 @@ def _work_together(
 def _show_worker(console: Console, definition: Definition, places: Places, trials_per_gpu: int) -> None:
     """What `worker --dry-run` prints: where it would run, and every setting of its trials."""
     from cvaeopt.search.space import settled
-    from cvaeopt.store.storage import mask
+    from cvaeopt.store.urls import mask
 
     tables = definition.plain()
     store, service = places.checkpoints and mask(places.checkpoints), definition.service
@@ -305,8 +305,8 @@ def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEn
     from cvaeopt.run import dashboard_notes
     from cvaeopt.run.objective import Objective, TrialRun, tidy
     from cvaeopt.run.worker import Worker
+    from cvaeopt.store.status import status as read_status
     from cvaeopt.store.study import record_facts
-    from cvaeopt.store.study import status as read_status
     from cvaeopt.terminal.live import WorkerView
 
     store, folder, service = seat.store, seat.folder, definition.service

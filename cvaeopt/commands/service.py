@@ -54,7 +54,7 @@ def status(
 def _facts(store: Storage, name: str) -> dict[str, Any]:
     """What `status` shows of a study and of its confirmation."""
     from cvaeopt.outcome.leaders import confirmation, table
-    from cvaeopt.store.study import status as read_status
+    from cvaeopt.store.status import status as read_status
 
     fresh = confirmation(store, name)
     shown = None if fresh is None else {**fresh.plain(), "table": table(fresh)}

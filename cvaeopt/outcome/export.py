@@ -21,10 +21,12 @@ from cvaeopt.outcome.leaders import Confirmation, Confirmed, confirmation
 from cvaeopt.outcome.recipe import LONG_RUN_EPOCHS, Recipe
 from cvaeopt.outcome.trials import TrialFacts, best_of, facts
 from cvaeopt.pictures import curves
+from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import params_to_config
 from cvaeopt.store.damage import named
+from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.study import Definition, open_existing, status
+from cvaeopt.store.study import open_existing
 from cvaeopt.text import BASELINES, Advice
 
 NOISE_DB: Final = 0.2

@@ -22,10 +22,12 @@ from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report_data import report_data
 from cvaeopt.outcome.report_pictures import report_pictures
 from cvaeopt.outcome.report_text import setting_text
+from cvaeopt.search.definition import Definition
 from cvaeopt.store.damage import named
 from cvaeopt.store.identity import of
+from cvaeopt.store.status import status, without_worker
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.study import Definition, left, open_existing, status
+from cvaeopt.store.study import open_existing
 
 PAGE: Final = "report.html"
 
@@ -48,7 +50,7 @@ def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: date
     study, definition = open_existing(storage, name)
     overview = {
         **status(storage, name),
-        "left": left(storage, name),
+        "left": without_worker(storage, name),
         "confirmation": confirmation(storage, name),
         "identity": of(study),
     }

@@ -25,8 +25,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cvaeopt.errors import StorageUnreachable
+from cvaeopt.store.status import FAILED, status
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.study import FAILED, status
 from cvaeopt.text import BASELINES, STATES, count, short
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from cvaeopt.errors import CheckpointError, CvaeoptError, UserError
 from cvaeopt.files import whole
-from cvaeopt.store.storage import mask
+from cvaeopt.store.urls import mask
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from cvaeopt.store.storage import Storage, study_table
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import study_table
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

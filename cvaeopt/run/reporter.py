@@ -16,7 +16,7 @@ from cvaeopt.run.reporter_thread import ReporterThread, Shared
 from cvaeopt.run.reports import Reports, Verdict
 from cvaeopt.run.timing import Timing
 from cvaeopt.store.leases import Fleet, Lease
-from cvaeopt.store.storage import unreachable
+from cvaeopt.store.outage import unreachable
 
 _MAX_JOIN_S = 5.0  # how long `close` waits for a thread that hangs in the database
 

@@ -24,6 +24,7 @@ from cvaeopt.search.space import key_of, stream
 from cvaeopt.store import study as studies
 from cvaeopt.store.damage import named
 from cvaeopt.store.leases import ask_stop, workers
+from cvaeopt.store.status import counts
 from cvaeopt.store.storage import Storage
 from cvaeopt.text import Advice
 
@@ -248,7 +249,7 @@ def _index(name: str, parent: str) -> int:
 
 def _ended(storage: Storage, definition: Definition) -> bool:
     """Whether as many trials as the budget has are over (a study without such a limit: whether none is open)."""
-    counts = studies.counts(storage, definition.name)
+    states = counts(storage, definition.name)
     if definition.budget.trials is None:
-        return not counts["running"] and not counts["waiting"]
-    return counts["complete"] + counts["pruned"] + counts["failed"] >= definition.budget.trials
+        return not states["running"] and not states["waiting"]
+    return states["complete"] + states["pruned"] + states["failed"] >= definition.budget.trials

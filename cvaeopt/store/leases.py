@@ -26,12 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Connection, Row, and_, case, column, delete, func, or_, select, table, update
+from sqlalchemy import Connection, Row, and_, case, delete, func, or_, select, update
 
 from cvaeopt.errors import LeaseLost, StorageUnreachable, StudyError, StudyGone, UserError
 from cvaeopt.files import digest
+from cvaeopt.store import ranking
 from cvaeopt.store.damage import explained
-from cvaeopt.store.storage import Storage, lease_table, study_table, worker_table
+from cvaeopt.store.optuna_private import STUDIES
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 T = TypeVar("T")
 
@@ -41,8 +44,6 @@ CONSTRAINTS = ("diverged", "out_of_memory", "crashed")
 Outcome = Literal["complete", "pruned", "failed"]
 
 _FORGET_S = 86400.0  # how long the row of a worker that is gone is shown
-
-_STUDIES = table("studies", column("study_id"), column("study_name"))
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,8 @@ class Fleet:
         born = connection.execute(
             select(study_table.c.study_id, study_table.c.created_at)
             .join(
-                _STUDIES,
-                and_(_STUDIES.c.study_id == study_table.c.study_id, _STUDIES.c.study_name == study_table.c.name),
+                STUDIES,
+                and_(STUDIES.c.study_id == study_table.c.study_id, STUDIES.c.study_name == study_table.c.name),
             )
             .where(study_table.c.name == self.study)
         ).one_or_none()
@@ -349,7 +350,7 @@ class Fleet:
         target, patience = rules.get("target_db"), rules.get("patience_trials")
         if target is None and patience is None:
             return ""
-        best, since = self.storage.progress(connection, budget.study_id)
+        best, since = ranking.progress(connection, budget.study_id)
         if best is None:
             return ""
         if target is not None and best >= target:

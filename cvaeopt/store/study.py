@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import Connection, String, cast, column, delete, func, insert, select, table, update
-from sqlalchemy.orm import Session
+from optuna.trial import TrialState
+from sqlalchemy import Connection, delete, insert, select, update
 
 from cvaeopt.errors import StudyError
 from cvaeopt.search import space
-from cvaeopt.search.definition import Definition, load_definition
-from cvaeopt.store import identity, leases
+from cvaeopt.search.definition import Definition
+from cvaeopt.store import identity, ranking
 from cvaeopt.store.damage import named
-from cvaeopt.store.storage import Storage, lease_table, study_table
+from cvaeopt.store.optuna_private import STUDIES, STUDY_ATTRS, trial_states
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import lease_table, study_table
 from cvaeopt.suggest.sampler import pruner_for, sampler_for
-
-__all__ = [
-    "Definition",
-    "best",
-    "counts",
-    "create_or_open",
-    "identity_of",
-    "left",
-    "load_definition",
-    "names",
-    "open_existing",
-    "pruner_for",
-    "record_facts",
-    "sampler_for",
-    "status",
-    "stored_definition",
-]
 
 ENQUEUED = "cvaeopt:enqueued"
 """System attribute of a trial that waited in the study from its start: the index of its point."""
@@ -49,21 +31,7 @@ MARK = "cvaeopt:digest"
 """System attribute of a study that ties it to its row in cvaeopt_study: SQLite gives the id of a deleted study to the
 next one, so that the id alone does not say that the row is this study's."""
 
-FAILED = "failed"
-"""User attribute of a trial that failed; Optuna's state is then PRUNED, so that samplers learn from it."""
-
 _SHOWN_DIFFERENCES = 3
-
-# Optuna's own tables, as far as they are read here.
-_STUDIES = table("studies", column("study_id"), column("study_name"))
-_STUDY_ATTRS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
-_TRIALS = table(
-    "trials", column("trial_id"), column("number"), column("study_id"), column("state"), column("datetime_complete")
-)
-_VALUES = table("trial_values", column("trial_id"), column("value"), column("value_type"))
-_STEPS = table("trial_intermediate_values", column("trial_id"), column("step"))
-_USER_ATTRS = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
-_SYSTEM_ATTRS = table("trial_system_attributes", column("trial_id"), column("key"), column("value_json"))
 
 
 @named
@@ -132,7 +100,7 @@ def open_existing(storage: Storage, name: str) -> tuple[Study, Definition]:
 @named
 def stored_definition(storage: Storage, name: str) -> Definition:
     """The definition a study was created from; StudyError with the names that exist if there is none."""
-    entry = _require(storage, name)
+    entry = require(storage, name)
     return Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
 
 
@@ -154,7 +122,7 @@ def record_facts(
 
     StudyError if the study's trials were measured on data with another digest: values could not be compared.
     """
-    entry = _require(storage, name)
+    entry = require(storage, name)
     facts = json.loads(entry["facts"])
     if "data_digest" not in facts:
         measured = {"data_digest": data_digest, "baselines": measure()}
@@ -180,252 +148,6 @@ def record_facts(
     return dict(facts)
 
 
-def best(study: Study) -> FrozenTrial | None:
-    """The complete feasible trial with the highest value, the earliest of equals; None when there is none."""
-    return next(iter(_ranked(study)), None)
-
-
-def _ranked(study: Study) -> list[FrozenTrial]:
-    """The complete feasible trials, the best first."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = [
-        trial
-        for trial in trials
-        if math.isfinite(trial.values[0]) and all(value <= 0 for value in trial.constraints.values())
-    ]
-    return sorted(ranked, key=lambda trial: (-trial.values[0], trial.number))
-
-
-@named
-def counts(storage: Storage, name: str) -> dict[str, int]:
-    """Trials by state: complete, pruned, running, waiting, failed; StudyError for an unknown study.
-
-    A trial that its worker left, or that lost its worker, is waiting: it goes on when a worker takes it.
-    """
-    study_id = _require(storage, name)["study_id"]
-
-    def read() -> dict[str, int]:
-        with storage.reading() as connection:
-            states = _states(connection, study_id)
-            attributes = _attributes(connection, study_id, _USER_ATTRS, (FAILED,))
-            _, left = _open_leases(connection, name, storage.now(connection))
-            return _count(states, {trial_id for trial_id, _ in attributes}, left)
-
-    return storage.retry(read)
-
-
-@named
-def left(storage: Storage, name: str) -> frozenset[int]:
-    """The numbers of the trials that were begun, are not over, and have no worker; empty for an unknown study.
-
-    Optuna calls them running. They go on when a worker takes them.
-    """
-
-    def read() -> frozenset[int]:
-        with storage.reading() as connection:
-            _, trial_ids = _open_leases(connection, name, storage.now(connection))
-            query = select(lease_table.c.number).where(
-                lease_table.c.study == name, lease_table.c.trial_id.in_(trial_ids)
-            )
-            return frozenset(connection.execute(query).scalars())
-
-    return storage.retry(read)
-
-
-@named
-def status(storage: Storage, name: str) -> dict[str, Any]:
-    """What `cvaeopt status --json` prints; StudyError for an unknown study.
-
-    A fixed number of queries, none of which reads the trials' curves.
-    """
-    entry = _require(storage, name)
-    definition = Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
-
-    def read() -> dict[str, Any]:
-        with storage.reading() as connection:
-            now = storage.now(connection)
-            return _status(connection, name, entry["study_id"], now)
-
-    found = storage.retry(read)
-    winner = found.pop("best")
-    if winner is not None:
-        trial_id, number, value = winner
-        params = storage.get_trial(trial_id).params
-        ordered = {name: params[name] for name in definition.search if name in params}
-        winner = {"number": number, "value": round(value, 4), "params": ordered}
-    return {
-        "study": name,
-        "storage": storage.url,
-        "direction": "maximize",
-        "metric": definition.metric,
-        "budget": {
-            "trials": entry["trials"],
-            "epochs": entry["epochs"],
-            "total_epochs": entry["total_epochs"],
-            "wall_clock_h": definition.budget.wall_clock_h,
-            "target_db": definition.budget.target_db,
-            "patience_trials": definition.budget.patience_trials,
-        },
-        "trials": found["trials"],
-        "epochs_spent": found["epochs_spent"],
-        "best": winner,
-        "baselines": {key: round(value, 2) for key, value in json.loads(entry["facts"]).get("baselines", {}).items()},
-        "last": found["last"],
-        "failures": found["failures"],
-        "stopped": None if _is_met(entry, found) else entry["stopped_reason"],
-        "workers": [
-            {
-                "id": worker.id,
-                "host": worker.host,
-                "device": worker.device,
-                "state": worker.state,
-                "trial": worker.trial,
-                "epoch": worker.epoch,
-                "beat_age_s": round(worker.beat_age_s, 1),
-            }
-            for worker in leases.workers(storage, name)
-        ],
-    }
-
-
-def _is_met(entry: dict[str, Any], found: dict[str, Any]) -> bool:
-    """True if the study has trained all that its trials or epochs allow: no stop has kept it from anything."""
-    if found["open"]:
-        return False
-    trials, total_epochs = entry["trials"], entry["total_epochs"]
-    ended = sum(found["trials"][state] for state in ("complete", "pruned", "failed"))
-    if trials is not None and ended >= trials:
-        return True
-    return total_epochs is not None and found["epochs_spent"] + entry["epochs"] > total_epochs
-
-
-def _open_leases(connection: Connection, name: str, now: float) -> tuple[set[int], set[int]]:
-    """The ids of the trials that were begun and are not over, and of those among them that no worker trains."""
-    rows = connection.execute(
-        select(lease_table.c.trial_id, lease_table.c.owner, lease_table.c.expires_at).where(
-            lease_table.c.study == name, lease_table.c.state == "open"
-        )
-    ).all()
-    left = {row.trial_id for row in rows if row.owner is None or row.expires_at <= now}
-    return {row.trial_id for row in rows}, left
-
-
-def _status(connection: Connection, name: str, study_id: int, now: float) -> dict[str, Any]:
-    states = _states(connection, study_id)
-    begun, left = _open_leases(connection, name, now)
-    notes = _attributes(connection, study_id, _USER_ATTRS, (FAILED, "reason"))
-    failed = {trial_id for trial_id, key in notes if key == FAILED}
-    failures = [
-        {
-            "number": number,
-            "reason": str(notes.get((trial_id, "reason"), notes.get((trial_id, FAILED), "unknown"))),
-        }
-        for trial_id, number, state in states
-        if state == "FAIL" or (state == "PRUNED" and trial_id in failed)
-    ]
-    deepest = (
-        select(func.max(_STEPS.c.step).label("epochs"))
-        .select_from(_STEPS.join(_TRIALS, _TRIALS.c.trial_id == _STEPS.c.trial_id))
-        .where(_TRIALS.c.study_id == study_id)
-        .group_by(_STEPS.c.trial_id)
-        .subquery()
-    )
-    epochs_spent = connection.execute(select(func.sum(deepest.c.epochs))).scalar()
-    return {
-        "trials": _count(states, failed, left),
-        "open": bool(begun),
-        "epochs_spent": int(epochs_spent or 0),
-        "failures": failures,
-        "best": _best(connection, study_id, states),
-        "last": _last(connection, study_id, notes),
-    }
-
-
-def _last(connection: Connection, study_id: int, notes: dict[tuple[int, str], Any]) -> dict[str, Any] | None:
-    """The trial that ended last, as far as the workers' clocks agree; its value in dB if it is complete."""
-    ended = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    state = cast(_TRIALS.c.state, String)
-    row = connection.execute(
-        select(_TRIALS.c.trial_id, _TRIALS.c.number, state.label("state"), _VALUES.c.value)
-        .select_from(_TRIALS.outerjoin(_VALUES, _VALUES.c.trial_id == _TRIALS.c.trial_id))
-        .where(_TRIALS.c.study_id == study_id, state.in_(list(ended)))
-        .order_by(_TRIALS.c.datetime_complete.desc(), _TRIALS.c.number.desc())
-        .limit(1)
-    ).one_or_none()
-    if row is None:
-        return None
-    failed = (row.trial_id, FAILED) in notes
-    complete = row.state == "COMPLETE" and row.value is not None
-    return {
-        "number": row.number,
-        "state": "failed" if failed else ended[row.state],
-        "value": round(row.value, 4) if complete else None,
-        "reason": str(notes.get((row.trial_id, "reason"), "")),
-    }
-
-
-def _best(
-    connection: Connection, study_id: int, states: Sequence[tuple[int, int, str]]
-) -> tuple[int, int, float] | None:
-    """(trial_id, number, value) of the best complete feasible trial, as `best` has it."""
-    constraints = _attributes(connection, study_id, _SYSTEM_ATTRS, "constraints")
-    infeasible = {trial_id for (trial_id, _), value in constraints.items() if not _satisfied(value)}
-    complete = {trial_id: number for trial_id, number, state in states if state == "COMPLETE"}
-    values = connection.execute(
-        select(_VALUES.c.trial_id, _VALUES.c.value)
-        .select_from(_VALUES.join(_TRIALS, _TRIALS.c.trial_id == _VALUES.c.trial_id))
-        .where(_TRIALS.c.study_id == study_id, cast(_VALUES.c.value_type, String) == "FINITE")
-    )
-    ranked = [
-        (-value, complete[trial_id], trial_id)
-        for trial_id, value in values
-        if trial_id in complete and trial_id not in infeasible
-    ]
-    if not ranked:
-        return None
-    value, number, trial_id = min(ranked)
-    return trial_id, number, -value
-
-
-def _satisfied(value: Any) -> bool:
-    return all(one <= 0 for one in value) if isinstance(value, list) else value <= 0
-
-
-def _states(connection: Connection, study_id: int) -> list[tuple[int, int, str]]:
-    """(trial_id, number, state) of all trials of the study."""
-    rows = connection.execute(
-        select(_TRIALS.c.trial_id, _TRIALS.c.number, cast(_TRIALS.c.state, String))
-        .where(_TRIALS.c.study_id == study_id)
-        .order_by(_TRIALS.c.number)
-    )
-    return [(trial_id, number, state) for trial_id, number, state in rows]
-
-
-def _attributes(
-    connection: Connection, study_id: int, source: Any, keys: tuple[str, ...] | str
-) -> dict[tuple[int, str], Any]:
-    """The attributes of the study's trials by (trial_id, key): some keys, or all that start with a string."""
-    wanted = source.c.key.startswith(keys) if isinstance(keys, str) else source.c.key.in_(keys)
-    rows = connection.execute(
-        select(source.c.trial_id, source.c.key, source.c.value_json)
-        .select_from(source.join(_TRIALS, _TRIALS.c.trial_id == source.c.trial_id))
-        .where(_TRIALS.c.study_id == study_id, wanted)
-    )
-    return {(trial_id, key): json.loads(value) for trial_id, key, value in rows}
-
-
-def _count(states: Sequence[tuple[int, int, str]], failed: set[int], left: set[int]) -> dict[str, int]:
-    instead = {**{("PRUNED", one): "FAIL" for one in failed}, **{("RUNNING", one): "WAITING" for one in left}}
-    found = Counter(instead.get((state, trial_id), state) for trial_id, _, state in states)
-    return {
-        "complete": found["COMPLETE"],
-        "pruned": found["PRUNED"],
-        "running": found["RUNNING"],
-        "waiting": found["WAITING"],
-        "failed": found["FAIL"],
-    }
-
-
 def _load(storage: Storage, definition: Definition) -> Study:
     return optuna.load_study(
         study_name=definition.name,
@@ -435,7 +157,7 @@ def _load(storage: Storage, definition: Definition) -> Study:
     )
 
 
-def _require(storage: Storage, name: str) -> dict[str, Any]:
+def require(storage: Storage, name: str) -> dict[str, Any]:
     entry = _entry(storage, name)
     if entry is not None:
         return entry
@@ -471,7 +193,7 @@ def _identify(storage: Storage, entry: dict[str, Any]) -> None:
             current = _current(connection, entry["name"])
             if current is not None and current["identity"] is None and current["study_id"] == study_id:
                 connection.execute(
-                    insert(_STUDY_ATTRS).values(study_id=study_id, key=identity.KEY, value_json=json.dumps(mine))
+                    insert(STUDY_ATTRS).values(study_id=study_id, key=identity.KEY, value_json=json.dumps(mine))
                 )
 
     storage.retry(enter)
@@ -480,21 +202,21 @@ def _identify(storage: Storage, entry: dict[str, Any]) -> None:
 @named
 def identity_of(storage: Storage, name: str) -> identity.Identity:
     """Whose files are those of study `name`; StudyError for an unknown study."""
-    return identity.stated(name, _require(storage, name)["identity"])
+    return identity.stated(name, require(storage, name)["identity"])
 
 
 def _current(connection: Connection, name: str) -> dict[str, Any] | None:
-    own = _STUDY_ATTRS.alias()
+    own = STUDY_ATTRS.alias()
     rows = connection.execute(
-        select(study_table, _STUDY_ATTRS.c.value_json, own.c.value_json.label("identity"))
+        select(study_table, STUDY_ATTRS.c.value_json, own.c.value_json.label("identity"))
         .select_from(
             study_table.join(
-                _STUDIES,
-                (_STUDIES.c.study_id == study_table.c.study_id) & (_STUDIES.c.study_name == study_table.c.name),
+                STUDIES,
+                (STUDIES.c.study_id == study_table.c.study_id) & (STUDIES.c.study_name == study_table.c.name),
             )
             .join(
-                _STUDY_ATTRS,
-                (_STUDY_ATTRS.c.study_id == study_table.c.study_id) & (_STUDY_ATTRS.c.key == MARK),
+                STUDY_ATTRS,
+                (STUDY_ATTRS.c.study_id == study_table.c.study_id) & (STUDY_ATTRS.c.key == MARK),
             )
             .outerjoin(own, (own.c.study_id == study_table.c.study_id) & (own.c.key == identity.KEY))
         )
@@ -537,7 +259,7 @@ def _earlier_points(storage: Storage, definition: Definition) -> list[dict[str, 
     common = space.settled(earlier.search, earlier.fixed)
     study = optuna.load_study(study_name=warm.study, storage=storage)
     found: list[dict[str, Any]] = []
-    for trial in _ranked(study):
+    for trial in ranking.ranked(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))):
         point = space.fitting(definition.search, definition.fixed, {**common, **trial.params})
         if point and point not in found and point not in definition.enqueue:
             found.append(point)
@@ -548,10 +270,10 @@ def _enter(
     connection: Connection, storage: Storage, definition: Definition, study_id: int, points: list[dict[str, Any]]
 ) -> None:
     """The row and the waiting trials, in one transaction: a crash leaves both or neither."""
-    connection.execute(select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update())
+    connection.execute(select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update())
     if _current(connection, definition.name) is not None:
         return
-    if _states(connection, study_id):
+    if trial_states(connection, study_id):
         raise StudyError(
             f"{storage.url} has a study '{definition.name}' that another program made.",
             todo="Give this study another name, or use another storage. Optuna's dashboard renames a study by making "
@@ -579,14 +301,10 @@ def _enter(
     )
     attributes = {MARK: definition.digest(), identity.KEY: identity.new()}
     connection.execute(
-        delete(_STUDY_ATTRS).where(_STUDY_ATTRS.c.study_id == study_id, _STUDY_ATTRS.c.key.in_(list(attributes)))
+        delete(STUDY_ATTRS).where(STUDY_ATTRS.c.study_id == study_id, STUDY_ATTRS.c.key.in_(list(attributes)))
     )
     for key, value in attributes.items():
-        connection.execute(insert(_STUDY_ATTRS).values(study_id=study_id, key=key, value_json=json.dumps(value)))
-    # Optuna's public enqueue_trial opens a transaction of its own, so that a crash could lose or repeat
-    # points; the method below it takes ours.
-    with Session(bind=connection, join_transaction_mode="rollback_only") as session:
-        for index, point in enumerate(points):
-            waiting = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": point, ENQUEUED: index})
-            storage._get_prepared_new_trial(study_id, waiting, session)
-        session.flush()
+        connection.execute(insert(STUDY_ATTRS).values(study_id=study_id, key=key, value_json=json.dumps(value)))
+    storage.add_waiting(
+        connection, study_id, [{"fixed_params": point, ENQUEUED: index} for index, point in enumerate(points)]
+    )

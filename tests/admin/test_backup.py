@@ -19,7 +19,7 @@ from cvaeopt.errors import (
 )
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.store.leases import Fleet, Place
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 from tests.support.sites import (
     FAMILY,
     Site,

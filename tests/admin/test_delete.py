@@ -18,8 +18,9 @@ from cvaeopt.errors import (
 )
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.study import create_or_open, identity_of, status
+from cvaeopt.store.study import create_or_open, identity_of
 from tests.support.fakes import leases
 from tests.support.sites import (
     FAMILY,

@@ -9,7 +9,8 @@ from cvaeopt.errors import StudyError
 from cvaeopt.outcome import recipe
 from cvaeopt.outcome.export import export_best
 from cvaeopt.search.space import params_to_config
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
 from tests.support.made_up import NOON, definition, trials
 

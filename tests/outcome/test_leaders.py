@@ -16,7 +16,8 @@ from cvaeopt.outcome.export import export_best
 from cvaeopt.outcome.intervals import t_quantile
 from cvaeopt.outcome.leaders import Confirmed, confirmation, rank, table
 from cvaeopt.store.confirmation import Leader
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, open_existing
 from tests.support.made_up import NOON, definition, registered, run_all, trials
 

@@ -23,8 +23,10 @@ from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.trials import axes, best_of, facts
 from cvaeopt.pictures import curves
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
-from cvaeopt.store.storage import open_storage
-from cvaeopt.store.study import Definition, create_or_open, load_definition, status
+from cvaeopt.search.definition import Definition, load_definition
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.status import status
+from cvaeopt.store.study import create_or_open
 from tests.support.made_up import BASELINES, NOON, definition, fill, history, run_folder, trials
 
 OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}

@@ -14,8 +14,10 @@ from cvaeopt.outcome.trials import facts
 from cvaeopt.run import dashboard_notes
 from cvaeopt.run.dashboard_notes import artifact_store, attach, note_text
 from cvaeopt.store.leases import Fleet
-from cvaeopt.store.storage import Storage, open_storage
-from cvaeopt.store.study import create_or_open, left, record_facts, status
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.status import status, without_worker
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import create_or_open, record_facts
 from tests.support.made_up import BASELINES, definition
 
 FILES = ("curves.png", "prediction.gif", "history.jsonl")
@@ -179,12 +181,12 @@ def test_a_trial_without_a_worker_waits_in_every_view(room: Showroom) -> None:
     fleet = Fleet(room.storage, "made-up")
     kept, given_back = fleet.claim("a"), fleet.claim("b")
     fleet.release(given_back)
-    assert left(room.storage, "made-up") == {given_back.number}
-    known = facts(room.trials(), left(room.storage, "made-up"))
+    assert without_worker(room.storage, "made-up") == {given_back.number}
+    known = facts(room.trials(), without_worker(room.storage, "made-up"))
     states = {trial.number: trial.state for trial in known}
     assert states == {0: "complete", kept.number: "running", given_back.number: "waiting"}
     counted = {state: list(states.values()).count(state) for state in ("complete", "running", "waiting")}
     assert status(room.storage, "made-up")["trials"] == {**counted, "pruned": 0, "failed": 0}
-    assert left(room.storage, "unknown") == frozenset()
+    assert without_worker(room.storage, "unknown") == frozenset()
     room.keep_up()
     assert "1 complete, 1 running, 1 waiting" in get_note(room.study)

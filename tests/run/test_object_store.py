@@ -18,7 +18,7 @@ from cvaeopt.run.object_store import Checkpoints, open_checkpoints, parse
 from cvaeopt.run.objective import Objective
 from cvaeopt.run.retention import tidy
 from cvaeopt.store import identity
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 from cvaeopt.vae import checkpoint
 from tests.support.command import Shop
 from tests.support.held import Gate

@@ -14,8 +14,10 @@ import optuna_dashboard
 import pytest
 
 from cvaeopt.run.rename_guard import refuse_renames
-from cvaeopt.store.storage import Storage, open_storage
-from cvaeopt.store.study import create_or_open, status
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.status import status
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import create_or_open
 from tests.support.tiny import definition
 
 

@@ -40,7 +40,8 @@ from cvaeopt.run.signals import ASKING
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.leases import Beat, Fleet, Lease, Place, Pulse, ask_stop, workers
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from tests.store.test_leases import EVIL
 from tests.store.test_storage import Outages, outage
 from tests.support.fakes import Events, FakeRun, Fakes, curve, expire, leases, make_study, set_stop

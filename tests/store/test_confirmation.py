@@ -16,7 +16,8 @@ from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import params_to_config, trial_seed
 from cvaeopt.store import confirmation
 from cvaeopt.store.leases import Fleet, Place
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, identity_of, names, open_existing, stored_definition
 
 

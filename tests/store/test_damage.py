@@ -26,8 +26,10 @@ from cvaeopt.search.space import suggest
 from cvaeopt.store import damage
 from cvaeopt.store.confirmation import plan, register
 from cvaeopt.store.leases import Fleet, Idle, Place
-from cvaeopt.store.storage import Storage, open_storage
-from cvaeopt.store.study import counts, create_or_open, open_existing, record_facts, status
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.status import counts, status
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import create_or_open, open_existing, record_facts
 from tests.support.fakes import FakeRun
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

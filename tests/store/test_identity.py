@@ -23,8 +23,10 @@ from cvaeopt.store import identity
 from cvaeopt.store.confirmation import confirmations, plan, register
 from cvaeopt.store.identity import MARKER, Identity
 from cvaeopt.store.leases import Beat, Fleet, Place
-from cvaeopt.store.storage import Storage, lease_table, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, identity_of
+from cvaeopt.store.tables import lease_table
 from tests.support.fakes import Events, FakeRun, Fakes, leases
 from tests.support.tiny import DATA, definition, new_study
 

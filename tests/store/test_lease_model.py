@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 
 from cvaeopt.errors import LeaseLost
 from cvaeopt.store.leases import Beat, Fleet, Idle, Lease
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from tests.support.fakes import leases, make_study
 
 TTL_S = 100.0

@@ -15,7 +15,9 @@ from sqlalchemy import select
 
 from cvaeopt.errors import LeaseLost, StudyError, UserError
 from cvaeopt.store.leases import Beat, Fleet, Idle, Lease, Place, ask_stop, workers
-from cvaeopt.store.storage import Storage, open_storage, study_table, worker_table
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import study_table, worker_table
 from tests.store.test_storage import Lossy
 from tests.support.fakes import expire, leases, make_study
 from tests.support.processes import race

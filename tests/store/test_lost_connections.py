@@ -22,7 +22,8 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store import urls, watchdog
 from cvaeopt.store.leases import Fleet, Place
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from tests.support.fakes import FakeRun, Fakes, make_study
 from tests.support.postgres import Postgres
 from tests.support.proxy import Fault, Proxy
@@ -68,7 +69,7 @@ def test_a_process_that_was_asked_to_stop_does_not_wait_for_a_silent_server(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "HURRY_SILENCE_S", 0.2)
-    monkeypatch.setattr("cvaeopt.store.storage._HURRY_S", 0.1)
+    monkeypatch.setattr("cvaeopt.store.retries.HURRY_S", 0.1)
     with closing(open_storage(proxy.url(DATABASE), silence_s=1e6)) as storage:
         make_study(storage)
         asked = threading.Event()

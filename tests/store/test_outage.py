@@ -14,8 +14,8 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 
 from cvaeopt.errors import StorageRefused, StorageUnreachable
+from cvaeopt.store.opening import open_storage
 from cvaeopt.store.outage import first_line, is_outage, is_refusal
-from cvaeopt.store.storage import open_storage
 
 
 @contextlib.contextmanager

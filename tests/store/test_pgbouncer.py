@@ -12,7 +12,7 @@ import pytest
 from cvaeopt.errors import StorageRefused
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 from tests.support.fakes import Fakes, leases, make_study
 from tests.support.pgbouncer import PROGRAM, pgbouncer
 from tests.support.postgres import Postgres

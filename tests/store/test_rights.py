@@ -12,7 +12,8 @@ import pytest
 from cvaeopt.errors import StorageRefused
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from tests.support.fakes import FakeRun, Fakes, leases, make_study
 from tests.support.postgres import Postgres
 from tests.support.waiting import until

@@ -22,8 +22,12 @@ from optuna.trial import TrialState
 from sqlalchemy import event, orm
 
 from cvaeopt.errors import SchemaError, StorageUnreachable, StudyError, UserError
-from cvaeopt.store import storage as module
-from cvaeopt.store.storage import Storage, is_outage, mask, open_storage, schema_table
+from cvaeopt.store import opening, sqlite_file
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.outage import is_outage
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import schema_table
+from cvaeopt.store.urls import mask
 from tests.support.fakes import leases, make_study
 from tests.support.postgres import Postgres
 from tests.support.processes import race
@@ -112,7 +116,7 @@ def test_a_missing_driver_is_named_as_it_is_installed(monkeypatch: pytest.Monkey
     def missing(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'driver'")
 
-    monkeypatch.setattr(module, "_make_tables", missing)
+    monkeypatch.setattr(opening, "_make_tables", missing)
     with pytest.raises(UserError) as caught:
         open_storage(f"{name}://me:{SECRET}@db/x")
     assert advice in str(caught.value)
@@ -133,7 +137,7 @@ def test_a_full_disk_at_the_start_is_said_at_once_and_leaves_no_empty_files(
     folder = tmp_path / "full"
     (tmp_path / "full").mkdir()
     (folder / "x.db-journal").touch()  # not ours
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(sqlite_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
 
     def full(*_: object) -> None:
         for ending in ("", ".lock"):
@@ -141,7 +145,7 @@ def test_a_full_disk_at_the_start_is_said_at_once_and_leaves_no_empty_files(
         error = sqlite_error(code)
         raise sqlalchemy.exc.OperationalError("", {}, error) if wrapped else error
 
-    monkeypatch.setattr(module, "_make_tables", full)
+    monkeypatch.setattr(opening, "_make_tables", full)
     with pytest.raises(StorageUnreachable, match=r"^The disk of .*full is full.*Make room"):
         open_storage(f"sqlite:///{folder}/x.db")
     assert [path.name for path in folder.iterdir()] == ["x.db-journal"]
@@ -173,7 +177,7 @@ def test_a_locked_file_on_a_disk_with_room_is_no_full_disk(tmp_path: Path, monke
     def failing(*_: object) -> None:
         raise sqlite_error(sqlite3.SQLITE_CANTOPEN)
 
-    monkeypatch.setattr(module, "_make_tables", failing)
+    monkeypatch.setattr(opening, "_make_tables", failing)
     with pytest.raises(StorageUnreachable, match=r"then run the same command again\.$"):
         open_storage(f"sqlite:///{tmp_path}/x.db", start_limit_s=0.0)
 

@@ -17,8 +17,12 @@ from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
 from cvaeopt.store import study as module
 from cvaeopt.store.leases import Fleet, Place
-from cvaeopt.store.storage import Storage, open_storage, study_table
-from cvaeopt.store.study import best, counts, create_or_open, open_existing, record_facts, status
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.ranking import ranked
+from cvaeopt.store.status import counts, status
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import create_or_open, open_existing, record_facts
+from cvaeopt.store.tables import study_table
 from tests.support.fakes import expire
 
 POINTS = [{"lr": 1e-3, "tfr": 0.8}, {"lr": 1e-3, "tfr": 0.0}, {"tfr": 1.0}]
@@ -308,7 +312,7 @@ def test_status_is_what_the_command_line_promises(storage):
         "workers": [],
     }
     assert counts(storage, "main") == found["trials"]
-    assert best(study).number == 1
+    assert ranked(study.trials)[0].number == 1
 
 
 def test_the_first_worker_measures_the_baselines_and_other_data_are_refused(storage):
@@ -406,7 +410,7 @@ def test_of_many_differences_three_are_named_and_a_new_order_is_one(storage):
 
 def test_a_new_study_has_no_best(storage):
     study = create_or_open(storage, define())
-    assert best(study) is None
+    assert ranked(study.trials) == []
     found = status(storage, "main")
     assert found["best"] is None
     assert found["trials"] == {"complete": 0, "pruned": 0, "running": 0, "waiting": 3, "failed": 0}
@@ -417,7 +421,7 @@ def test_the_earliest_of_equal_trials_is_the_best_and_infinity_is_none(storage):
     study = create_or_open(storage, define())
     for value in (1.0, 2.0, 2.0, float("inf")):
         study.tell(study.ask(), value)
-    assert best(study).number == 1
+    assert ranked(study.trials)[0].number == 1
     assert status(storage, "main")["best"]["number"] == 1
 
 

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cvaeopt.store import trial_reader
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 
 DISTRIBUTIONS = {
     "lr": FloatDistribution(1e-4, 1e-2, log=True),

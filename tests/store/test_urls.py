@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cvaeopt.errors import UserError
 from cvaeopt.store import urls
-from cvaeopt.store.storage import open_storage
+from cvaeopt.store.opening import open_storage
 from tests.support.postgres import Postgres
 
 # ---- the password

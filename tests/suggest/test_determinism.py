@@ -13,7 +13,8 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
 from cvaeopt.store.leases import ask_stop
-from cvaeopt.store.storage import Storage, open_storage
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
 from tests.support import tiny
 

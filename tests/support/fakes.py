@@ -21,7 +21,9 @@ from cvaeopt.run.events import Event
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.leases import Lease
-from cvaeopt.store.storage import Storage, lease_table, open_storage, study_table, worker_table
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 
 def make_study(

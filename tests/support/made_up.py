@@ -18,9 +18,10 @@ from sqlalchemy import insert
 
 from cvaeopt.files import RunFolder
 from cvaeopt.pictures import run_pictures
+from cvaeopt.search.definition import Definition
 from cvaeopt.store import confirmation as confirmations
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.study import Definition, open_existing
+from cvaeopt.store.study import open_existing
 
 BASELINES = {"copy_first": 23.9, "train_mean": 25.4, "nearest_pose": 26.1}
 NOON = datetime.datetime(2026, 3, 2, 12)

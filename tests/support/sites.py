@@ -18,8 +18,11 @@ from cvaeopt.commands.admin import app
 from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
-from cvaeopt.store.storage import Storage, lease_table, open_storage, study_table
-from cvaeopt.store.study import create_or_open, status
+from cvaeopt.store.opening import open_storage
+from cvaeopt.store.status import status
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import create_or_open
+from cvaeopt.store.tables import lease_table, study_table
 from tests.support.fakes import FakeRun, Fakes, curve, leases
 from tests.support.s3 import BUCKET, S3
 

@@ -1,0 +1,282 @@
+"""Everything that this program does with private parts of Optuna: methods and attributes with a leading underscore,
+and the columns of its tables.
+
+No other module touches them. A new release of Optuna may move them; a test names what it then has moved.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import json
+import uuid
+from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import sqlalchemy
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import Connection, String, cast, column, orm, select, table
+
+from cvaeopt.store.tables import lease_table
+from cvaeopt.store.trial_reader import read_trials
+
+T = TypeVar("T")
+
+_NONCE = "cvaeopt:nonce"
+"""Trial attribute that says whether a creation whose acknowledgement was lost has happened."""
+
+_ARTIFACT: Final = "artifacts:"
+"""Prefix of the trial attributes in which Optuna and the dashboard list files."""
+
+READING: Final = (
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "get_trial_id_from_study_id_trial_number",
+    "get_trial_param",
+    "get_trial_user_attrs",
+    "get_trial_system_attrs",
+    "get_trial",
+    "_get_best_trial_id",
+)
+WRITING: Final = (
+    "create_new_study",
+    "delete_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "set_trial_param",
+    "_set_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+)
+"""The methods of RDBStorage that are repeated as they are, during an outage."""
+
+# Optuna's tables, as far as queries of ours read them. Columns have no type, so that a damaged row can be read too.
+STUDIES = table("studies", column("study_id"), column("study_name"))
+STUDY_ATTRS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+TRIALS = table(
+    "trials", column("trial_id"), column("number"), column("study_id"), column("state"), column("datetime_complete")
+)
+VALUES = table("trial_values", column("trial_id"), column("value"), column("value_type"))
+STEPS = table("trial_intermediate_values", column("trial_id"), column("step"))
+USER_ATTRS = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
+SYSTEM_ATTRS = table("trial_system_attributes", column("trial_id"), column("key"), column("value_json"))
+
+
+class RepeatedStorage(RDBStorage, abc.ABC):
+    """Optuna's SQL storage with every call passed through `persist`.
+
+    Some of its methods run inside a transaction that the caller has opened, `connection`.
+    """
+
+    @abc.abstractmethod
+    def persist(self, call: Callable[[int], T], *, reading: bool = False) -> T:
+        """What `call(attempt)` returns, repeated while the database does not answer; `reading` takes no write lock."""
+
+    @abc.abstractmethod
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """A connection in one writing transaction, which is committed when the block ends."""
+
+    @abc.abstractmethod
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A connection in one reading transaction."""
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """True if the trial is in `state` now by this call, also when the call's acknowledgement was lost."""
+
+        def attempt(number: int) -> bool:
+            try:
+                done = super(RepeatedStorage, self).set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if number == 0 or not self._has(trial_id, state, values):
+                    raise
+                return True
+            return done or (number > 0 and self._has(trial_id, state, values))
+
+        return self.persist(attempt)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        def read(_: int) -> list[FrozenTrial]:
+            with self.reading() as connection:
+                return read_trials(connection, study_id, states, included_trial_ids, trial_id_greater_than)
+
+        return self.persist(read)
+
+    def _has(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
+        trial = self.get_trial(trial_id)
+        return trial.state == state and (values is None or trial.values == list(values))
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        """The new trial; created once, also when the acknowledgement of its creation was lost."""
+        template = template_trial or create_trial(state=TrialState.RUNNING)
+        nonce = uuid.uuid4().hex
+        system_attrs = {**template.system_attrs, _NONCE: nonce}
+
+        def create(_: int) -> FrozenTrial:
+            with self.transaction() as connection, orm.Session(bind=connection) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                trial = self._created_with(nonce, session)
+                if trial is None:
+                    attempt = _copy(template, system_attrs)
+                    trial = self._get_prepared_new_trial(study_id, attempt, session)
+                session.flush()
+                session.expire_all()
+                return self._build_frozen_trial_from_trial_model(trial)
+
+        return self.persist(create)
+
+    def _created_with(self, nonce: str, session: orm.Session) -> models.TrialModel | None:
+        return (
+            session.query(models.TrialModel)
+            .join(models.TrialSystemAttributeModel)
+            .filter(models.TrialSystemAttributeModel.key == _NONCE)
+            .filter(models.TrialSystemAttributeModel.value_json == json.dumps(nonce))
+            .one_or_none()
+        )
+
+    def next_trial(self, connection: Connection, study_id: int) -> tuple[int, int]:
+        """(id, number) of the trial to run next, RUNNING when the transaction commits.
+
+        It is the lowest-numbered WAITING trial that no lease holds (an enqueued point), or else a new one. KeyError if
+        the study was deleted.
+        """
+        with orm.Session(bind=connection) as session:
+            # Optuna numbers its trials under this lock.
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            trial = (
+                session.query(models.TrialModel)
+                .filter(models.TrialModel.study_id == study_id)
+                .filter(models.TrialModel.state == TrialState.WAITING)
+                .filter(models.TrialModel.trial_id.not_in(select(lease_table.c.trial_id)))
+                .order_by(models.TrialModel.number)
+                .limit(1)
+                .with_for_update()
+                .one_or_none()
+            )
+            if trial is None:
+                trial = self._get_prepared_new_trial(study_id, None, session)
+            else:
+                trial.state = TrialState.RUNNING
+                trial.datetime_start = datetime.now()
+            session.flush()
+            return int(trial.trial_id), int(trial.number)
+
+    def add_waiting(self, connection: Connection, study_id: int, attributes: Sequence[dict[str, Any]]) -> None:
+        """One WAITING trial for each dictionary of system attributes, in the transaction of `connection`.
+
+        Optuna's public `enqueue_trial` opens a transaction of its own, so that a crash could lose or repeat points.
+        """
+        with orm.Session(bind=connection, join_transaction_mode="rollback_only") as session:
+            for system_attrs in attributes:
+                waiting = create_trial(state=TrialState.WAITING, system_attrs=system_attrs)
+                self._get_prepared_new_trial(study_id, waiting, session)
+            session.flush()
+
+    def write_report(self, connection: Connection, trial_id: int, epoch: int, value: float) -> None:
+        """Write one reported value of a running trial; UpdateFinishedTrialError if the trial has ended."""
+        with orm.Session(bind=connection) as session:
+            self._set_trial_intermediate_value_without_commit(session, trial_id, epoch, value)
+            session.flush()
+
+    def artifacts(self, study_id: int) -> dict[int, dict[str, dict[str, Any]]]:
+        """The files that the dashboard lists: id of the trial -> id of the file -> its `ArtifactMeta`."""
+
+        def read(_: int) -> dict[int, dict[str, dict[str, Any]]]:
+            listed: dict[int, dict[str, dict[str, Any]]] = {}
+            with self.reading() as connection:
+                for (trial_id, key), value in trial_attributes(connection, study_id, SYSTEM_ATTRS, _ARTIFACT).items():
+                    entry = json.loads(value)
+                    if entry is not None:
+                        listed.setdefault(trial_id, {})[key.removeprefix(_ARTIFACT)] = entry
+            return listed
+
+        return self.persist(read)
+
+    def forget_artifacts(self, trial_id: int, artifact_ids: Sequence[str]) -> int:
+        """Take files off the dashboard's list of a trial, finished or not; returns how many of them were on it.
+
+        Optuna changes nothing of a finished trial, and the dashboard's own way (an attribute `null`) breaks
+        `optuna.artifacts.get_all_artifact_meta`.
+        """
+        keys = [f"{_ARTIFACT}{artifact_id}" for artifact_id in artifact_ids]
+        query = sqlalchemy.delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key.in_(keys))
+
+        def forget(_: int) -> int:
+            with self.transaction() as connection:
+                return int(connection.execute(query).rowcount)
+
+        return self.persist(forget)
+
+
+def _repeated(name: str, reading: bool) -> Callable[..., Any]:
+    """The method `name` of RDBStorage, repeated while the database does not answer."""
+    method = getattr(RDBStorage, name)
+
+    @functools.wraps(method)
+    def call(self: RepeatedStorage, *args: Any, **kwargs: Any) -> Any:
+        return self.persist(lambda _: method(self, *args, **kwargs), reading=reading)
+
+    return call
+
+
+for _name in (*READING, *WRITING):
+    setattr(RepeatedStorage, _name, _repeated(_name, _name in READING))
+
+
+def trial_states(connection: Connection, study_id: int) -> list[tuple[int, int, str]]:
+    """(trial_id, number, state) of all trials of the study, by number."""
+    rows = connection.execute(
+        select(TRIALS.c.trial_id, TRIALS.c.number, cast(TRIALS.c.state, String))
+        .where(TRIALS.c.study_id == study_id)
+        .order_by(TRIALS.c.number)
+    )
+    return [(trial_id, number, state) for trial_id, number, state in rows]
+
+
+def trial_attributes(
+    connection: Connection, study_id: int, source: Any, keys: tuple[str, ...] | str
+) -> dict[tuple[int, str], Any]:
+    """The attributes of the study's trials by (trial_id, key).
+
+    source   USER_ATTRS or SYSTEM_ATTRS
+    keys     the keys wanted, or the string that they start with
+    """
+    wanted = source.c.key.startswith(keys) if isinstance(keys, str) else source.c.key.in_(keys)
+    rows = connection.execute(
+        select(source.c.trial_id, source.c.key, source.c.value_json)
+        .select_from(source.join(TRIALS, TRIALS.c.trial_id == source.c.trial_id))
+        .where(TRIALS.c.study_id == study_id, wanted)
+    )
+    return {(trial_id, key): json.loads(value) for trial_id, key, value in rows}
+
+
+def _copy(template: FrozenTrial, system_attrs: dict[str, Any]) -> FrozenTrial:
+    return FrozenTrial(
+        number=template.number,
+        state=template.state,
+        value=None,
+        values=template.values,
+        datetime_start=template.datetime_start,
+        datetime_complete=template.datetime_complete,
+        params=template.params,
+        distributions=template.distributions,
+        user_attrs=template.user_attrs,
+        system_attrs=system_attrs,
+        intermediate_values=template.intermediate_values,
+        trial_id=template._trial_id,
+    )

@@ -1,0 +1,100 @@
+"""Which trial is the best one of a study: one rule, for Optuna's trials and for the rows of the database.
+
+A trial is ranked if it is complete, its value is finite and none of its constraints is violated. The trial with the
+highest value is the best one; of equal values, the one with the lowest number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, String, cast, func, select
+
+from cvaeopt.store.optuna_private import SYSTEM_ATTRS, TRIALS, VALUES
+
+
+class Best(NamedTuple):
+    """The best trial of a study: its id in the database, its number and its value in dB."""
+
+    trial_id: int
+    number: int
+    value: float
+
+
+def value_of(trial: FrozenTrial) -> float | None:
+    """The value by which the trial is ranked, dB; None if it is not ranked."""
+    if trial.state != TrialState.COMPLETE or not is_feasible(trial.constraints):
+        return None
+    value = trial.values[0]
+    return value if math.isfinite(value) else None
+
+
+def is_feasible(constraints: Mapping[str, float]) -> bool:
+    """Whether no constraint is violated: a positive value violates one."""
+    return all(value <= 0 for value in constraints.values())
+
+
+def place(value: float, number: int) -> tuple[float, int]:
+    """The key by which trials are sorted, the best one first."""
+    return (-value, number)
+
+
+def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The ranked ones of `trials`, the best one first."""
+    places = [(place(value, trial.number), trial) for trial in trials if (value := value_of(trial)) is not None]
+    return [trial for _, trial in sorted(places, key=lambda item: item[0])]
+
+
+def best_row(connection: Connection, study_id: int) -> Best | None:
+    """The best trial of the study, or None if no trial is ranked."""
+    query = (
+        select(TRIALS.c.trial_id, TRIALS.c.number, VALUES.c.value)
+        .select_from(VALUES.join(TRIALS, TRIALS.c.trial_id == VALUES.c.trial_id))
+        .where(
+            TRIALS.c.study_id == study_id,
+            cast(TRIALS.c.state, String) == "COMPLETE",
+            cast(VALUES.c.value_type, String) == "FINITE",
+        )
+        .order_by(VALUES.c.value.desc(), TRIALS.c.number)
+        .limit(1)
+    )
+    for infeasible in itertools.count():
+        row = connection.execute(query.offset(infeasible)).one_or_none()
+        if row is None:
+            return None
+        if is_feasible(_constraints(connection, row.trial_id)):
+            return Best(row.trial_id, row.number, float(row.value))
+    return None
+
+
+def _constraints(connection: Connection, trial_id: int) -> dict[str, float]:
+    """The constraints of a trial, in the spelling of this Optuna and in that of Optuna 4 (one list)."""
+    rows = connection.execute(
+        select(SYSTEM_ATTRS.c.key, SYSTEM_ATTRS.c.value_json).where(
+            SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key.startswith("constraints")
+        )
+    )
+    constraints: dict[str, float] = {}
+    for key, text in rows:
+        value = json.loads(text)
+        entries = value if isinstance(value, list) else [value]
+        constraints |= {f"{key}[{index}]": entry for index, entry in enumerate(entries)}
+    return constraints
+
+
+def progress(connection: Connection, study_id: int) -> tuple[float | None, int]:
+    """The best value, dB (None without one), and how many trials with a higher number than the best one have ended."""
+    best = best_row(connection, study_id)
+    ended = connection.execute(
+        select(func.count()).where(
+            TRIALS.c.study_id == study_id,
+            cast(TRIALS.c.state, String).in_(("COMPLETE", "PRUNED", "FAIL")),
+            TRIALS.c.number > (-1 if best is None else best.number),
+        )
+    ).scalar_one()
+    return (None if best is None else best.value), int(ended)

@@ -1,0 +1,227 @@
+"""The state of a study: its trials counted, its best and its last trial, its failures and its workers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, String, cast, func, select
+
+from cvaeopt.search.definition import Definition
+from cvaeopt.store import leases
+from cvaeopt.store.damage import named
+from cvaeopt.store.optuna_private import STEPS, TRIALS, USER_ATTRS, VALUES, trial_attributes, trial_states
+from cvaeopt.store.ranking import Best, best_row
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.study import require
+from cvaeopt.store.tables import lease_table
+
+FAILED: Final = "failed"
+"""User attribute of a trial that failed; Optuna's state is then PRUNED, so that samplers learn from it."""
+
+_ENDED: Final = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+
+
+@named
+def counts(storage: Storage, name: str) -> dict[str, int]:
+    """Trials by state: complete, pruned, running, waiting, failed; StudyError for an unknown study.
+
+    A trial that its worker gave back, or whose worker died, is waiting: it goes on when a worker takes it.
+    """
+    study_id = require(storage, name)["study_id"]
+
+    def read() -> dict[str, int]:
+        with storage.reading() as connection:
+            failed = {trial_id for trial_id, _ in trial_attributes(connection, study_id, USER_ATTRS, (FAILED,))}
+            return _count(
+                trial_states(connection, study_id), failed, _open_leases(connection, name, storage.now(connection))
+            )
+
+    return storage.retry(read)
+
+
+@named
+def without_worker(storage: Storage, name: str) -> frozenset[int]:
+    """The numbers of the trials that were begun, are not over, and have no worker; empty for an unknown study.
+
+    Optuna calls them running. They go on when a worker takes them.
+    """
+
+    def read() -> frozenset[int]:
+        with storage.reading() as connection:
+            trial_ids = _open_leases(connection, name, storage.now(connection)).free
+            query = select(lease_table.c.number).where(
+                lease_table.c.study == name, lease_table.c.trial_id.in_(trial_ids)
+            )
+            return frozenset(connection.execute(query).scalars())
+
+    return storage.retry(read)
+
+
+@named
+def status(storage: Storage, name: str) -> dict[str, Any]:
+    """What `cvaeopt status --json` prints; StudyError for an unknown study.
+
+    The number of queries does not grow with the number of trials, and none of them reads the trials' curves.
+    """
+    entry = require(storage, name)
+    definition = Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
+
+    def read() -> _Trials:
+        with storage.reading() as connection:
+            return _read_trials(connection, name, entry["study_id"], storage.now(connection))
+
+    trials = storage.retry(read)
+    best = None
+    if trials.best is not None:
+        params = storage.get_trial(trials.best.trial_id).params
+        ordered = {name: params[name] for name in definition.search if name in params}
+        best = {"number": trials.best.number, "value": round(trials.best.value, 4), "params": ordered}
+    return {
+        "study": name,
+        "storage": storage.url,
+        "direction": "maximize",
+        "metric": definition.metric,
+        "budget": {
+            "trials": entry["trials"],
+            "epochs": entry["epochs"],
+            "total_epochs": entry["total_epochs"],
+            "wall_clock_h": definition.budget.wall_clock_h,
+            "target_db": definition.budget.target_db,
+            "patience_trials": definition.budget.patience_trials,
+        },
+        "trials": trials.counts,
+        "epochs_spent": trials.epochs_spent,
+        "best": best,
+        "baselines": {key: round(value, 2) for key, value in json.loads(entry["facts"]).get("baselines", {}).items()},
+        "last": trials.last,
+        "failures": trials.failures,
+        "stopped": None if _is_met(entry, trials) else entry["stopped_reason"],
+        "workers": [
+            {
+                "id": worker.id,
+                "host": worker.host,
+                "device": worker.device,
+                "state": worker.state,
+                "trial": worker.trial,
+                "epoch": worker.epoch,
+                "beat_age_s": round(worker.beat_age_s, 1),
+            }
+            for worker in leases.workers(storage, name)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class _OpenLeases:
+    """The ids of the trials that were begun and are not over (`all`), and of those that no worker trains (`free`)."""
+
+    all: frozenset[int]
+    free: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """What the database says about a study's trials.
+
+    is_open        whether a trial was begun and is not over
+    epochs_spent   epochs that were reported, of all trials
+    failures       number and reason of every failed trial
+    """
+
+    counts: dict[str, int]
+    is_open: bool
+    epochs_spent: int
+    failures: list[dict[str, Any]]
+    best: Best | None
+    last: dict[str, Any] | None
+
+
+def _read_trials(connection: Connection, name: str, study_id: int, now: float) -> _Trials:
+    states = trial_states(connection, study_id)
+    begun = _open_leases(connection, name, now)
+    notes = trial_attributes(connection, study_id, USER_ATTRS, (FAILED, "reason"))
+    failed = {trial_id for trial_id, key in notes if key == FAILED}
+    failures = [
+        {
+            "number": number,
+            "reason": str(notes.get((trial_id, "reason"), notes.get((trial_id, FAILED), "unknown"))),
+        }
+        for trial_id, number, state in states
+        if state == "FAIL" or (state == "PRUNED" and trial_id in failed)
+    ]
+    deepest = (
+        select(func.max(STEPS.c.step).label("epochs"))
+        .select_from(STEPS.join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id))
+        .where(TRIALS.c.study_id == study_id)
+        .group_by(STEPS.c.trial_id)
+        .subquery()
+    )
+    epochs_spent = connection.execute(select(func.sum(deepest.c.epochs))).scalar()
+    return _Trials(
+        counts=_count(states, failed, begun),
+        is_open=bool(begun.all),
+        epochs_spent=int(epochs_spent or 0),
+        failures=failures,
+        best=best_row(connection, study_id),
+        last=_last(connection, study_id, notes),
+    )
+
+
+def _is_met(entry: dict[str, Any], trials: _Trials) -> bool:
+    """Whether the study has trained all that its budget allows; a request to stop has then prevented nothing."""
+    if trials.is_open:
+        return False
+    ended = sum(trials.counts[state] for state in _ENDED.values())
+    if entry["trials"] is not None and ended >= entry["trials"]:
+        return True
+    total_epochs = entry["total_epochs"]
+    return total_epochs is not None and trials.epochs_spent + entry["epochs"] > total_epochs
+
+
+def _open_leases(connection: Connection, name: str, now: float) -> _OpenLeases:
+    rows = connection.execute(
+        select(lease_table.c.trial_id, lease_table.c.owner, lease_table.c.expires_at).where(
+            lease_table.c.study == name, lease_table.c.state == "open"
+        )
+    ).all()
+    free = frozenset(row.trial_id for row in rows if row.owner is None or row.expires_at <= now)
+    return _OpenLeases(frozenset(row.trial_id for row in rows), free)
+
+
+def _last(connection: Connection, study_id: int, notes: dict[tuple[int, str], Any]) -> dict[str, Any] | None:
+    """The trial that ended last, as far as the workers' clocks agree; its value in dB if it is complete."""
+    state = cast(TRIALS.c.state, String)
+    row = connection.execute(
+        select(TRIALS.c.trial_id, TRIALS.c.number, state.label("state"), VALUES.c.value)
+        .select_from(TRIALS.outerjoin(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id))
+        .where(TRIALS.c.study_id == study_id, state.in_(list(_ENDED)))
+        .order_by(TRIALS.c.datetime_complete.desc(), TRIALS.c.number.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    failed = (row.trial_id, FAILED) in notes
+    complete = row.state == "COMPLETE" and row.value is not None
+    return {
+        "number": row.number,
+        "state": "failed" if failed else _ENDED[row.state],
+        "value": round(row.value, 4) if complete else None,
+        "reason": str(notes.get((row.trial_id, "reason"), "")),
+    }
+
+
+def _count(states: Sequence[tuple[int, int, str]], failed: set[int], begun: _OpenLeases) -> dict[str, int]:
+    meant = {("PRUNED", trial_id): "FAIL" for trial_id in failed}
+    meant |= {("RUNNING", trial_id): "WAITING" for trial_id in begun.free}
+    counted = Counter(meant.get((state, trial_id), state) for trial_id, _, state in states)
+    return {
+        "complete": counted["COMPLETE"],
+        "pruned": counted["PRUNED"],
+        "running": counted["RUNNING"],
+        "waiting": counted["WAITING"],
+        "failed": counted["FAIL"],
+    }
