@@ -1,7 +1,8 @@
 """The Gaussian-process sampler: few trials, noisy values, trainings that were cut short, several workers at once.
 
-A suggestion is the point of highest expected improvement over the best point known so far (the process's mean there,
-not the luckiest value), less what another noisy look at a well-known place is not worth. It learns from
+A suggestion is the point of the highest expected improvement over the best point so far, whose value is the process's
+mean there and not the luckiest measurement. A point whose value is already known well is worth less, because another
+noisy training tells little about it. The sampler learns from
 
 - complete trials, with the standard error of their value;
 - pruned trials, with the forecast of where they would have ended and that forecast's error;
@@ -18,26 +19,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.search.space import stream
-from cvaeopt.suggest.forecast import Forecast, Forecaster
-from cvaeopt.suggest.gaussian_process import Posterior, distances, fit, log_expected_improvement, log_news
+from cvaeopt.suggest.cube import ABSENT, Cube
+from cvaeopt.suggest.forecast import Forecaster, diverged
+from cvaeopt.suggest.gaussian_process import distances, fit, log_expected_improvement, log_news
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
 
 CANDIDATES = 1024
 ROUNDS = 6  # of refinement about the best candidates, each half as wide
 MAX_LENGTH = 1.0  # longest correlation length, in widths of the cube, that is used for divergence
-MAX_OBSERVATIONS = 300  # that the process is conditioned on: its time grows with their third power
+MAX_OBSERVATIONS = 300  # that the process is conditioned on, by `best_and_latest`: its time grows with the third power
 MAX_LEARNED_FROM = 150  # observations that its lengths and variances are learned from, which takes 50 factorisations
-MARGIN = 0.1  # correlation lengths
-HOPELESS = 1e6  # below every logarithm of an expected improvement
-ABSENT = 0.5  # coordinate in the cube of a setting that is not searched
+MARGIN = 0.1  # correlation lengths between a region that diverges and the nearest suggestion
+VOTING_DISTANCE = 0.2  # correlation lengths over which a trial's weight beside others falls to 1 / e
+MIN_LOST_FRACTION = 0.25  # lost trials for each trained one nearby, below which divergence there counts as chance
+LONE_PENALTY = 3.0  # subtracted from the logarithm of the expected improvement around a single lost trial
+CLOSED = 1e6  # subtracted from the logarithm of the expected improvement where no suggestion is made
 MIN_COMPLETE = 3  # complete trials from which forecasts are made
-MIN_FRACTION_TRAINED = 0.25  # part of a complete trial's epochs after which the end of a running trial is forecast
 
 
 class GaussianProcessSampler(BaseSampler):
@@ -70,7 +73,7 @@ class GaussianProcessSampler(BaseSampler):
         self._active = active
         self._deciding = list(deciding)
         self._forecaster = Forecaster(window, MIN_COMPLETE, seed_noise_db)
-        self._cube = _Cube(self._space)
+        self._cube = Cube(self._space)
         self._bases = dict(zip(self._space, primes(len(self._space)), strict=True))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -86,59 +89,42 @@ class GaussianProcessSampler(BaseSampler):
     ) -> dict[str, Any]:
         draw = np.random.default_rng(stream(self._seed, trial.number, "sampler together"))
         trials = [one for one in self._forecaster.trials(study) if one.number != trial.number]
-        lost = [one for one in trials if _diverged(one)]
-        forecasts = self._forecasts(trials, {one.number for one in lost})
-        if len(forecasts) < max(2, self._n_startup_trials):
+        estimates = self._forecaster.estimates(trials)
+        if len(estimates) < max(2, self._n_startup_trials):
             return {name: value_at(one, self._halton(trial.number, name)) for name, one in self._space.items()}
         sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
-        known = [one for one in trials if one.number in forecasts]
-        values = sign * np.array([forecasts[one.number].mean for one in known])
+        known = [one for one in trials if one.number in estimates]
+        values = sign * np.array([estimates[one.number].mean for one in known])
         kept = best_and_latest(values, MAX_OBSERVATIONS)
-        points, values = self._points([known[index] for index in kept]), values[kept]
-        errors = np.array([forecasts[known[index].number].error for index in kept])
+        known, values = [known[index] for index in kept], values[kept]
+        points = self._points(known)
+        errors = np.array([estimates[one.number].error for one in known])
         process = fit(points, values, errors, best_and_latest(values, MAX_LEARNED_FROM))
-        best = float(process.at(points)[0].max())
-        noise = math.sqrt(float(process.noise.min()))  # of a training that runs to its end
-        running = [one for one in trials if one.state == TrialState.RUNNING]
-        silent = self._points([one for one in running if one.number not in forecasts])
+        means = process.at(points)[0]
+        best = float(means.max())
+        # What one more training to the end would be measured with. A forecast's error does not belong to it.
+        whole = np.array([one.state == TrialState.COMPLETE for one in known])
+        noise = math.sqrt(float(np.median(process.noise[whole]))) if whole.any() else self._seed_noise_db
+        silent = self._points(
+            [one for one in trials if one.state == TrialState.RUNNING and one.number not in estimates]
+        )
         if len(silent):
             process = process.believing(silent, np.full(len(silent), self._seed_noise_db))
-        diverged = self._points(lost[-MAX_OBSERVATIONS:])
+        lost = self._points([one for one in trials if diverged(one)][-MAX_OBSERVATIONS:])
 
         def worth(candidates: np.ndarray) -> np.ndarray:
             mean, deviation = process.at(candidates)
             gain = log_expected_improvement(mean, deviation, best) + log_news(deviation, noise)
-            total: np.ndarray = gain + _log_survival(candidates, process, diverged)
+            total: np.ndarray = gain + log_survival(candidates, points, lost, process.lengths)
             return total
 
-        return self._cube.values(self._best(worth, points[np.argsort(-values)[:3]], draw))
+        return self._cube.values(self._best(worth, points[np.argsort(-means)[:3]], draw))
 
     def _halton(self, number: int, name: str) -> float:
         return radical_inverse(number, self._bases[name], self._seed)
 
-    def _forecasts(self, trials: Sequence[FrozenTrial], lost: set[int]) -> dict[int, Forecast]:
-        """The value, or the forecast of it, of every trial that has one, by the trial's number."""
-        known = (one.last_step or 0 for one in trials if one.state == TrialState.COMPLETE)
-        early = MIN_FRACTION_TRAINED * max(known, default=0)
-        forecasts = {}
-        for trial in trials:
-            found: Forecast | None = None
-            if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
-                found = self._forecaster.value(trial)
-            elif (trial.state == TrialState.PRUNED and trial.number not in lost) or (
-                trial.state == TrialState.RUNNING and (trial.last_step or 0) >= early
-            ):
-                found = self._forecaster.forecast(trial)
-            if found is not None:
-                forecasts[trial.number] = found
-        return forecasts
-
     def _points(self, trials: Sequence[FrozenTrial]) -> np.ndarray:
-        """The settings of trials as points of the cube: (n, width)."""
-        rows = [
-            self._cube.point({name: one.params[name] for name in self._space if name in one.params}) for one in trials
-        ]
-        return np.array(rows).reshape(-1, self._cube.width)
+        return self._cube.points(one.params for one in trials)
 
     def _best(
         self, worth: Callable[[np.ndarray], np.ndarray], leaders: np.ndarray, draw: np.random.Generator
@@ -176,91 +162,12 @@ class GaussianProcessSampler(BaseSampler):
         return points
 
 
-class _Cube:
-    """Parameters as points of the unit cube: a column a range, and one a choice; 0.5 where a setting is absent."""
-
-    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
-        self.space = space
-        self.columns: dict[str, slice] = {}
-        self.width = 0
-        for name, one in space.items():
-            count = len(one.choices) if isinstance(one, CategoricalDistribution) else 1
-            self.columns[name] = slice(self.width, self.width + count)
-            self.width += count
-
-    def point(self, values: Mapping[str, Any]) -> np.ndarray:
-        found = np.full(self.width, ABSENT)
-        for name, value in values.items():
-            one = self.space[name]
-            if isinstance(one, CategoricalDistribution):
-                column = np.zeros(len(one.choices))
-                column[int(one.to_internal_repr(value))] = 1.0
-                found[self.columns[name]] = column
-            else:
-                found[self.columns[name]] = _fraction(one, value)
-        return found
-
-    def values(self, point: np.ndarray) -> dict[str, Any]:
-        found = {}
-        for name, one in self.space.items():
-            part = point[self.columns[name]]
-            if isinstance(one, CategoricalDistribution):
-                found[name] = one.choices[int(np.argmax(part))]
-            else:
-                found[name] = _value(one, float(part[0]))
-        return found
-
-    def settled(self, points: np.ndarray) -> np.ndarray:
-        """`points` moved to the nearest values that can be suggested."""
-        points = points.copy()
-        for name, one in self.space.items():
-            columns = self.columns[name]
-            if isinstance(one, CategoricalDistribution):
-                points[:, columns] = np.eye(len(one.choices))[points[:, columns].argmax(1)]
-            elif not isinstance(one, FloatDistribution) or one.step is not None or one.single():
-                points[:, columns] = [[_fraction(one, _value(one, float(x)))] for x in points[:, columns][:, 0]]
-        return points
-
-    def random(self, draw: np.random.Generator, count: int) -> np.ndarray:
-        return draw.random((count, self.width))
-
-    def near(self, points: np.ndarray, width: float, draw: np.random.Generator) -> np.ndarray:
-        """Neighbours of `points`: ranges by a normal step, about half of them; choices changed once in ten times."""
-        moved = points + draw.normal(size=points.shape) * width * (draw.random(points.shape) < 0.5)
-        moved = np.where((moved < 0) | (moved > 1), np.clip(points - (moved - points), 0, 1), moved)
-        for name, one in self.space.items():
-            if isinstance(one, CategoricalDistribution):
-                columns = self.columns[name]
-                fresh = draw.random(len(points)) < 0.1
-                moved[:, columns] = np.where(fresh[:, None], draw.random(moved[:, columns].shape), points[:, columns])
-        return moved
-
-
-def _fraction(one: BaseDistribution, value: float) -> float:
-    """Where a value lies between the ends of its range, in [0, 1]."""
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    low, high = one.low, one.high
-    if low == high:
-        return 0.5
-    if one.log:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
-
-
-def _value(one: BaseDistribution, fraction: float) -> float | int:
-    """The value nearest to this place of the range."""
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    low, high = one.low, one.high
-    raw = low * (high / low) ** fraction if one.log else low + (high - low) * fraction
-    if isinstance(one, IntDistribution):
-        return int(min(high, max(low, low + round((raw - low) / one.step) * one.step)))
-    if one.step is not None:
-        raw = low + round((raw - low) / one.step) * one.step
-    return min(high, max(low, raw))
-
-
 def best_and_latest(values: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of `values`, rising: all of them, or the latest half of `limit` and the best of the others."""
+    """Indices of `values`, rising: all of them, or the latest half of `limit` and the best of the others.
+
+    The best ones say where the maximum lies. The latest are where the sampler looks now, which keeps it from asking
+    for the same points again, and they are not chosen by their values, so that their noise has no favoured sign.
+    """
     if len(values) <= limit:
         return np.arange(len(values))
     latest = np.arange(len(values) - limit // 2, len(values))
@@ -268,20 +175,26 @@ def best_and_latest(values: np.ndarray, limit: int) -> np.ndarray:
     return np.sort(np.concatenate([best, latest]))
 
 
-def _diverged(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.PRUNED and any(value > 0 for value in trial.constraints.values())
+def log_survival(points: np.ndarray, trained: np.ndarray, lost: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Logarithm of the chance that training at (m, d) points does not diverge: (m,).
 
+    A point is closed, however much could be won there, if two lost trials are not clearly farther from it than every
+    trained one: the border of a region that diverges is found to within `MARGIN` and not approached for ever. A single
+    lost trial may be chance. It closes nothing, but costs its surroundings `LONE_PENALTY`; and where trained trials
+    outnumber the lost ones clearly, nothing is closed at all.
 
-def _log_survival(points: np.ndarray, process: Posterior, lost: np.ndarray) -> np.ndarray:
-    """Logarithm of the chance that a point trains, by the nearest trial that did and the nearest one that did not.
-
-    Not clearly farther from a lost one than from any other, the chance is as good as none, however much could be won:
-    the border is found to within `MARGIN` and not halved for ever.
+    trained   (n, d) points of trials that did not diverge
+    lost      (k, d) points of trials that diverged
+    lengths   (d,) correlation lengths of the process
     """
     if not len(lost):
         return np.zeros(len(points))
-    lengths = np.minimum(process.lengths, MAX_LENGTH)
-    good, bad = distances(points, process.inputs, lengths).min(1), distances(points, lost, lengths).min(1)
-    near = np.exp(-bad)
-    survival: np.ndarray = np.log1p(-0.5 * near) - HOPELESS * (bad < good + MARGIN)
+    lengths = np.minimum(lengths, MAX_LENGTH)
+    good, bad = distances(points, trained, lengths), np.sort(distances(points, lost, lengths), 1)
+    votes, support = (np.exp(-one / VOTING_DISTANCE).sum(1) for one in (bad, good))
+    suspect = votes > MIN_LOST_FRACTION * support
+    border = good.min(1) + MARGIN
+    lone = suspect & (bad[:, 0] < border)
+    closed = suspect & (bad[:, min(1, len(lost) - 1)] < border) & (len(lost) > 1)
+    survival: np.ndarray = np.log1p(-0.5 * np.exp(-bad[:, 0])) - LONE_PENALTY * lone - CLOSED * closed
     return survival

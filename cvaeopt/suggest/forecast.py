@@ -8,12 +8,16 @@ the end, forcing that ends late), the scatter about the line is large, and so is
 The priors, in dB: a curve gains 0.4 (+- 0.4) of what its slope promises for the remaining epochs; a curve that stands
 1 dB higher gains 0 (+- 0.4) dB more; and gains scatter by 0.4 dB in addition to the noise between epochs and seeds at
 both ends. The prior of the scatter has the weight of three trials.
+
+The regression is about runs: a run whose seed is lucky is so from early on to its end, so that the more trials there
+are, the less of the seeds' noise is in the scatter of gains. A forecast is about the settings, as a complete trial's
+value is, and has the seeds' noise added.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,12 +32,13 @@ _SCATTER_DB = 0.4
 _SCATTER_TRIALS = 3.0
 _MIN_ERROR_DB = 0.25  # no forecast claims to be more accurate than this
 _UNKNOWN_ERROR_DB = 0.5  # of a value without a stored curve, or with too few epochs to tell
+MIN_FRACTION_TRAINED = 0.25  # part of a complete trial's epochs after which the end of a running trial is forecast
 _ROUNDS = 3  # of fitting line and scatter in turn; they converge at once
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Mean and standard deviation of the value at the end, dB."""
+    """Value of a trial's settings at the end, as the mean over training seeds, and its standard error; dB."""
 
     mean: float
     error: float
@@ -92,11 +97,11 @@ class Gains:
             variance = (_SCATTER_TRIALS * prior + float(rest @ rest)) / (_SCATTER_TRIALS + len(gains) - 1)
         return cls(centre, remaining, coefficients, spread, variance)
 
-    def forecast(self, own: Sequence[float] | np.ndarray) -> Forecast:
-        """The end of a trial whose level and slope at the epoch are `own`."""
-        here = _features(np.asarray(own, dtype=float)[None], self.centre, self.remaining)[0]
-        error = math.sqrt(float(here @ self.spread @ here) + self.scatter)
-        return Forecast(float(own[0] + here @ self.coefficients), max(error, _MIN_ERROR_DB))
+    def forecast(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where runs whose level and slope at the epoch are `own` (n, 2) end, and its standard error: (n,) each, dB."""
+        here = _features(own, self.centre, self.remaining)
+        errors = np.sqrt(np.einsum("ni,ij,nj->n", here, self.spread, here) + self.scatter)
+        return own[:, 0] + here @ self.coefficients, np.maximum(errors, _MIN_ERROR_DB)
 
 
 def _features(rows: np.ndarray, centre: float, remaining: int) -> np.ndarray:
@@ -104,11 +109,10 @@ def _features(rows: np.ndarray, centre: float, remaining: int) -> np.ndarray:
 
 
 class Forecaster:
-    """Forecasts for the trials of a study.
+    """Values and forecasts for the trials of a study.
 
     A finished trial no longer changes, so its curve is read once and kept. Everything that depends on the set of
-    complete trials is computed anew when that set has grown, once for each epoch; a forecast of 5,000 trials therefore
-    takes as many small steps, and one regression for each epoch at which trials were stopped.
+    complete trials is computed anew when that set has grown: one regression for each epoch at which trials stand.
 
     window             epochs over which standing and end are averaged, as in `estimate`
     n_startup_trials   complete trials from which a forecast is learned, at least 1
@@ -125,13 +129,17 @@ class Forecaster:
         self._standings: dict[int, tuple[int, np.ndarray] | None] = {}
 
     def trials(self, study: Study) -> list[FrozenTrial]:
-        """All trials of `study`, read once; later calls of `value` and `forecast` are about this reading."""
-        if study.study_name != self._study:
-            self._study = study.study_name
-            self._learned, self._values, self._standings = _Learned(), {}, {}
+        """All trials of `study`, read once; later calls are about this reading."""
         trials = study.get_trials(deepcopy=False)
-        self._learned = self._learned.after(trials, self._window)
+        self.learn(study.study_name, trials)
         return trials
+
+    def learn(self, study: str, trials: Sequence[FrozenTrial]) -> None:
+        """Learn from the complete trials among `trials`, which are all trials of the study of this name."""
+        if study != self._study:
+            self._study = study
+            self._learned, self._values, self._standings = _Learned(), {}, {}
+        self._learned = self._learned.after(trials, self._window)
 
     def value(self, trial: FrozenTrial) -> Forecast:
         """The value of a complete trial with its standard error."""
@@ -146,33 +154,74 @@ class Forecaster:
 
     def forecast(self, trial: FrozenTrial) -> Forecast | None:
         """Where `trial` would end, from its last reported epoch; None while too few trials have ended after it."""
-        here = self._standing(trial)
-        if here is None:
-            return None
-        epoch, own = here
-        if epoch not in self._learned.gains:
-            self._learned.gains[epoch] = self._gains(epoch)
-        gains = self._learned.gains[epoch]
-        return None if gains is None else gains.forecast(own)
+        return self.forecasts([trial]).get(trial.number)
+
+    def forecasts(self, trials: Sequence[FrozenTrial]) -> dict[int, Forecast]:
+        """The forecasts of the trials that have one, by their numbers."""
+        by_epoch: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for trial in trials:
+            here = self._standing(trial)
+            if here is not None:
+                by_epoch.setdefault(here[0], []).append((trial.number, here[1]))
+        found = {}
+        for epoch, rows in by_epoch.items():
+            gains = self._gains(epoch)
+            if gains is not None:
+                means, errors = gains.forecast(np.array([own for _, own in rows]))
+                errors = np.hypot(errors, self._seed_noise_db)
+                for (number, _), mean, error in zip(rows, means.tolist(), errors.tolist(), strict=True):
+                    found[number] = Forecast(mean, error)
+        return found
+
+    def estimates(self, trials: Sequence[FrozenTrial]) -> dict[int, Forecast]:
+        """The value, or the forecast of it, of every trial that has one, by its number.
+
+        Diverged trials have none, nor have running ones whose first quarter of the epochs is not over.
+        """
+        complete = [one for one in trials if one.state == TrialState.COMPLETE]
+        early = MIN_FRACTION_TRAINED * max((one.last_step or 0 for one in complete), default=0)
+        stopped = [one for one in trials if one.state == TrialState.PRUNED and not diverged(one)]
+        running = [one for one in trials if one.state == TrialState.RUNNING and (one.last_step or 0) >= early]
+        values = {one.number: self.value(one) for one in complete if one.value is not None and math.isfinite(one.value)}
+        return values | self.forecasts(stopped) | self.forecasts(running)
 
     def _gains(self, epoch: int) -> Gains | None:
+        """What was learned of the gains after `epoch`; None where fewer than `n_startup_trials` tell."""
         learned = self._learned
-        used, standings = learned.at(epoch, self._window)
-        if len(used) < self._n_startup_trials:
-            return None
-        noise = math.hypot(float(np.median(learned.noises[used])) / math.sqrt(self._window), self._seed_noise_db)
-        return Gains.learn(standings, learned.ends[used], int(learned.lasts[used].max()) - epoch, noise)
+        if epoch not in learned.gains:
+            used, standings = learned.at(epoch, self._window)
+            learned.gains[epoch] = None
+            if len(used) >= self._n_startup_trials:
+                noise = math.hypot(
+                    float(np.median(learned.noises[used])) / math.sqrt(self._window), self._seed_noise_db
+                )
+                remaining = int(learned.lasts[used].max()) - epoch
+                learned.gains[epoch] = Gains.learn(standings, learned.ends[used], remaining, noise)
+        return learned.gains[epoch]
 
     def _standing(self, trial: FrozenTrial) -> tuple[int, np.ndarray] | None:
         """Last epoch, and level and slope there; None without a finite value."""
         if trial.number in self._standings:
             return self._standings[trial.number]
-        epoch = trial.last_step
-        curve = [] if epoch is None else curve_until(trial.intermediate_values, epoch)
-        found = (epoch, standing(np.array(curve), self._window)) if epoch is not None and curve else None
+        _, values = _finite(trial.intermediate_values)
+        found = (trial.last_step or 0, standing(values, self._window)) if len(values) else None
         if trial.state.is_finished():
             self._standings[trial.number] = found
         return found
+
+
+def diverged(trial: FrozenTrial) -> bool:
+    """Whether the trial failed by itself: it diverged, or ran out of memory."""
+    return trial.state == TrialState.PRUNED and any(value > 0 for value in trial.constraints.values())
+
+
+def _finite(reported: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The finite reported values and their epochs, in the order of the epochs: (n,) each."""
+    epochs = np.fromiter(reported.keys(), dtype=float, count=len(reported))
+    values = np.fromiter(reported.values(), dtype=float, count=len(reported))
+    order = np.argsort(epochs)
+    order = order[np.isfinite(values[order])]
+    return epochs[order], values[order]
 
 
 @dataclass(frozen=True)
@@ -186,11 +235,9 @@ class _Curve:
 
     @classmethod
     def of(cls, trial: FrozenTrial, window: int) -> _Curve:
-        reported = trial.intermediate_values
-        epochs = [step for step in sorted(reported) if math.isfinite(reported[step])]
-        values = [reported[step] for step in epochs]
-        end = float(np.mean(values[-window:])) if values else math.nan
-        return cls(np.array(epochs), np.array(values), end, epoch_noise(values[len(values) // 2 :]) or 0.0)
+        epochs, values = _finite(trial.intermediate_values)
+        end = float(values[-window:].mean()) if len(values) else math.nan
+        return cls(epochs, values, end, epoch_noise(values[len(values) // 2 :].tolist()) or 0.0)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ def test_a_gain_that_is_linear_in_standing_and_climbing_is_foretold(
     generator = np.random.default_rng(seed)
     standings = np.column_stack([generator.uniform(15, 30, 200), generator.uniform(0, 0.5, 200)])
     ends = standings[:, 0] + constant + level * (standings[:, 0] - 22) + climb * 30 * standings[:, 1]
-    found = Gains.learn(standings, ends, 30).forecast((24.0, 0.2))
-    assert found.mean == pytest.approx(24 + constant + 2 * level + climb * 6, abs=0.02)
-    assert found.error < 0.3
+    mean, error = (float(part[0]) for part in Gains.learn(standings, ends, 30).forecast(np.array([[24.0, 0.2]])))
+    assert mean == pytest.approx(24 + constant + 2 * level + climb * 6, abs=0.02)
+    assert error < 0.3
 
 
 @pytest.mark.parametrize("count", [3, 6, 12, 30])
@@ -34,8 +34,8 @@ def test_the_error_is_what_it_says(count: int) -> None:
         standings = np.column_stack([generator.normal(25, 2, count + 1), generator.normal(0.1, 0.05, count + 1)])
         gains = 3 - 0.2 * (standings[:, 0] - 25) + 12 * standings[:, 1] + generator.normal(0, 0.8, count + 1)
         ends = standings[:, 0] + gains
-        found = Gains.learn(standings[1:], ends[1:], 40).forecast(standings[0])
-        misses.append((ends[0] - found.mean) / found.error)
+        mean, error = Gains.learn(standings[1:], ends[1:], 40).forecast(standings[:1])
+        misses.append((ends[0] - mean[0]) / error[0])
     assert np.sqrt(np.mean(np.square(misses))) == pytest.approx(1.0, abs=0.25)
 
 
@@ -43,7 +43,8 @@ def test_more_complete_trials_make_a_forecast_surer() -> None:
     generator = np.random.default_rng(0)
     standings = np.column_stack([generator.normal(25, 1, 40), generator.normal(0.1, 0.02, 40)])
     ends = standings[:, 0] + 2 + generator.normal(0, 0.3, 40)
-    errors = [Gains.learn(standings[:count], ends[:count], 40).forecast((25.0, 0.1)).error for count in (2, 4, 10, 40)]
+    here = np.array([[25.0, 0.1]])
+    errors = [float(Gains.learn(standings[:count], ends[:count], 40).forecast(here)[1][0]) for count in (2, 4, 10, 40)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == pytest.approx(0.35, abs=0.1)
 
@@ -74,6 +75,34 @@ def test_a_forecaster_waits_for_its_trials_and_leaves_out_what_has_no_values() -
     assert forecast_of(Forecaster(1, 4, 0.35), study, create_trial(state=TrialState.RUNNING)) is None
 
 
+@pytest.mark.parametrize("seed_noise_db", [0.0, 0.35, 1.0])
+def test_a_forecast_s_interval_covers_the_value_of_the_settings(seed_noise_db: float) -> None:
+    """Curves that differ in settings, seeds, climbing and epochs; what a lucky seed gives, it gives from early on."""
+    generator, hits, runs_alone, count = np.random.default_rng(5), [], [], 0
+    for _ in range(60):
+        levels = generator.normal(28, 1.5, 54)  # the mean over all seeds of what the settings end at
+        runs = levels + generator.normal(0, seed_noise_db, 54)
+        climbs = generator.uniform(8, 25, 54)
+        epochs = np.arange(1, 61)
+        curves = runs[:, None] - 6 * np.exp(-epochs / climbs[:, None]) + 6 * np.exp(-60 / climbs[:, None])
+        curves += generator.normal(0, 0.3, curves.shape)
+        study = study_of(curves[:40].tolist())
+        for curve in curves[40:, :25].tolist():
+            study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=dict(enumerate(curve, 1))))
+        forecaster = Forecaster(5, 3, seed_noise_db)
+        trials = forecaster.trials(study)
+        for number, found in forecaster.forecasts(trials[40:]).items():
+            hits.append(abs(found.mean - levels[number]) < 1.96 * found.error)
+            run_error = np.sqrt(found.error**2 - seed_noise_db**2)
+            runs_alone.append(abs(found.mean - levels[number]) < 1.96 * run_error)
+            count += 1
+
+    assert count == 840
+    assert 0.91 < np.mean(hits) < 0.99, np.mean(hits)
+    if seed_noise_db == 1.0:
+        assert np.mean(runs_alone) < 0.85, np.mean(runs_alone)  # without the noise of the seeds
+
+
 def forecast_of(forecaster: Forecaster, study: optuna.Study, trial: FrozenTrial) -> Forecast | None:
     forecaster.trials(study)
     return forecaster.forecast(trial)
@@ -98,7 +127,8 @@ def plainly(study: optuna.Study, trial: FrozenTrial, window: int, seed_noise_db:
         return None
     noise = np.hypot(np.median(noises) / np.sqrt(window), seed_noise_db)
     gains = Gains.learn(np.array(standings), np.array(ends), last - epoch, noise)
-    return gains.forecast(standing(np.array(curve), window))
+    mean, error = gains.forecast(standing(np.array(curve), window)[None])
+    return Forecast(float(mean[0]), float(np.hypot(error[0], seed_noise_db)))
 
 
 @settings(max_examples=30, deadline=None)

@@ -179,6 +179,71 @@ def test_settings_that_diverged_are_kept_away_from():
     assert study.best_value > 19.9
 
 
+def test_one_divergence_closes_nothing_and_two_close_their_place_unless_most_trials_trained_there():
+    grid, lengths = np.linspace(0, 1, 101)[:, None], np.ones(1)
+
+    def survival(trained, lost):
+        points = (np.array(one, dtype=float).reshape(-1, 1) for one in (trained, lost))
+        return bayesian.log_survival(grid, *points, lengths)
+
+    trained = [0.1, 0.3, 0.5]
+    assert (survival(trained, []) == 0).all()
+    alone = survival(trained, [0.8])
+    assert (alone > -10).all() and alone.argmin() == 80
+    two = survival(trained, [0.8, 0.85])
+    assert two[80:].max() < -bayesian.CLOSED / 2 and (two[:60] > -1).all()
+    assert (survival([*trained, *[0.8] * 12], [0.8, 0.81]) > -3).all()
+
+
+def test_local_search_starts_from_the_highest_means_and_not_from_the_luckiest_values(monkeypatch):
+    search = {"tfr": SEARCH["tfr"]}
+    definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0}, search=search)
+    study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+    values = {0.1: [24.0] * 6, 0.2: [24.0] * 6, 0.3: [24.0] * 6, 0.9: [20.0] * 6 + [25.0]}  # 25 is luck
+    for tfr, found in values.items():
+        for value in found:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params={"tfr": tfr}, distributions={"tfr": FloatDistribution(0.0, 1.0)}, value=value
+                )
+            )
+    leaders = []
+    best = bayesian.GaussianProcessSampler._best
+
+    def seen(self, worth, starts, draw):
+        leaders.append(starts[:, 0])
+        return best(self, worth, starts, draw)
+
+    monkeypatch.setattr(bayesian.GaussianProcessSampler, "_best", seen)
+    suggest(definition, study.ask())
+    assert leaders[0].max() < 0.5
+
+
+def test_a_further_training_is_as_noisy_as_a_complete_one_and_not_as_a_forecast(monkeypatch):
+    definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0}, search={"tfr": SEARCH["tfr"]})
+    definition = definition.model_copy(update={"seed_noise_db": 0.0})
+    study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+    generator, dimension = np.random.default_rng(0), {"tfr": FloatDistribution(0.0, 1.0)}
+    for number in range(12):  # complete trials that are noisy at their end; their forecasts know them better
+        epochs = 30 if number < 6 else 15
+        noise = generator.normal(0, 4.0, 30) * (np.arange(30) >= 25)
+        curve = dict(enumerate((25 + number / 10 + noise)[:epochs].tolist(), 1))
+        state = TrialState.COMPLETE if number < 6 else TrialState.PRUNED
+        value = curve[30] if number < 6 else None
+        params = {"tfr": number / 12}
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state, params=params, distributions=dimension, value=value, intermediate_values=curve
+            )
+        )
+    processes, noises = [], []
+    fit, news = bayesian.fit, bayesian.log_news
+    monkeypatch.setattr(bayesian, "fit", lambda *parts: processes.append(fit(*parts)) or processes[-1])
+    monkeypatch.setattr(bayesian, "log_news", lambda deviation, noise: noises.append(noise) or news(deviation, noise))
+    suggest(definition, study.ask())
+    assert noises[0] == pytest.approx(np.sqrt(np.median(processes[0].noise[:6])))
+
+
 def test_two_samplers_take_turns_after_the_first_trials():
     asked = []
 

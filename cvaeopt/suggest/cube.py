@@ -1,0 +1,107 @@
+"""The settings of trials as points of the unit cube, where the Gaussian process measures distances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+ABSENT = 0.5  # coordinate of a setting that is not searched
+
+
+class Cube:
+    """Parameters as points of the unit cube: a column for a range, one for each choice; 0.5 where a setting is absent.
+
+    columns   setting -> its columns
+    width     columns in all
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+        self.space = space
+        self.columns: dict[str, slice] = {}
+        self.width = 0
+        for name, one in space.items():
+            count = len(one.choices) if isinstance(one, CategoricalDistribution) else 1
+            self.columns[name] = slice(self.width, self.width + count)
+            self.width += count
+
+    def points(self, rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
+        """The points of many sets of parameters, which may have others beside those of this space: (n, width)."""
+        known = [self.point({name: row[name] for name in self.space if name in row}) for row in rows]
+        return np.array(known).reshape(-1, self.width)
+
+    def point(self, values: Mapping[str, Any]) -> np.ndarray:
+        """The point of these parameters: (width,)."""
+        found = np.full(self.width, ABSENT)
+        for name, value in values.items():
+            one = self.space[name]
+            if isinstance(one, CategoricalDistribution):
+                column = np.zeros(len(one.choices))
+                column[int(one.to_internal_repr(value))] = 1.0
+                found[self.columns[name]] = column
+            else:
+                found[self.columns[name]] = _fraction(one, value)
+        return found
+
+    def values(self, point: np.ndarray) -> dict[str, Any]:
+        """The parameters nearest to a point, those included that are not searched there."""
+        found = {}
+        for name, one in self.space.items():
+            part = point[self.columns[name]]
+            if isinstance(one, CategoricalDistribution):
+                found[name] = one.choices[int(np.argmax(part))]
+            else:
+                found[name] = _value(one, float(part[0]))
+        return found
+
+    def settled(self, points: np.ndarray) -> np.ndarray:
+        """`points` moved to the nearest values that can be suggested."""
+        points = points.copy()
+        for name, one in self.space.items():
+            columns = self.columns[name]
+            if isinstance(one, CategoricalDistribution):
+                points[:, columns] = np.eye(len(one.choices))[points[:, columns].argmax(1)]
+            elif not isinstance(one, FloatDistribution) or one.step is not None or one.single():
+                points[:, columns] = [[_fraction(one, _value(one, float(x)))] for x in points[:, columns][:, 0]]
+        return points
+
+    def random(self, draw: np.random.Generator, count: int) -> np.ndarray:
+        """Points drawn evenly: (count, width)."""
+        return draw.random((count, self.width))
+
+    def near(self, points: np.ndarray, width: float, draw: np.random.Generator) -> np.ndarray:
+        """Neighbours of `points`: ranges by a normal step, about half of them; choices changed once in ten times."""
+        moved = points + draw.normal(size=points.shape) * width * (draw.random(points.shape) < 0.5)
+        moved = np.where((moved < 0) | (moved > 1), np.clip(points - (moved - points), 0, 1), moved)
+        for name, one in self.space.items():
+            if isinstance(one, CategoricalDistribution):
+                columns = self.columns[name]
+                fresh = draw.random(len(points)) < 0.1
+                moved[:, columns] = np.where(fresh[:, None], draw.random(moved[:, columns].shape), points[:, columns])
+        return moved
+
+
+def _fraction(one: BaseDistribution, value: float) -> float:
+    """Where a value lies between the ends of its range, in [0, 1]."""
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    low, high = one.low, one.high
+    if low == high:
+        return 0.5
+    if one.log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _value(one: BaseDistribution, fraction: float) -> float | int:
+    """The value nearest to this place of the range."""
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    low, high = one.low, one.high
+    raw = low * (high / low) ** fraction if one.log else low + (high - low) * fraction
+    if isinstance(one, IntDistribution):
+        return int(min(high, max(low, low + round((raw - low) / one.step) * one.step)))
+    if one.step is not None:
+        raw = low + round((raw - low) / one.step) * one.step
+    return min(high, max(low, raw))
