@@ -44,12 +44,13 @@ from sqlalchemy import insert, select
 from bench import machine
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
-from cvaeopt.store.leases import Beat, Fleet, Lease, Place
+from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.store.tables import lease_table
+from cvaeopt.store.workers import Beat, Place
 from tests.support.postgres import Postgres
 
 NAME = "load"
@@ -142,17 +143,17 @@ def _trials(
     found: dict[str, Any],
     index: int,
 ) -> None:
-    fleet = Fleet(storage, NAME)
+    registry = LeaseRegistry(storage, NAME)
     place = Place.here()
     worker = f"{place.new_id()}-{index}"
     due = began + random.Random(f"{os.getpid()}-{index}").uniform(0.0, ramp_s or 1.0)
     if ramp_s:
         time.sleep(max(due - time.monotonic(), 0.0))
-    fleet.register(worker, place, "none")
+    registry.register(worker, place, "none")
     beat_at = time.monotonic()
     while due + epochs * epoch_s <= began + seconds + epoch_s:
         asked_at = time.monotonic()
-        lease = fleet.claim(worker, place)
+        lease = registry.claim(worker, place)
         found["claims"].append(time.monotonic() - asked_at)
         if not isinstance(lease, Lease):
             raise RuntimeError(lease.reason)
@@ -163,15 +164,15 @@ def _trials(
                 time.sleep(min(left, max(beat_at + 10.0 - time.monotonic(), 0.0)))
                 if time.monotonic() - beat_at >= 10.0:
                     beat_at = time.monotonic()
-                    fleet.beat(worker, Beat("running", lease.number, epoch - 1), lease)
+                    registry.beat(worker, Beat("running", lease.number, epoch - 1), lease)
             if time.monotonic() > began + seconds + epoch_s + PATIENCE_S:
                 raise TimeoutError("too late to go on")
-            fleet.report(lease, epoch, value_of(lease.number, epoch))
+            registry.report(lease, epoch, value_of(lease.number, epoch))
             storage.get_trial(lease.trial_id)  # what the pruner is asked about
             found["reports"].append(time.monotonic() - due)
             found["acknowledged"].append((lease.number, epoch))
         storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [value_of(lease.number, epochs)])
-        fleet.finish(lease, "complete", "all epochs trained", epochs)
+        registry.finish(lease, "complete", "all epochs trained", epochs)
 
 
 def load(
@@ -401,11 +402,11 @@ def start_worker(url: str, trials: int, epochs: int, answers: Any) -> None:
         chosen = definition(trials + 1000, epochs)
         study = create_or_open(storage, chosen)
         lap("open_s")
-        fleet = Fleet(storage, NAME)
+        registry = LeaseRegistry(storage, NAME)
         place = Place.here()
         worker = place.new_id()
-        fleet.register(worker, place, "none")
-        lease = fleet.claim(worker, place)
+        registry.register(worker, place, "none")
+        lease = registry.claim(worker, place)
         assert isinstance(lease, Lease)
         lap("claim_s")
         study.get_trials(deepcopy=False)

@@ -35,9 +35,10 @@ from cvaeopt.errors import StudyError
 from cvaeopt.outcome import retrain, score
 from cvaeopt.run.signals import ASKING
 from cvaeopt.search.definition import load_definition
-from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.study import create_or_open
+from cvaeopt.store.workers import Place
 from cvaeopt.text import Advice
 from cvaeopt.vae.trainer import Trainer
 from tests.support.command import STUDY, Said, Shop
@@ -377,7 +378,7 @@ def test_a_stop_reaches_the_workers_that_went_on_to_a_confirmation(done: Shop, t
     shutil.copytree(done.root / "storage", shop.root / "storage")
     assert shop.run("confirm", "--study", "tiny", "--top", "1", "--seeds", "1", GPU="").code == 0
     with open_storage(f"sqlite:///{shop.root}/storage/cvaeopt.db") as store:
-        Fleet(store, "tiny.confirm").register("elsewhere-1", Place("elsewhere", 1, ""), "cpu")
+        LeaseRegistry(store, "tiny.confirm").register("elsewhere-1", Place("elsewhere", 1, ""), "cpu")
     assert json.loads(shop.run("stop", "--study", "tiny", "--json").out)["asked"] == ["elsewhere-1"]
     said = shop.run("stop", "--study", "tiny", "--worker", "elsewhere-1", "--json")
     assert json.loads(said.out)["asked"] == ["elsewhere-1"]

@@ -13,9 +13,10 @@ from sqlalchemy import Connection, select
 from cvaeopt.admin.rows import rows_of, tables_of
 from cvaeopt.errors import StudyError, UserError
 from cvaeopt.search.definition import NAME
-from cvaeopt.store import identity, leases
+from cvaeopt.store import identity
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import study_table
+from cvaeopt.store.workers import workers
 
 _ARTIFACT = re.compile(r"^(?:dashboard:)?artifacts:(?:\d+:)?([0-9a-f-]{36})$")
 """Matches a key that names a file of the dashboard's artifact store."""
@@ -75,7 +76,7 @@ def confirmations(connection: Connection, name: str) -> list[str]:
 
 def refuse_live_workers(storage: Storage, study: str, todo: str = "") -> None:
     """UserError if a worker of `study` still holds a lease or has beaten within the time of its lease."""
-    live = [worker.id for worker in leases.workers(storage, study) if worker.state not in ("stopped", "dead")]
+    live = [worker.id for worker in workers(storage, study) if worker.state not in ("stopped", "dead")]
     if live:
         raise UserError(
             f"Study {study!r} has {len(live)} running worker(s): {', '.join(live)}.",

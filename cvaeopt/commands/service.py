@@ -71,7 +71,7 @@ def workers(
 
     The list says where each runs, which trial it trains and when its last beat came.
     """
-    from cvaeopt.store.leases import workers as read_workers
+    from cvaeopt.store.workers import workers as read_workers
 
     console = open_console(verbose, quiet)
     store = open_existing(console, Places.resolve(Flags(storage=storage), os.environ).storage)

@@ -46,8 +46,9 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.run.trainable import Factory, Trainable
 from cvaeopt.store import damage
 from cvaeopt.store.identity import of
-from cvaeopt.store.leases import CONSTRAINTS, Fleet, Lease, Outcome, Place
+from cvaeopt.store.leases import CONSTRAINTS, Lease, LeaseRegistry, Outcome
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.workers import Place
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _MAX_FINISH_S = 900.0  # how long pictures, notes and uploads at a trial's end may take
@@ -66,7 +67,7 @@ class Session:
 
     study: optuna.Study
     storage: Storage
-    leases: Fleet
+    leases: LeaseRegistry
     reporter: Reporter
     worker: str
     place: Place

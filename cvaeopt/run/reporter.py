@@ -15,7 +15,7 @@ from cvaeopt.run.events import Listener, Warned
 from cvaeopt.run.reporter_thread import ReporterThread, Shared
 from cvaeopt.run.reports import Reports, Verdict
 from cvaeopt.run.timing import Timing
-from cvaeopt.store.leases import Fleet, Lease
+from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.outage import unreachable
 
 _MAX_JOIN_S = 5.0  # how long `close` waits for a thread that hangs in the database
@@ -24,7 +24,7 @@ _MAX_JOIN_S = 5.0  # how long `close` waits for a thread that hangs in the datab
 class Reporter:
     """Runs from `start` to `close`; a trial lasts from `begin` to `end`. `emit` is called from both threads."""
 
-    def __init__(self, leases: Fleet, worker: str, emit: Listener, timing: Timing) -> None:
+    def __init__(self, leases: LeaseRegistry, worker: str, emit: Listener, timing: Timing) -> None:
         self._leases = leases
         self._worker = worker
         self._timing = timing

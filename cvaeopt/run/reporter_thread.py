@@ -14,7 +14,8 @@ from cvaeopt.errors import LeaseLost, StorageRefused, StorageUnreachable
 from cvaeopt.run.events import Event, Listener, Outage, Recovered, Stalled, Warned
 from cvaeopt.run.reports import Reports
 from cvaeopt.run.timing import Timing
-from cvaeopt.store.leases import Beat, Fleet
+from cvaeopt.store.leases import LeaseRegistry
+from cvaeopt.store.workers import Beat
 
 _REPEAT_OUTAGE_S = 60.0  # pause between two events about the same outage
 
@@ -89,7 +90,7 @@ class Shared:
 class ReporterThread(threading.Thread):
     """Makes a round whenever a sign of life is due or it is woken, until `shared.is_closed`."""
 
-    def __init__(self, leases: Fleet, worker: str, shared: Shared) -> None:
+    def __init__(self, leases: LeaseRegistry, worker: str, shared: Shared) -> None:
         super().__init__(name="reporter", daemon=True)
         self._leases = leases
         self._worker = worker

@@ -35,8 +35,9 @@ from cvaeopt.run.reporter import Reporter
 from cvaeopt.run.signals import Stop, StopNow, heard
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.trainable import Factory
-from cvaeopt.store.leases import Beat, Fleet, Lease, Place
+from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.workers import Beat, Place
 
 _FIRST_PAUSE_S = 0.5  # between two looks for a trial, or for room on a full disk; each pause doubles the next one
 _FULL_DISK_POLLS = 3  # the longest pause between two looks for room is this many times that between looks for a trial
@@ -78,7 +79,7 @@ class Worker:
             ) from None
         place = Place.here()
         self.id = place.new_id()
-        leases = Fleet(storage, study.study_name, ttl_s=timing.ttl_s)
+        leases = LeaseRegistry(storage, study.study_name, ttl_s=timing.ttl_s)
         self.reporter = Reporter(leases, self.id, self._emit, timing)
         self.session = Session(
             study=study,

@@ -23,9 +23,9 @@ from cvaeopt.search.definition import Definition, check_name
 from cvaeopt.search.space import key_of, stream
 from cvaeopt.store import study as studies
 from cvaeopt.store.damage import named
-from cvaeopt.store.leases import ask_stop, workers
 from cvaeopt.store.status import counts
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.workers import ask_stop, workers
 from cvaeopt.text import Advice
 
 _SEEDS = {"type": "int", "low": 0, "high": 2**31 - 1}
@@ -163,7 +163,7 @@ def unfinished(storage: Storage, parent: Definition) -> list[Definition]:
 
 @named
 def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
-    """As `fleet.ask_stop`, for study `name` and its confirmations, which its workers take when its budget is met."""
+    """As `workers.ask_stop`, for study `name` and its confirmations, which its workers take when its budget is met."""
     asked: list[str] = []
     parent = studies.stored_definition(storage, name)
     running = {

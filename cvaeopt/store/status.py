@@ -11,13 +11,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, String, cast, func, select
 
 from cvaeopt.search.definition import Definition
-from cvaeopt.store import leases
 from cvaeopt.store.damage import named
 from cvaeopt.store.optuna_private import STEPS, TRIALS, USER_ATTRS, VALUES, trial_attributes, trial_states
 from cvaeopt.store.ranking import Best, best_row
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import require
 from cvaeopt.store.tables import lease_table
+from cvaeopt.store.workers import workers
 
 FAILED: Final = "failed"
 """User attribute of a trial that failed; Optuna's state is then PRUNED, so that samplers learn from it."""
@@ -110,7 +110,7 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
                 "epoch": worker.epoch,
                 "beat_age_s": round(worker.beat_age_s, 1),
             }
-            for worker in leases.workers(storage, name)
+            for worker in workers(storage, name)
         ],
     }
 

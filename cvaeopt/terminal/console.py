@@ -248,7 +248,7 @@ class Console:
             self.result(f"Public score of sequence {name}: {value:.2f} dB")
 
     def status(self, facts: dict[str, Any]) -> None:
-        """A study and its fleet."""
+        """A study and its workers."""
         self.show(_status(facts))
 
     def workers(self, workers: Sequence[dict[str, Any]]) -> None:

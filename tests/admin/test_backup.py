@@ -18,8 +18,9 @@ from cvaeopt.errors import (
     UserError,
 )
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
-from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
+from cvaeopt.store.workers import Place
 from tests.support.sites import (
     FAMILY,
     Site,
@@ -67,8 +68,8 @@ def test_a_study_can_come_back_from_postgresql(
 def test_a_move_refuses_running_workers_and_names_that_are_taken(half: Site, tmp_path: Path) -> None:
     target = f"sqlite:///{tmp_path}/new.db"
     storage = half.open()
-    fleet = Fleet(storage, "main")
-    fleet.register("alive", Place.here(), "cpu")
+    registry = LeaseRegistry(storage, "main")
+    registry.register("alive", Place.here(), "cpu")
     move = ["--from", half.url, "--to", target]
     with pytest.raises(UserError, match=r"1 running worker.*alive"):
         admin("move", move)

@@ -17,10 +17,11 @@ from cvaeopt.errors import (
     UserError,
 )
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
-from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, identity_of
+from cvaeopt.store.workers import Place
 from tests.support.fakes import leases
 from tests.support.sites import (
     FAMILY,
@@ -66,7 +67,7 @@ def test_a_deletion_asks_for_the_name_again(half: Site, monkeypatch: pytest.Monk
         admin("delete", ["main", *half.options()])
     storage = half.open()
     assert status(storage, "main")["trials"]["complete"] == 1
-    Fleet(storage, "main").register("alive", Place.here(), "cpu")
+    LeaseRegistry(storage, "main").register("alive", Place.here(), "cpu")
     with pytest.raises(UserError, match="running worker"):
         admin("delete", ["main", "--yes", *half.options()])
     with storage.transaction() as connection:
@@ -89,8 +90,8 @@ def test_a_study_is_deleted_with_its_confirmations_which_are_named_before(
         admin("delete", ["made-up", *confirmed.options()])
     assert "'made-up' and what confirms it (made-up.confirm, made-up.confirm-2)" in capsys.readouterr().err
     storage = confirmed.open()
-    fleet = Fleet(storage, "made-up.confirm-2")
-    fleet.register("alive", Place.here(), "cpu")
+    registry = LeaseRegistry(storage, "made-up.confirm-2")
+    registry.register("alive", Place.here(), "cpu")
     with pytest.raises(UserError, match=r"'made-up.confirm-2' has 1 running worker"):
         admin("delete", ["made-up", "--yes", *confirmed.options()])
     with storage.transaction() as connection:

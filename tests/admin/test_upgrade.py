@@ -15,7 +15,8 @@ from cvaeopt.errors import (
     SchemaError,
     UserError,
 )
-from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
+from cvaeopt.store.workers import Place
 from tests.support.postgres import Postgres
 from tests.support.sites import (
     Site,
@@ -88,7 +89,7 @@ def test_old_postgresql_tables_are_copied_and_upgraded(
 
 def test_an_upgrade_refuses_running_workers(half: Site) -> None:
     storage = half.open()
-    Fleet(storage, "main").register("alive", Place.here(), "cpu")
+    LeaseRegistry(storage, "main").register("alive", Place.here(), "cpu")
     with pytest.raises(UserError, match=r"1 running worker.*alive.*Nothing was upgraded"):
         admin("upgrade", ["--no-copy", "--storage", half.url])
     with storage.transaction() as connection:

@@ -13,7 +13,7 @@ from optuna_dashboard import get_note, save_note
 from cvaeopt.outcome.trials import facts
 from cvaeopt.run import dashboard_notes
 from cvaeopt.run.dashboard_notes import artifact_store, attach, note_text
-from cvaeopt.store.leases import Fleet
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status, without_worker
 from cvaeopt.store.storage import Storage
@@ -178,9 +178,9 @@ def test_keeping_up_never_raises(room: Showroom, monkeypatch: pytest.MonkeyPatch
 
 def test_a_trial_without_a_worker_waits_in_every_view(room: Showroom) -> None:
     room.end(30.0)
-    fleet = Fleet(room.storage, "made-up")
-    kept, given_back = fleet.claim("a"), fleet.claim("b")
-    fleet.release(given_back)
+    registry = LeaseRegistry(room.storage, "made-up")
+    kept, given_back = registry.claim("a"), registry.claim("b")
+    registry.release(given_back)
     assert without_worker(room.storage, "made-up") == {given_back.number}
     known = facts(room.trials(), without_worker(room.storage, "made-up"))
     states = {trial.number: trial.state for trial in known}

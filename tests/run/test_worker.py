@@ -39,9 +39,10 @@ from cvaeopt.run.reporter import Reporter
 from cvaeopt.run.signals import ASKING
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
-from cvaeopt.store.leases import Beat, Fleet, Lease, Place, Pulse, ask_stop, workers
+from cvaeopt.store.leases import Lease, LeaseRegistry, Pulse
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.workers import Beat, Place, ask_stop, workers
 from tests.store.test_leases import EVIL
 from tests.store.test_storage import Outages, outage
 from tests.support.fakes import Events, FakeRun, Fakes, curve, expire, leases, make_study, set_stop
@@ -365,10 +366,10 @@ def test_looks_for_room_on_a_full_disk_grow_rare_and_end_with_what_to_do(lite: B
 
 def test_a_trial_that_another_worker_left_is_still_announced_as_taken_over(lite: Bench) -> None:
     study = make_study(lite.storage, trials=1)
-    fleet = Fleet(lite.storage, "main")
-    lease = fleet.claim("other")
+    registry = LeaseRegistry(lite.storage, "main")
+    lease = registry.claim("other")
     assert isinstance(lease, Lease)
-    fleet.release(lease)
+    registry.release(lease)
     lite.worker(study, lite.fakes()).run()
     assert [event.number for event in lite.events.of(LeaseTaken)] == [0]
 
@@ -389,9 +390,9 @@ def test_a_disk_that_stays_full_ends_the_worker_and_not_the_trials(lite: Bench) 
 
 def test_a_trial_that_kills_its_workers_is_failed_and_learnt(lite: Bench) -> None:
     study = make_study(lite.storage, trials=2)
-    fleet = Fleet(lite.storage, "main")
+    registry = LeaseRegistry(lite.storage, "main")
     for worker in "abc":
-        fleet.claim(worker)
+        registry.claim(worker)
         expire(lite.storage)
     factory = lite.fakes()
     lite.worker(study, factory).run()
@@ -492,20 +493,20 @@ def test_an_operator_stops_a_worker_and_a_new_one_resumes_the_study(bench: Bench
 
 def test_a_lost_lease_ends_the_training_quietly_and_spoils_nothing(bench: Bench) -> None:
     study = make_study(bench.storage, trials=1)
-    fleet = Fleet(bench.storage, "main")
+    registry = LeaseRegistry(bench.storage, "main")
     taken: list[Lease] = []
 
     def lose(run: FakeRun, epoch: int) -> None:
         if epoch == 3:
             expire(bench.storage)
-            lease = fleet.claim("other")
+            lease = registry.claim("other")
             assert isinstance(lease, Lease)
             taken.append(lease)
-            fleet.report(lease, 3, 99.0)
+            registry.report(lease, 3, 99.0)
 
     def finish_other(run: FakeRun) -> None:
         study.tell(0, 99.0, skip_if_finished=True)
-        fleet.finish(taken[0], "complete", "other", 4)
+        registry.finish(taken[0], "complete", "other", 4)
 
     factory = bench.fakes(before_epoch=lose)
     worker = bench.worker(study, factory)
@@ -528,8 +529,8 @@ def test_a_lost_lease_ends_the_training_quietly_and_spoils_nothing(bench: Bench)
 
 def test_a_trial_told_by_a_worker_that_died_before_closing_is_only_closed(lite: Bench) -> None:
     study = make_study(lite.storage, trials=1)
-    fleet = Fleet(lite.storage, "main")
-    lease = fleet.claim("a")
+    registry = LeaseRegistry(lite.storage, "main")
+    lease = registry.claim("a")
     assert isinstance(lease, Lease)
     study.tell(0, 1.5)
     expire(lite.storage)
@@ -555,11 +556,11 @@ def test_a_trial_that_somebody_ends_in_the_dashboard_is_let_go(lite: Bench) -> N
 def test_a_verdict_that_the_dead_worker_did_not_act_on_is_asked_for_again(lite: Bench) -> None:
     pruner = PruneAt((0, 2))
     study = make_study(lite.storage, trials=1, pruner=pruner)
-    fleet = Fleet(lite.storage, "main")
-    lease = fleet.claim("a")
+    registry = LeaseRegistry(lite.storage, "main")
+    lease = registry.claim("a")
     assert isinstance(lease, Lease)
     for epoch in (1, 2):
-        fleet.report(lease, epoch, curve(0, epoch))
+        registry.report(lease, epoch, curve(0, epoch))
     expire(lite.storage)
     factory = lite.fakes()
     lite.worker(study, factory).run()
@@ -570,10 +571,10 @@ def test_a_verdict_that_the_dead_worker_did_not_act_on_is_asked_for_again(lite: 
 def test_reports_that_a_dead_worker_did_not_deliver_come_first_and_in_order(lite: Bench) -> None:
     pruner = PruneAt()
     study = make_study(lite.storage, trials=1, pruner=pruner)
-    fleet = Fleet(lite.storage, "main")
-    lease = fleet.claim("a")
+    registry = LeaseRegistry(lite.storage, "main")
+    lease = registry.claim("a")
     assert isinstance(lease, Lease)
-    fleet.report(lease, 1, curve(0, 1))
+    registry.report(lease, 1, curve(0, 1))
     run = FakeRun(0, 4, lite.folder / "main" / "00000", lease.token)
     epochs = run.run()
     for _ in range(3):
@@ -715,7 +716,7 @@ def test_a_stop_during_an_outage_does_not_wait_for_its_end(bench: Bench, outage:
 def test_the_reporter_outlives_errors(sqlite: Storage) -> None:
     make_study(sqlite)
 
-    class Clumsy(Fleet):
+    class Clumsy(LeaseRegistry):
         beats = 0
 
         def beat(self, worker: str, beat: Beat, lease: Lease | None = None, *, renew: bool = True) -> Pulse:
@@ -727,14 +728,14 @@ def test_the_reporter_outlives_errors(sqlite: Storage) -> None:
     def deaf(event: object) -> None:
         raise BrokenPipeError
 
-    fleet = Clumsy(sqlite, "main", ttl_s=1)
-    reporter = Reporter(fleet, "a", deaf, Timing(ttl_s=1))
-    fleet.register("a", Place.here(), "cpu")
+    registry = Clumsy(sqlite, "main", ttl_s=1)
+    reporter = Reporter(registry, "a", deaf, Timing(ttl_s=1))
+    registry.register("a", Place.here(), "cpu")
     reporter.start()
     ask_stop(sqlite, "main")
     until(lambda: reporter.stop_asked)
     reporter.close()
-    assert fleet.beats >= 3
+    assert registry.beats >= 3
 
 
 def test_a_hung_training_is_taken_over_although_its_process_lives(lite: Bench) -> None:
@@ -767,8 +768,8 @@ def test_a_hung_training_is_taken_over_although_its_process_lives(lite: Bench) -
 
 def test_a_waiting_worker_takes_over_while_others_train(lite: Bench) -> None:
     study = make_study(lite.storage, trials=1)
-    fleet = Fleet(lite.storage, "main")
-    lease = fleet.claim("silent")
+    registry = LeaseRegistry(lite.storage, "main")
+    lease = registry.claim("silent")
     assert isinstance(lease, Lease)
     worker = lite.worker(study, lite.fakes())
     listener = worker._listener

@@ -15,10 +15,11 @@ from cvaeopt.search import space
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import params_to_config, trial_seed
 from cvaeopt.store import confirmation
-from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, identity_of, names, open_existing, stored_definition
+from cvaeopt.store.workers import Place
 
 
 @pytest.fixture
@@ -122,12 +123,12 @@ def test_a_confirmation_is_a_study_of_the_same_settings_and_fresh_seeds(storage:
 def test_workers_take_every_run_of_a_confirmation_once(storage: Storage) -> None:
     searched(storage)
     planned = confirmed(storage, 2, 2)
-    fleet = Fleet(storage, "main.confirm")
+    registry = LeaseRegistry(storage, "main.confirm")
     claimed = []
     for worker in ("a", "b", "c", "d"):
-        fleet.register(worker, Place(worker, 1, ""), "cpu")
-        claimed.append(fleet.claim(worker))
-    assert fleet.claim("e").kind == "wait"
+        registry.register(worker, Place(worker, 1, ""), "cpu")
+        claimed.append(registry.claim(worker))
+    assert registry.claim("e").kind == "wait"
     study, found = open_existing(storage, "main.confirm")
     study.get_trials()
     runs = [optuna.trial.Trial(study, lease.trial_id) for lease in claimed]

@@ -25,11 +25,12 @@ from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
 from cvaeopt.store import damage
 from cvaeopt.store.confirmation import plan, register
-from cvaeopt.store.leases import Fleet, Idle, Place
+from cvaeopt.store.leases import Idle, LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import counts, status
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, open_existing, record_facts
+from cvaeopt.store.workers import Place
 from tests.support.fakes import FakeRun
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,15 +60,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with closing(open_storage(f"sqlite:///{path}")) as storage:
         study = create_or_open(storage, DEFINITION)
         record_facts(storage, "main", "data", lambda: {"copy_first": 20.0, "train_mean": 19.0})
-        fleet = Fleet(storage, "main")
-        fleet.register("worker", Place("host", 1, ""), "cpu")
+        registry = LeaseRegistry(storage, "main")
+        registry.register("worker", Place("host", 1, ""), "cpu")
         for number in range(6):
-            lease = fleet.claim("worker", Place("host", 1, ""))
+            lease = registry.claim("worker", Place("host", 1, ""))
             assert not isinstance(lease, Idle)
             trial = optuna.trial.Trial(study, lease.trial_id)
             suggest(DEFINITION, trial)
             for epoch in (1, 2, 3)[: 3 if number < 4 else 2]:
-                fleet.report(lease, epoch, 20.0 + number + epoch / 10, (epoch, "host"))
+                registry.report(lease, epoch, 20.0 + number + epoch / 10, (epoch, "host"))
             trial.set_user_attr("seed", number)
             trial.set_user_attr("epochs_done", 3)
             trial.set_user_attr("reason", "all epochs trained")
@@ -80,7 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             study.tell(
                 trial, 20.0 + number if number < 4 else None, None if number < 4 else optuna.trial.TrialState.PRUNED
             )
-            fleet.finish(lease, "complete" if number < 4 else "pruned", "all epochs trained", 3)
+            registry.finish(lease, "complete" if number < 4 else "pruned", "all epochs trained", 3)
         register(storage, plan(storage, "main", 2, 2))
     return path
 
@@ -107,7 +108,7 @@ ENTRIES = {
     "status": lambda storage, folder: (status(storage, "main"), confirmation(storage, "main"), counts(storage, "main")),
     "export": lambda storage, folder: export_best(storage, "main", folder / "best.toml", now=NOW),
     "report": lambda storage, folder: report(storage, "main", folder / "report", artifacts=folder, now=NOW),
-    "claim": lambda storage, folder: Fleet(storage, "main").claim("other", Place("host", 2, "")),
+    "claim": lambda storage, folder: LeaseRegistry(storage, "main").claim("other", Place("host", 2, "")),
     "plan": lambda storage, folder: plan(storage, "main", 3, 3),
     "facts": lambda storage, folder: record_facts(storage, "main", "data", dict),
     "open": lambda storage, folder: create_or_open(storage, DEFINITION),
@@ -263,12 +264,12 @@ DAMAGES = {
     "a number of epochs that is text": (
         "UPDATE cvaeopt_study SET trials = 'many' WHERE name = 'main'",
         "a row of cvaeopt_study is damaged (trials = 'many')",
-        lambda storage, name: Fleet(storage, name).claim("w"),
+        lambda storage, name: LeaseRegistry(storage, name).claim("w"),
     ),
     "a lease that ends at no time": (
         "UPDATE cvaeopt_lease SET expires_at = 'soon' WHERE state = 'open'",
         "a row of cvaeopt_lease is damaged (expires_at = 'soon')",
-        lambda storage, name: Fleet(storage, name).claim("w"),
+        lambda storage, name: LeaseRegistry(storage, name).claim("w"),
     ),
     "a worker that began at no time": (
         "UPDATE cvaeopt_worker SET beat_at = 'now'",

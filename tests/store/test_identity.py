@@ -22,11 +22,12 @@ from cvaeopt.run.worker import Worker
 from cvaeopt.store import identity
 from cvaeopt.store.confirmation import confirmations, plan, register
 from cvaeopt.store.identity import MARKER, Identity
-from cvaeopt.store.leases import Beat, Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, identity_of
 from cvaeopt.store.tables import lease_table
+from cvaeopt.store.workers import Beat, Place
 from tests.support.fakes import Events, FakeRun, Fakes, leases
 from tests.support.tiny import DATA, definition, new_study
 
@@ -166,29 +167,29 @@ def test_a_worker_never_touches_a_study_that_got_the_numbers_of_its_own(
 ) -> None:
     """SQLite gives the ids of a deleted study, and of its trials, to the next one."""
     study = create_or_open(storage, definition())
-    fleet = Fleet(storage, "tiny")
-    lease = fleet.claim("old", Place("host", 1, ""))
+    registry = LeaseRegistry(storage, "tiny")
+    lease = registry.claim("old", Place("host", 1, ""))
     delete_study(storage)
     if name == "tiny":
         new = create_or_open(storage, definition())
-        Fleet(storage, "tiny").claim("new", Place("host", 2, ""))
+        LeaseRegistry(storage, "tiny").claim("new", Place("host", 2, ""))
     else:
         new = optuna.create_study(storage=storage, study_name="other", direction="maximize")
         new.ask()
     before = [(one.state, one.intermediate_values) for one in new.get_trials()]
     for call in (
-        lambda: fleet.report(lease, 1, 20.0),
-        lambda: fleet.renew(lease),
-        lambda: fleet.release(lease),
-        lambda: fleet.finish(lease, "complete", "", 3),
+        lambda: registry.report(lease, 1, 20.0),
+        lambda: registry.renew(lease),
+        lambda: registry.release(lease),
+        lambda: registry.finish(lease, "complete", "", 3),
     ):
         with pytest.raises(Exception, match="another worker"):
             call()
-    assert not fleet.beat("old", Beat("running"), lease).held
+    assert not registry.beat("old", Beat("running"), lease).held
     with pytest.raises(StudyGone):
-        fleet.claim("old", Place("host", 1, ""))
+        registry.claim("old", Place("host", 1, ""))
     with pytest.raises(StudyGone):
-        fleet.check_lost(lease)
+        registry.check_lost(lease)
     assert [(one.state, one.intermediate_values) for one in new.get_trials()] == before
     assert study._study_id is not None
 

@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from optuna.trial import TrialState
 
 from cvaeopt.errors import LeaseLost
-from cvaeopt.store.leases import Beat, Fleet, Idle, Lease
+from cvaeopt.store.leases import Idle, Lease, LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.workers import Beat
 from tests.support.fakes import leases, make_study
 
 TTL_S = 100.0
@@ -57,7 +58,7 @@ class Leases(RuleBasedStateMachine):
         for x in range(enqueued):
             self.study.enqueue_trial({"x": x})
         self.now = 1000.0
-        self.fleet = Fleet(self.storage, self.name, ttl_s=TTL_S, clock=lambda: self.now)
+        self.registry = LeaseRegistry(self.storage, self.name, ttl_s=TTL_S, clock=lambda: self.now)
         self.slots: dict[int, Slot] = {}
         self.handed_out: list[Lease] = []  # every lease ever, the newest last
 
@@ -67,7 +68,7 @@ class Leases(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def claim(self, worker: str) -> None:
-        answer = self.fleet.claim(worker)
+        answer = self.registry.claim(worker)
         mine = [slot for slot in self.slots.values() if slot.open and slot.owner == worker]
         still_open = [slot for slot in self.slots.values() if slot.open]
         room = (self.trials is None or len(self.slots) < self.trials) and (
@@ -115,7 +116,7 @@ class Leases(RuleBasedStateMachine):
     @precondition(lambda self: self.handed_out)
     @rule(data=st.data())
     def renew(self, data: Any) -> None:
-        slot = self.act(data, self.fleet.renew)
+        slot = self.act(data, self.registry.renew)
         if slot is not None:
             slot.expires_at = self.now + TTL_S
 
@@ -123,7 +124,7 @@ class Leases(RuleBasedStateMachine):
     @rule(data=st.data(), renew=st.booleans())
     def beat(self, data: Any, renew: bool) -> None:
         lease = data.draw(st.sampled_from(self.handed_out[-6:]))
-        held = self.fleet.beat(lease.owner, Beat("running"), lease, renew=renew).held
+        held = self.registry.beat(lease.owner, Beat("running"), lease, renew=renew).held
         assert held == self.current(lease)
         if held and renew:
             self.slots[lease.slot].expires_at = self.now + TTL_S
@@ -135,7 +136,7 @@ class Leases(RuleBasedStateMachine):
         epoch = min(self.slots[lease.slot].done + 1, self.epochs)
         allowed = self.current(lease)
         try:
-            self.fleet.report(lease, epoch, float(epoch))
+            self.registry.report(lease, epoch, float(epoch))
         except LeaseLost:
             assert not allowed
             return
@@ -150,7 +151,7 @@ class Leases(RuleBasedStateMachine):
             slot = self.slots[lease.slot]
             if slot.open and slot.token == lease.token and slot.owner is None:
                 raise LeaseLost("released before: the call is a repetition and does nothing")
-            self.fleet.release(lease)
+            self.registry.release(lease)
 
         slot = self.act(data, action)
         if slot is not None:
@@ -168,7 +169,7 @@ class Leases(RuleBasedStateMachine):
             state = TrialState.PRUNED if pruned else TrialState.COMPLETE
             self.study.tell(lease.number, None if pruned else 1.0, state, skip_if_finished=True)
         try:
-            self.fleet.finish(lease, "pruned" if pruned else "complete", "", slot.done)
+            self.registry.finish(lease, "pruned" if pruned else "complete", "", slot.done)
         except LeaseLost:
             assert not allowed
             return

@@ -14,10 +14,11 @@ from optuna.trial import TrialState
 from sqlalchemy import select
 
 from cvaeopt.errors import LeaseLost, StudyError, UserError
-from cvaeopt.store.leases import Beat, Fleet, Idle, Lease, Place, ask_stop, workers
+from cvaeopt.store.leases import Idle, Lease, LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import study_table, worker_table
+from cvaeopt.store.workers import Beat, Place, ask_stop, workers
 from tests.store.test_storage import Lossy
 from tests.support.fakes import expire, leases, make_study
 from tests.support.processes import race
@@ -42,14 +43,14 @@ class Clock:
         return self.now
 
 
-def claimed(fleet: Fleet, worker: str) -> Lease:
-    lease = fleet.claim(worker)
+def claimed(registry: LeaseRegistry, worker: str) -> Lease:
+    lease = registry.claim(worker)
     assert isinstance(lease, Lease)
     return lease
 
 
-def idle(fleet: Fleet, worker: str) -> Idle:
-    answer = fleet.claim(worker)
+def idle(registry: LeaseRegistry, worker: str) -> Idle:
+    answer = registry.claim(worker)
     assert isinstance(answer, Idle)
     return answer
 
@@ -60,7 +61,7 @@ def tell(study: optuna.Study, lease: Lease) -> None:
 
 def test_a_claim_comes_with_its_running_trial(storage: Storage) -> None:
     study = make_study(storage)
-    lease = claimed(Fleet(storage, "main"), "a")
+    lease = claimed(LeaseRegistry(storage, "main"), "a")
     assert (lease.slot, lease.number, lease.token, lease.attempt, lease.epochs) == (0, 0, 1, 1, 4)
     assert lease.folder == "main/00000"
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
@@ -70,26 +71,26 @@ def test_a_claim_comes_with_its_running_trial(storage: Storage) -> None:
 
 def test_a_worker_that_asks_again_gets_the_lease_it_has(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main")
-    assert claimed(fleet, "a") == claimed(fleet, "a")
+    registry = LeaseRegistry(storage, "main")
+    assert claimed(registry, "a") == claimed(registry, "a")
     assert len(leases(storage)) == 1
 
 
 def test_a_claim_whose_acknowledgement_was_lost_costs_one_slot(ready_url: str) -> None:
     with closing(Lossy(ready_url)) as lossy:
         study = make_study(lossy)
-        fleet = Fleet(lossy, "main")
+        registry = LeaseRegistry(lossy, "main")
         lossy.losses = 2
-        lease = claimed(fleet, "a")
+        lease = claimed(registry, "a")
         assert lossy.losses == 0
         assert len(leases(lossy)) == len(study.trials) == 1
         tell(study, lease)
         lossy.losses = 1
-        fleet.finish(lease, "complete", "done", 4)
+        registry.finish(lease, "complete", "done", 4)
         assert leases(lossy)[0].state == "done"
-        lease = claimed(fleet, "a")
+        lease = claimed(registry, "a")
         lossy.losses = 1
-        fleet.release(lease)
+        registry.release(lease)
         assert leases(lossy)[1].owner is None
 
 
@@ -97,91 +98,91 @@ def test_enqueued_points_come_first_and_once_and_no_more_than_the_budget(storage
     study = make_study(storage, trials=2)
     for x in (0.1, 0.2, 0.3):
         study.enqueue_trial({"x": x})
-    fleet = Fleet(storage, "main")
-    assert [claimed(fleet, worker).number for worker in "ab"] == [0, 1]
-    assert idle(fleet, "c").kind == "wait"
+    registry = LeaseRegistry(storage, "main")
+    assert [claimed(registry, worker).number for worker in "ab"] == [0, 1]
+    assert idle(registry, "c").kind == "wait"
     assert [trial.state.name for trial in study.trials] == ["RUNNING", "RUNNING", "WAITING"]
 
 
 def test_the_study_is_finished_when_every_slot_is_done(storage: Storage) -> None:
     study = make_study(storage, trials=1)
-    fleet = Fleet(storage, "main")
-    lease = claimed(fleet, "a")
-    assert idle(fleet, "b").kind == "wait"
+    registry = LeaseRegistry(storage, "main")
+    lease = claimed(registry, "a")
+    assert idle(registry, "b").kind == "wait"
     tell(study, lease)
-    fleet.finish(lease, "complete", "done", 4)
-    assert idle(fleet, "b").kind == "finished"
+    registry.finish(lease, "complete", "done", 4)
+    assert idle(registry, "b").kind == "finished"
 
 
 def test_a_left_trial_is_continued_before_a_new_one_begins(storage: Storage) -> None:
     study = make_study(storage)
-    fleet = Fleet(storage, "main")
-    first = claimed(fleet, "a")
-    fleet.report(first, 1, 0.5)
-    fleet.release(first)
-    second = claimed(fleet, "b")
+    registry = LeaseRegistry(storage, "main")
+    first = claimed(registry, "a")
+    registry.report(first, 1, 0.5)
+    registry.release(first)
+    second = claimed(registry, "b")
     assert (second.number, second.token, second.attempt, second.epochs_done) == (0, 2, 1, 1)
     assert study.trials[0].intermediate_values == {1: 0.5}
 
 
 def test_whoever_lost_the_lease_can_do_nothing_with_it(storage: Storage) -> None:
     study = make_study(storage)
-    fleet = Fleet(storage, "main")
-    old = claimed(fleet, "a")
+    registry = LeaseRegistry(storage, "main")
+    old = claimed(registry, "a")
     expire(storage)
-    new = claimed(fleet, "b")
+    new = claimed(registry, "b")
     assert (new.slot, new.token) == (old.slot, 2)
     for action in (
-        lambda: fleet.renew(old),
-        lambda: fleet.report(old, 1, 9.9),
-        lambda: fleet.release(old),
-        lambda: fleet.finish(old, "complete", "", 4),
+        lambda: registry.renew(old),
+        lambda: registry.report(old, 1, 9.9),
+        lambda: registry.release(old),
+        lambda: registry.finish(old, "complete", "", 4),
     ):
         with pytest.raises(LeaseLost):
             action()
-    assert not fleet.beat("a", Beat("running", saved=(3, "there")), old).held
+    assert not registry.beat("a", Beat("running", saved=(3, "there")), old).held
     assert study.trials[0].intermediate_values == {}
     row = leases(storage)[0]
     assert (row.owner, row.token, row.state, row.checkpoint_epoch) == ("b", 2, "open", None)
-    fleet.renew(new)
+    registry.renew(new)
 
 
 def test_an_expired_lease_that_nobody_took_can_still_be_renewed(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main")
-    lease = claimed(fleet, "a")
+    registry = LeaseRegistry(storage, "main")
+    lease = claimed(registry, "a")
     expire(storage)
-    fleet.report(lease, 1, 0.5)
-    assert claimed(fleet, "b").slot == 1
+    registry.report(lease, 1, 0.5)
+    assert claimed(registry, "b").slot == 1
 
 
 def test_a_report_to_a_trial_that_somebody_ended_says_so(storage: Storage) -> None:
     study = make_study(storage)
-    fleet = Fleet(storage, "main")
-    lease = claimed(fleet, "a")
+    registry = LeaseRegistry(storage, "main")
+    lease = claimed(registry, "a")
     tell(study, lease)
     with storage.patience(0.0), pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
-        fleet.report(lease, 1, 0.5)
+        registry.report(lease, 1, 0.5)
 
 
 def test_checkpoints_are_announced_with_reports_and_beats(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main")
-    lease = claimed(fleet, "a")
-    fleet.report(lease, 1, 0.5, saved=(1, "here"))
+    registry = LeaseRegistry(storage, "main")
+    lease = claimed(registry, "a")
+    registry.report(lease, 1, 0.5, saved=(1, "here"))
     assert leases(storage)[0].checkpoint_epoch == 1
-    fleet.beat("a", Beat("running", saved=(2, "there")), lease, renew=False)
-    fleet.release(lease)
-    taken = claimed(fleet, "b")
+    registry.beat("a", Beat("running", saved=(2, "there")), lease, renew=False)
+    registry.release(lease)
+    taken = claimed(registry, "b")
     assert (taken.checkpoint_epoch, taken.checkpoint_host) == (2, "there")
 
 
 def test_a_trial_that_kills_its_workers_is_given_up_after_three_attempts(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main", max_attempts=3)
+    registry = LeaseRegistry(storage, "main", max_attempts=3)
     seen = []
     for worker in "abcd":
-        lease = claimed(fleet, worker)
+        lease = claimed(registry, worker)
         seen.append((lease.slot, lease.attempt, lease.exhausted))
         expire(storage)
     assert seen == [(0, 1, False), (0, 2, False), (0, 3, False), (0, 4, True)]
@@ -189,52 +190,52 @@ def test_a_trial_that_kills_its_workers_is_given_up_after_three_attempts(storage
 
 def test_a_finished_epoch_proves_that_a_trial_does_not_kill_at_once(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main", max_attempts=2)
+    registry = LeaseRegistry(storage, "main", max_attempts=2)
     for epoch, worker in enumerate("abcdef", start=1):
-        lease = claimed(fleet, worker)
+        lease = claimed(registry, worker)
         assert (lease.slot, lease.attempt, lease.exhausted) == (0, 1, False)
-        fleet.report(lease, epoch, 0.5)
+        registry.report(lease, epoch, 0.5)
         expire(storage)
 
 
 def test_a_graceful_release_is_no_attempt_and_a_device_fault_is(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main")
-    fleet.release(claimed(fleet, "a"))
-    second = claimed(fleet, "b")
+    registry = LeaseRegistry(storage, "main")
+    registry.release(claimed(registry, "a"))
+    second = claimed(registry, "b")
     assert second.attempt == 1
-    fleet.release(second, crashed=True)
-    assert claimed(fleet, "c").attempt == 2
+    registry.release(second, crashed=True)
+    assert claimed(registry, "c").attempt == 2
 
 
 def test_no_trial_begins_after_the_wall_clock_but_left_ones_are_continued(storage: Storage) -> None:
     make_study(storage, trials=None, wall_clock_s=3600)
     clock = Clock()
-    fleet = Fleet(storage, "main", clock=clock)
-    lease = claimed(fleet, "a")
+    registry = LeaseRegistry(storage, "main", clock=clock)
+    lease = claimed(registry, "a")
     clock.now += 3599
-    claimed(fleet, "b")
+    claimed(registry, "b")
     clock.now += 1
-    assert "1 h are over" in idle(fleet, "c").reason
-    fleet.release(lease)
-    assert claimed(fleet, "c").slot == lease.slot
+    assert "1 h are over" in idle(registry, "c").reason
+    registry.release(lease)
+    assert claimed(registry, "c").slot == lease.slot
 
 
 def test_nobody_is_declared_dead_right_after_a_silence_of_the_database(storage: Storage) -> None:
     make_study(storage, trials=1)
     clock = Clock()
-    fleet = Fleet(storage, "main", ttl_s=120, clock=clock)
-    lease = claimed(fleet, "a")
+    registry = LeaseRegistry(storage, "main", ttl_s=120, clock=clock)
+    lease = claimed(registry, "a")
     clock.now += 500  # the database was away for longer than a lease lives
-    assert idle(fleet, "b").kind == "wait"
+    assert idle(registry, "b").kind == "wait"
     clock.now += 25
-    fleet.renew(lease)  # the living owner comes back in time
+    registry.renew(lease)  # the living owner comes back in time
     clock.now += 10
-    assert idle(fleet, "b").kind == "wait"
+    assert idle(registry, "b").kind == "wait"
     for _ in range(5):
         clock.now += 30
-        fleet.beat("b", Beat("waiting"))
-    assert claimed(fleet, "b").token == 2  # a silent owner is dead, while others beat
+        registry.beat("b", Beat("waiting"))
+    assert claimed(registry, "b").token == 2  # a silent owner is dead, while others beat
 
 
 def test_a_worker_that_died_on_this_machine_is_replaced_at_once(storage: Storage) -> None:
@@ -245,39 +246,39 @@ def test_a_worker_that_died_on_this_machine_is_replaced_at_once(storage: Storage
     assert pid is not None
     process.join()
     here = Place.here()
-    fleet = Fleet(storage, "main")
-    fleet.register("dead", Place(here.host, pid, here.kernel), "cpu")
-    fleet.register("alive", here, "cpu")
-    fleet.register("elsewhere", Place("other", pid, "another kernel"), "cpu")
-    assert isinstance(fleet.claim("elsewhere", here), Lease)
-    assert isinstance(fleet.claim("alive", here), Lease)
-    assert claimed(fleet, "dead").slot == 2
-    taken = fleet.claim("next", here)
+    registry = LeaseRegistry(storage, "main")
+    registry.register("dead", Place(here.host, pid, here.kernel), "cpu")
+    registry.register("alive", here, "cpu")
+    registry.register("elsewhere", Place("other", pid, "another kernel"), "cpu")
+    assert isinstance(registry.claim("elsewhere", here), Lease)
+    assert isinstance(registry.claim("alive", here), Lease)
+    assert claimed(registry, "dead").slot == 2
+    taken = registry.claim("next", here)
     assert isinstance(taken, Lease)
     assert (taken.slot, taken.token) == (2, 2)
-    assert isinstance(fleet.claim("one more", here), Idle)
+    assert isinstance(registry.claim("one more", here), Idle)
 
 
 def test_an_unknown_study_is_the_users_error(storage: Storage) -> None:
     with pytest.raises(StudyError, match="'nothing'"):
-        Fleet(storage, "nothing").claim("a")
+        LeaseRegistry(storage, "nothing").claim("a")
 
 
 def test_a_deleted_study_is_the_users_error(storage: Storage) -> None:
     make_study(storage)
     optuna.delete_study(storage=storage, study_name="main")
     with pytest.raises(StudyError, match="was deleted"):
-        Fleet(storage, "main").claim("a")
+        LeaseRegistry(storage, "main").claim("a")
 
 
 def test_names_are_data(storage: Storage) -> None:
     for name in EVIL:
         study = make_study(storage, name)
-        fleet = Fleet(storage, name)
-        fleet.register(f"worker of {name}", HERE, name)
-        lease = claimed(fleet, f"worker of {name}")
-        fleet.report(lease, 1, 0.5)
-        fleet.finish(lease, "failed", name, 1)
+        registry = LeaseRegistry(storage, name)
+        registry.register(f"worker of {name}", HERE, name)
+        lease = claimed(registry, f"worker of {name}")
+        registry.report(lease, 1, 0.5)
+        registry.finish(lease, "failed", name, 1)
         assert study.trials[0].intermediate_values == {1: 0.5}
         assert ask_stop(storage, name) == [f"worker of {name}"]
     assert sorted(row.study for row in leases(storage)) == sorted(EVIL)
@@ -289,9 +290,9 @@ def test_names_are_data(storage: Storage) -> None:
 def _claim_all(index: int, url: str) -> list[tuple[int, int, int]]:
     """(slot, number, token) of everything that this process got; each claim by a worker of its own."""
     with closing(open_storage(url)) as storage:
-        fleet = Fleet(storage, "main", ttl_s=3600)
+        registry = LeaseRegistry(storage, "main", ttl_s=3600)
         got = []
-        while isinstance(lease := fleet.claim(f"{index}-{len(got)}"), Lease):
+        while isinstance(lease := registry.claim(f"{index}-{len(got)}"), Lease):
             got.append((lease.slot, lease.number, lease.token))
         return got
 
@@ -315,17 +316,17 @@ def _spend(index: int, url: str) -> int:
     """Take trials until the study is finished; every other one is pruned early. Epochs trained here."""
     with closing(open_storage(url)) as storage:
         study = optuna.load_study(storage=storage, study_name="main")
-        fleet = Fleet(storage, "main", ttl_s=3600)
+        registry = LeaseRegistry(storage, "main", ttl_s=3600)
         trained = 0
         while True:
-            lease = fleet.claim(str(index))
+            lease = registry.claim(str(index))
             if isinstance(lease, Lease):
                 epochs = lease.epochs if lease.number % 2 else 1
                 for epoch in range(1, epochs + 1):
-                    fleet.report(lease, epoch, float(epoch))
+                    registry.report(lease, epoch, float(epoch))
                 state = None if epochs == lease.epochs else TrialState.PRUNED
                 study.tell(lease.number, float(epochs) if state is None else None, state)
-                fleet.finish(lease, "complete" if state is None else "pruned", "", epochs)
+                registry.finish(lease, "complete" if state is None else "pruned", "", epochs)
                 trained += epochs
             elif lease.kind == "finished":
                 return trained
@@ -333,35 +334,35 @@ def _spend(index: int, url: str) -> int:
                 time.sleep(0.01)
 
 
-def end(fleet: Fleet, study: optuna.Study, value: float | None) -> None:
+def end(registry: LeaseRegistry, study: optuna.Study, value: float | None) -> None:
     """Take a trial and end it with this value; pruned without one."""
-    lease = claimed(fleet, "a")
+    lease = claimed(registry, "a")
     study.tell(lease.number, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
-    fleet.finish(lease, "pruned" if value is None else "complete", "", lease.epochs)
+    registry.finish(lease, "pruned" if value is None else "complete", "", lease.epochs)
 
 
 def test_a_study_ends_once_a_complete_trial_reaches_the_target(storage: Storage) -> None:
-    study, fleet = make_study(storage, trials=None, rules={"target_db": 30.0}), Fleet(storage, "main")
+    study, registry = make_study(storage, trials=None, rules={"target_db": 30.0}), LeaseRegistry(storage, "main")
     for value in (None, 29.99, None):
-        end(fleet, study, value)
-    last = claimed(fleet, "b")
-    end(fleet, study, 30.0)
-    assert idle(fleet, "a") == Idle(
+        end(registry, study, value)
+    last = claimed(registry, "b")
+    end(registry, study, 30.0)
+    assert idle(registry, "a") == Idle(
         "wait", "the best trial reaches 30.00 dB, the target was 30; 1 still being trained elsewhere"
     )
     study.tell(last.number, 10.0)
-    fleet.finish(last, "complete", "", 4)
-    assert idle(fleet, "a").kind == "finished"
+    registry.finish(last, "complete", "", 4)
+    assert idle(registry, "a").kind == "finished"
 
 
 def test_a_study_ends_when_many_trials_have_not_beaten_the_best(storage: Storage) -> None:
-    study, fleet = make_study(storage, trials=None, rules={"patience_trials": 3}), Fleet(storage, "main")
+    study, registry = make_study(storage, trials=None, rules={"patience_trials": 3}), LeaseRegistry(storage, "main")
     for value in (None, None, None, None, 25.0, 24.0, None, 26.0, 26.0, 25.0):  # without a best there is no patience
-        end(fleet, study, value)
-    assert isinstance(fleet.claim("a"), Lease)
-    fleet.release(claimed(fleet, "a"))
-    end(fleet, study, None)
-    assert idle(fleet, "a") == Idle("finished", "3 trials have ended since the best one (26.00 dB)")
+        end(registry, study, value)
+    assert isinstance(registry.claim("a"), Lease)
+    registry.release(claimed(registry, "a"))
+    end(registry, study, None)
+    assert idle(registry, "a") == Idle("finished", "3 trials have ended since the best one (26.00 dB)")
 
 
 @pytest.mark.parametrize(("trials", "total_epochs"), [(None, 50), (11, 500)])
@@ -388,10 +389,10 @@ def test_racing_processes_spend_the_budget_and_not_one_epoch_more(
 def test_workers_are_shown_with_what_they_do(storage: Storage) -> None:
     make_study(storage)
     make_study(storage, "other")
-    fleet = Fleet(storage, "main", ttl_s=3600)
-    fleet.register("a", HERE, "cuda:0")
-    Fleet(storage, "other").register("b", HERE, "cpu")
-    fleet.beat("a", Beat("running", 7, 3, "message"))
+    registry = LeaseRegistry(storage, "main", ttl_s=3600)
+    registry.register("a", HERE, "cuda:0")
+    LeaseRegistry(storage, "other").register("b", HERE, "cpu")
+    registry.beat("a", Beat("running", 7, 3, "message"))
     (row,) = workers(storage, "main")
     assert (row.id, row.host, row.device, row.state, row.trial, row.epoch) == ("a", "host", "cuda:0", "running", 7, 3)
     assert 0 <= row.beat_age_s < 3600
@@ -399,7 +400,7 @@ def test_workers_are_shown_with_what_they_do(storage: Storage) -> None:
     with storage.transaction() as connection:
         connection.execute(worker_table.update().values(beat_at=storage.now(connection) - 3601))
     assert workers(storage, "main")[0].state == "dead"
-    fleet.beat("a", Beat("stopped"))
+    registry.beat("a", Beat("stopped"))
     with storage.transaction() as connection:
         connection.execute(worker_table.update().values(beat_at=storage.now(connection) - 3601))
     assert workers(storage, "main")[0].state == "stopped"
@@ -407,15 +408,15 @@ def test_workers_are_shown_with_what_they_do(storage: Storage) -> None:
 
 def test_a_stop_reaches_the_workers_that_run_and_not_those_that_start_later(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main")
+    registry = LeaseRegistry(storage, "main")
     for worker in "abc":
-        fleet.register(worker, HERE, "cpu")
-    fleet.beat("c", Beat("stopped"))
+        registry.register(worker, HERE, "cpu")
+    registry.beat("c", Beat("stopped"))
     assert ask_stop(storage, "main", "a") == ["a"]
-    assert [fleet.beat(worker, Beat("running")).stop for worker in "ab"] == [True, False]
+    assert [registry.beat(worker, Beat("running")).stop for worker in "ab"] == [True, False]
     assert ask_stop(storage, "main") == ["a", "b"]
-    fleet.register("d", HERE, "cpu")
-    assert [fleet.beat(worker, Beat("running")).stop for worker in "abd"] == [True, True, False]
+    registry.register("d", HERE, "cpu")
+    assert [registry.beat(worker, Beat("running")).stop for worker in "abd"] == [True, True, False]
 
 
 def test_a_stop_that_reaches_nobody_is_not_noted(storage: Storage) -> None:
@@ -425,54 +426,54 @@ def test_a_stop_that_reaches_nobody_is_not_noted(storage: Storage) -> None:
         with storage.reading() as connection:
             return connection.execute(select(study_table.c.stopped_reason)).scalar_one()
 
-    fleet = Fleet(storage, "main")
-    fleet.register("a", HERE, "cpu")
-    fleet.beat("a", Beat("stopped"))
+    registry = LeaseRegistry(storage, "main")
+    registry.register("a", HERE, "cpu")
+    registry.beat("a", Beat("stopped"))
     assert (ask_stop(storage, "main"), noted()) == ([], None)
-    fleet.register("b", HERE, "cpu")
+    registry.register("b", HERE, "cpu")
     assert (ask_stop(storage, "main"), noted()) == (["b"], "asked to stop")
 
 
 def test_a_worker_whose_trial_was_taken_over_is_dead_until_it_beats_again(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main")
+    registry = LeaseRegistry(storage, "main")
 
     def shown() -> dict[str, str]:
         return {row.id: row.state for row in workers(storage, "main")}
 
     for worker in "ab":
-        fleet.register(worker, HERE, "cpu")
-        fleet.beat(worker, Beat("running"))
-    fleet.claim("a")
+        registry.register(worker, HERE, "cpu")
+        registry.beat(worker, Beat("running"))
+    registry.claim("a")
     expire(storage)
     assert shown() == {"a": "running", "b": "running"}
-    fleet.claim("b")
+    registry.claim("b")
     assert shown() == {"a": "dead", "b": "running"}
-    fleet.beat("a", Beat("running"))
+    registry.beat("a", Beat("running"))
     assert shown() == {"a": "running", "b": "running"}
 
 
 def test_all_workers_that_were_seen_dead_are_shown_so_with_the_first_claim(storage: Storage) -> None:
     make_study(storage)
-    fleet = Fleet(storage, "main")
+    registry = LeaseRegistry(storage, "main")
     here = Place.here()
     with subprocess.Popen(["true"]) as process:
         pass
     gone = Place(here.host, process.pid, "a kernel")
     asking = Place(here.host, here.pid, "a kernel")
     for worker in "ab":
-        fleet.register(worker, gone, "cpu")
-        fleet.beat(worker, Beat("running"))
-        fleet.claim(worker, here)
-    fleet.register("c", asking, "cpu")
-    lease = fleet.claim("c", asking)
+        registry.register(worker, gone, "cpu")
+        registry.beat(worker, Beat("running"))
+        registry.claim(worker, here)
+    registry.register("c", asking, "cpu")
+    lease = registry.claim("c", asking)
     assert isinstance(lease, Lease) and lease.token == 2
     assert {row.id: row.state for row in workers(storage, "main")} == {"a": "dead", "b": "dead", "c": "starting"}
 
 
 def test_a_worker_that_does_not_run_cannot_be_stopped(storage: Storage) -> None:
     make_study(storage)
-    Fleet(storage, "main").register("a", HERE, "cpu")
+    LeaseRegistry(storage, "main").register("a", HERE, "cpu")
     with pytest.raises(UserError, match=r"No worker 'x' runs for study 'main'\. Running: a"):
         ask_stop(storage, "main", "x")
     with pytest.raises(StudyError):

@@ -21,9 +21,10 @@ from cvaeopt.run.signals import StopNow
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store import urls, watchdog
-from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.workers import Place
 from tests.support.fakes import FakeRun, Fakes, make_study
 from tests.support.postgres import Postgres
 from tests.support.proxy import Fault, Proxy
@@ -86,7 +87,7 @@ def test_a_waiting_worker_whose_server_is_frozen_stops_at_the_first_signal(
     monkeypatch.setattr(watchdog, "HURRY_SILENCE_S", 0.2)
     with closing(open_storage(proxy.url(DATABASE), silence_s=1e6)) as storage:
         study = make_study(storage, trials=1)
-        Fleet(storage, "main").claim("another", Place.here())  # the only trial
+        LeaseRegistry(storage, "main").claim("another", Place.here())  # the only trial
         worker = Worker(study, storage, Fakes(tmp_path), artifacts=tmp_path, timing=Timing(poll_s=0.01))
 
         def freeze(event: Event) -> None:

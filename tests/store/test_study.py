@@ -16,13 +16,14 @@ from cvaeopt.errors import StudyError
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
 from cvaeopt.store import study as module
-from cvaeopt.store.leases import Fleet, Place
+from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.ranking import ranked
 from cvaeopt.store.status import counts, status
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, open_existing, record_facts
 from cvaeopt.store.tables import study_table
+from cvaeopt.store.workers import Place
 from tests.support.fakes import expire
 
 POINTS = [{"lr": 1e-3, "tfr": 0.8}, {"lr": 1e-3, "tfr": 0.0}, {"tfr": 1.0}]
@@ -181,7 +182,7 @@ def test_a_study_of_another_program_is_left_alone(storage):
 
 def test_a_study_deleted_in_the_dashboard_is_made_anew(storage):
     create_or_open(storage, define())
-    Fleet(storage, "main").claim("worker")
+    LeaseRegistry(storage, "main").claim("worker")
     optuna.delete_study(study_name="main", storage=storage)
     with pytest.raises(StudyError, match="has no study 'main'"):
         open_existing(storage, "main")
@@ -189,7 +190,7 @@ def test_a_study_deleted_in_the_dashboard_is_made_anew(storage):
     assert waiting(again) == POINTS
     assert [(row["study_id"], row["seed"]) for row in rows(storage)] == [(again._study_id, 8)]
     assert open_existing(storage, "main")[1].seed == 8
-    leases = [Fleet(storage, "main").claim(f"worker {number}") for number in range(7)]
+    leases = [LeaseRegistry(storage, "main").claim(f"worker {number}") for number in range(7)]
     assert [lease.slot for lease in leases] == list(range(7))  # the old study's leases are gone
 
 
@@ -341,8 +342,8 @@ def test_of_two_workers_that_measure_at_once_the_first_to_finish_counts(storage)
 
 def test_a_trial_without_a_worker_is_waiting(storage):
     create_or_open(storage, define())
-    fleet = Fleet(storage, "main", ttl_s=3600)
-    held, silent, left = (fleet.claim(worker) for worker in "abc")
+    registry = LeaseRegistry(storage, "main", ttl_s=3600)
+    held, silent, left = (registry.claim(worker) for worker in "abc")
 
     def shown():
         trials = status(storage, "main")["trials"]
@@ -350,12 +351,12 @@ def test_a_trial_without_a_worker_is_waiting(storage):
         return trials["running"], trials["waiting"]
 
     assert shown() == (3, 0)
-    fleet.release(left)
+    registry.release(left)
     expire(storage, silent.slot)
     assert shown() == (1, 2)
-    fleet.release(held)
+    registry.release(held)
     assert shown() == (0, 3)
-    assert fleet.claim("d").number == held.number
+    assert registry.claim("d").number == held.number
     assert shown() == (1, 2)
 
 
@@ -370,15 +371,15 @@ def test_a_trial_without_a_worker_is_waiting(storage):
 )
 def test_a_study_that_met_its_budget_was_not_stopped(storage, budget, stopped):
     study = create_or_open(storage, define(budget=budget, enqueue=[]))
-    fleet = Fleet(storage, "main")
-    lease = fleet.claim("a")
+    registry = LeaseRegistry(storage, "main")
+    lease = registry.claim("a")
     for epoch in range(1, 4):
-        fleet.report(lease, epoch, 20.0)
+        registry.report(lease, epoch, 20.0)
     with storage.transaction() as connection:
         connection.execute(update(study_table).values(stopped_reason="asked to stop"))
     assert status(storage, "main")["stopped"] == "asked to stop"
     study.tell(lease.number, 20.0)
-    fleet.finish(lease, "complete", "", 3)
+    registry.finish(lease, "complete", "", 3)
     assert status(storage, "main")["stopped"] == stopped
 
 
@@ -429,7 +430,7 @@ def test_status_lists_the_workers_of_its_study(storage):
     create_or_open(storage, define())
     create_or_open(storage, grid())
     for name in ("main", "grid"):
-        Fleet(storage, name).register(f"{name}-worker", Place.here(), "cpu")
+        LeaseRegistry(storage, name).register(f"{name}-worker", Place.here(), "cpu")
     (worker,) = status(storage, "main")["workers"]
     assert list(worker) == ["id", "host", "device", "state", "trial", "epoch", "beat_age_s"]
     assert (worker["id"], worker["device"], worker["trial"]) == ("main-worker", "cpu", None)

@@ -12,10 +12,10 @@ from cvaeopt.run.objective import Objective
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
-from cvaeopt.store.leases import ask_stop
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
+from cvaeopt.store.workers import ask_stop
 from tests.support import tiny
 
 DATA = tiny.dataset()

@@ -1,0 +1,43 @@
+"""Whether a study may begin another trial."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from cvaeopt.store.ranking import progress
+from cvaeopt.store.tables import lease_table
+
+
+def spent(connection: Connection, study: Row[Any], now: float) -> str:
+    """Why no new trial may begin, or an empty text.
+
+    study   the study's row in cvaeopt_study, locked
+    now     the database's clock, seconds
+    """
+    trials, reserved = connection.execute(
+        select(func.count(), func.coalesce(func.sum(lease_table.c.epochs_reserved), 0)).where(
+            lease_table.c.study == study.name
+        )
+    ).one()
+    if study.trials is not None and trials >= study.trials:
+        return f"all {study.trials} trials are taken"
+    if study.total_epochs is not None and reserved + study.epochs > study.total_epochs:
+        return f"{reserved} of {study.total_epochs} epochs are taken and a trial needs {study.epochs}"
+    started_at = study.started_at
+    if study.wall_clock_s is not None and started_at is not None and now - started_at >= study.wall_clock_s:
+        return f"the study's {study.wall_clock_s / 3600:.3g} h are over"
+    rules = json.loads(study.definition).get("budget", {})
+    target, patience = rules.get("target_db"), rules.get("patience_trials")
+    if target is None and patience is None:
+        return ""
+    best, since = progress(connection, study.study_id)
+    if best is None:
+        return ""
+    if target is not None and best >= target:
+        return f"the best trial reaches {best:.2f} dB, the target was {target:g}"
+    if patience is not None and since >= patience:
+        return f"{since} trials have ended since the best one ({best:.2f} dB)"
+    return ""

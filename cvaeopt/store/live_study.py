@@ -1,0 +1,108 @@
+"""The study that workers train, and the transactions in which they do it.
+
+All times are the database's (`Storage.now`), so that workers' clocks and time zones do not matter.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, and_, case, or_, select, update
+
+from cvaeopt.errors import StudyGone
+from cvaeopt.store.damage import explained
+from cvaeopt.store.optuna_private import STUDIES
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import study_table
+
+P = ParamSpec("P")
+S = TypeVar("S", bound="LiveStudy")
+T = TypeVar("T")
+
+
+class LiveStudy:
+    """The study that had this name at the first call, never a later study of the same name.
+
+    ttl_s   how long a lease lives without a sign of life, seconds
+    clock   seconds; the database's clock unless a test pushes its own
+    """
+
+    def __init__(
+        self, storage: Storage, study: str, *, ttl_s: float = 120.0, clock: Callable[[], float] | None = None
+    ) -> None:
+        self.storage = storage
+        self.study = study
+        self.ttl_s = ttl_s
+        self._clock = clock
+        # SQLite may give the id of a deleted study to a new one, so the time of its creation is compared, too.
+        self._id_and_time: tuple[int, float] | None = None
+
+    def check_study(self) -> None:
+        """StudyGone if the study was deleted since the first call, also if another one has its name now."""
+
+        def check() -> None:
+            with self.storage.reading() as connection:
+                if not self._exists(connection):
+                    raise self._gone()
+
+        self.storage.retry(check)
+
+    def _exists(self, connection: Connection) -> bool:
+        row = connection.execute(
+            select(study_table.c.study_id, study_table.c.created_at)
+            .join(
+                STUDIES,
+                and_(STUDIES.c.study_id == study_table.c.study_id, STUDIES.c.study_name == study_table.c.name),
+            )
+            .where(study_table.c.name == self.study)
+        ).one_or_none()
+        if row is None:
+            return False
+        self._id_and_time = self._id_and_time or (row.study_id, row.created_at)
+        return self._id_and_time == (row.study_id, row.created_at)
+
+    def _gone(self) -> StudyGone:
+        return StudyGone(
+            f"Study {self.study!r} was deleted from {self.storage.url}.",
+            "Expected: it stays while workers run.",
+            "The files of its trials stay where they are. Restore a backup; or start a worker again, which makes the "
+            "study anew, with files of its own.",
+        )
+
+    def _now(self, connection: Connection) -> float:
+        return self.storage.now(connection) if self._clock is None else self._clock()
+
+    def _note_life(self, connection: Connection, now: float) -> None:
+        """Note that the database answers; after a silence, give everybody time to renew before any lease expires."""
+        alive_at = study_table.c.alive_at
+        connection.execute(
+            update(study_table)
+            .where(study_table.c.name == self.study)
+            .where(or_(alive_at.is_(None), alive_at < now - self.ttl_s / 16))  # this avoids most of the writes
+            .values(
+                grace_until=case(
+                    (alive_at < now - self.ttl_s / 2, now + self.ttl_s / 4), else_=study_table.c.grace_until
+                ),
+                alive_at=now,
+            )
+        )
+
+
+def in_transaction(method: Callable[Concatenate[S, Connection, P], T]) -> Callable[Concatenate[S, P], T]:
+    """`method` without its argument `connection`, which is made for it: one writing transaction, committed at its end.
+
+    It is repeated while the database does not answer. If a damaged row made it fail, StudyDamaged names that row.
+    """
+
+    @functools.wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def attempt() -> T:
+            with self.storage.transaction() as connection:
+                return method(self, connection, *args, **kwargs)
+
+        with explained(self.storage, self.study):
+            return self.storage.retry(attempt)
+
+    return call

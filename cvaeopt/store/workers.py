@@ -1,0 +1,205 @@
+"""The workers of a study: where each one runs, what it does, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, and_, delete, or_, select, update
+
+from cvaeopt.errors import UserError
+from cvaeopt.files import digest
+from cvaeopt.store.damage import explained
+from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import study_table, worker_table
+
+_SHOWN_S: Final = 86400.0
+"""How long a worker that has ended is still shown, seconds."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs.
+
+    kernel   names the running system and its process table: with equal `kernel`, a missing pid means dead
+    """
+
+    host: str
+    pid: int
+    kernel: str
+
+    @classmethod
+    def here(cls) -> Place:
+        """This process."""
+        host = socket.gethostname()
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            table = Path("/proc/self/ns/pid").stat().st_ino
+        except OSError:  # not Linux: a death is then noticed only when the lease expires
+            return cls(host, os.getpid(), "")
+        return cls(host, os.getpid(), digest([host, boot, table]))
+
+    def has_seen_die(self, kernel: str, pid: int) -> bool:
+        """True if the process `pid` of `kernel` certainly runs no more."""
+        if not self.kernel or kernel != self.kernel:
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def new_id(self) -> str:
+        """A worker's name, unique in the database: host-pid-random."""
+        return f"{self.host[:64]}-{self.pid}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """One worker as `status` shows it.
+
+    state   "dead" when it gave no sign of life for the time of a lease, or when another worker saw that its process
+            is gone or took its trial over
+    """
+
+    id: str
+    study: str
+    host: str
+    pid: int
+    device: str
+    state: str
+    trial: int | None
+    epoch: int | None
+    beat_age_s: float
+    uptime_s: float
+    stopping: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker says about itself; `saved` is (epoch, host) of a new checkpoint."""
+
+    state: str
+    trial: int | None = None
+    epoch: int | None = None
+    message: str = ""
+    saved: tuple[int, str] | None = None
+
+
+def enter(connection: Connection, study: str, worker: str, place: Place, device: str, ttl_s: float, now: float) -> None:
+    """Enter the worker, and delete the rows of workers that ended long ago."""
+    connection.execute(
+        delete(worker_table).where(
+            or_(
+                worker_table.c.id == worker,  # entered before; the acknowledgement was lost
+                and_(worker_table.c.study == study, worker_table.c.beat_at < now - _SHOWN_S),
+            )
+        )
+    )
+    connection.execute(
+        worker_table.insert().values(
+            id=worker,
+            study=study,
+            host=place.host,
+            pid=place.pid,
+            kernel=place.kernel,
+            device=device,
+            state="starting",
+            started_at=now,
+            beat_at=now,
+            ttl_s=ttl_s,
+            stop=0,
+            message="",
+        )
+    )
+
+
+def note_beat(connection: Connection, worker: str, beat: Beat, now: float) -> bool:
+    """Write a sign of life into the worker's row; whether the worker was asked to stop."""
+    connection.execute(
+        update(worker_table)
+        .where(worker_table.c.id == worker)
+        .values(state=beat.state, trial=beat.trial, epoch=beat.epoch, beat_at=now, message=beat.message)
+    )
+    return bool(connection.execute(select(worker_table.c.stop).where(worker_table.c.id == worker)).scalar_one_or_none())
+
+
+def mark_dead(connection: Connection, workers: Iterable[str]) -> None:
+    """Show these workers as dead until their next sign of life."""
+    connection.execute(
+        update(worker_table)
+        .where(worker_table.c.id.in_(workers), worker_table.c.state.not_in(("stopped", "dead")))
+        .values(state="dead")
+    )
+
+
+def workers(storage: Storage, study: str | None = None) -> list[WorkerRow]:
+    """The workers of `study`, or of all studies, in the order of their start."""
+
+    def read() -> list[WorkerRow]:
+        query = select(worker_table).order_by(worker_table.c.started_at, worker_table.c.id)
+        if study is not None:
+            query = query.where(worker_table.c.study == study)
+        with storage.reading() as connection:
+            now = storage.now(connection)
+            rows = connection.execute(query).all()
+        return [_shown(row, now) for row in rows]
+
+    with explained(storage, study) if study is not None else contextlib.nullcontext():
+        return storage.retry(read)
+
+
+def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[str]:
+    """The ids of the workers that were asked to stop after their current epoch: all of `study`, or one.
+
+    Only workers that run now are asked, because who starts a worker later wants it to run. UserError if `worker` does
+    not run.
+    """
+
+    def ask() -> list[str]:
+        with storage.transaction() as connection:
+            storage.lock_study(connection, study)
+            now = storage.now(connection)
+            rows = connection.execute(select(worker_table).where(worker_table.c.study == study)).all()
+            live = [row for row in rows if _shown(row, now).state not in ("stopped", "dead")]
+            asked = [row.id for row in live if worker in (None, row.id)]
+            if worker is not None and not asked:
+                names = ", ".join(row.id for row in live) or "none"
+                raise UserError(f"No worker {worker!r} runs for study {study!r}.", f"Running: {names}.")
+            connection.execute(update(worker_table).where(worker_table.c.id.in_(asked)).values(stop=1))
+            if worker is None and asked:
+                connection.execute(
+                    update(study_table).where(study_table.c.name == study).values(stopped_reason="asked to stop")
+                )
+            return asked
+
+    with explained(storage, study):
+        return storage.retry(ask)
+
+
+def _shown(row: Row[Any], now: float) -> WorkerRow:
+    age_s = max(now - row.beat_at, 0.0)
+    dead = row.state != "stopped" and age_s > row.ttl_s
+    return WorkerRow(
+        id=row.id,
+        study=row.study,
+        host=row.host,
+        pid=row.pid,
+        device=row.device,
+        state="dead" if dead else row.state,
+        trial=row.trial,
+        epoch=row.epoch,
+        beat_age_s=age_s,
+        uptime_s=max(now - row.started_at, 0.0),
+        stopping=bool(row.stop),
+        message=row.message,
+    )
