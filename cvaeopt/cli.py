@@ -37,6 +37,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         results.fetch,
         results.report,
         retrain.retrain,
+        retrain.train,
         checkpoints.predict,
         checkpoints.score,
         checkpoints.recalibrate,

@@ -111,6 +111,7 @@ for line in sys.argv[1:]:
     best = done.root / "storage/retrain/tiny-2/best.pt"
     lines = [f"{name} {best} --data {done.data}" for name in ("score", "recalibrate", "predict --out o")]
     lines += [f"retrain {done.root}/studies/best/tiny.toml --data {done.data}"]
+    lines += [f"train --data {done.data}"]
     lines += [f"worker --study {done.root}/studies/tiny.toml --data {done.data}"]
     stored = f"--storage sqlite:///{done.root}/storage/cvaeopt.db"
     lines += [f"confirm --study {done.root}/studies/tiny.toml {stored} --data {done.data}"]
@@ -477,7 +478,8 @@ def test_data_are_drawn_and_checked(tmp_path: Path, done: Shop) -> None:
 def one_message(said: Said, code: int, *parts: str) -> None:
     assert said.code == code, said
     assert said.out == ""
-    assert said.err.startswith("Error: ") and said.err.count("\n") == 1, said.err
+    lines = [line for line in said.err.splitlines() if "has not answered yet" not in line]  # on a busy machine
+    assert len(lines) == 1 and lines[0].startswith("Error: "), said.err
     for part in parts:
         assert part in said.err
     assert "geheim" not in said.text and SECRET not in said.text

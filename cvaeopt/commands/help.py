@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "retrain studies/best/main.toml --epochs 500 --gpu 0",
         "retrain studies/best/main.toml --set lr=0.001 --dry-run",
     ),
+    "train": ("train --set lr=0.001 --epochs 100 --gpu 0", "train my-recipe.toml --data data --dry-run"),
     "predict": ("predict storage/retrain/main-500/best.pt --out predictions",),
     "score": ("score storage/retrain/main-500/best.pt --data data", "score best.pt --public --json"),
     "recalibrate": ("recalibrate epoch=42.ckpt --data data",),

@@ -1,4 +1,4 @@
-"""The command retrain: one recipe, trained for longer."""
+"""The commands train and retrain: one run without a search, and a recipe trained for longer."""
 
 from __future__ import annotations
 
@@ -29,6 +29,56 @@ if TYPE_CHECKING:
     from cvaeopt.outcome.transfer import Transfer
 
 
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Train with this value, whatever --epochs is: --set lr=0.001"),
+]
+StartFrom = Annotated[Path | None, typer.Option("--from", help="Start from the weights of this checkpoint.")]
+Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")]
+
+
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe; what its [settings] lacks has the template's value.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the run, as num_epoch.")] = None,
+    gpu: Gpu = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: storage/train/NAME-EPOCHS-DIGEST.")] = None,
+    start: StartFrom = None,
+    output: OutputKind = None,
+    ignore_extra: IgnoreExtra = False,
+    patience: Patience = None,
+    override: Override = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train once, without a search.
+
+    Without a recipe the settings are the template's, changed by --set. No schedule is carried over to another number
+    of epochs: every value is trained as it stands. A run that was interrupted is continued by the same command.
+    """
+    from cvaeopt.config import Config
+    from cvaeopt.files import RunFolder
+    from cvaeopt.outcome import recipe as recipes
+
+    console = open_console(verbose, quiet, results=as_json or dry_run)
+    chosen = recipes.Recipe(Config()) if recipe is None else recipes.read(recipe, partial=True)
+    changes = _overrides(override or [])
+    if epochs is not None and "num_epoch" in changes:
+        raise SettingsError(f"num_epoch is set beside --epochs {epochs}.", "Expected: the number of epochs once.")
+    changes |= {} if epochs is None else {"num_epoch": epochs}
+    options = _Options.checked(start, data, gpu, threads, patience, dry_run, as_json)
+    file = recipe or Path("template")
+    plan = _plan(file, chosen, _Start(start, output, ignore_extra), None, "absolute", changes)
+    name = f"{file.stem}-{plan.config.num_epoch}-{plan.config.digest()[:6]}"
+    folder = RunFolder(out or Path("storage") / "train" / name)
+    _run(console, plan, folder, options)
+
+
 def retrain(
     recipe: Annotated[Path, typer.Argument(help="A recipe, as export-best writes it.")],
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the run. Default: the recipe's.")] = None,
@@ -39,14 +89,11 @@ def retrain(
         Literal["proportional", "absolute"] | None,
         typer.Option(help="How schedules carry over to another number of epochs: fractions of the run, or epochs."),
     ] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="Start from the weights of this checkpoint.")] = None,
+    start: StartFrom = None,
     output: OutputKind = None,
     ignore_extra: IgnoreExtra = False,
-    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Train with this value, whatever --epochs is: --set lr=0.001"),
-    ] = None,
+    patience: Patience = None,
+    override: Override = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -61,33 +108,70 @@ def retrain(
     from cvaeopt.files import RunFolder
     from cvaeopt.outcome import recipe as recipes
     from cvaeopt.outcome.transfer import DEFAULT_TRANSFER
-    from cvaeopt.vae import device as devices
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
-    chosen = recipes.read(recipe)
-    if start is not None:
-        require_checkpoint(start)
-    root = data_folder(data)
-    device = "cpu" if dry_run else devices.use(gpu, threads)
-    begun = _Start(start, output, ignore_extra)
-    plan = _plan(recipe, chosen, begun, epochs, transfer or DEFAULT_TRANSFER, override or [])
+    chosen, begun = recipes.read(recipe), _Start(start, output, ignore_extra)
+    options = _Options.checked(start, data, gpu, threads, patience, dry_run, as_json)
+    plan = _plan(recipe, chosen, begun, epochs, transfer or DEFAULT_TRANSFER, _overrides(override or []))
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{plan.config.num_epoch}")
-    if dry_run:
-        _show_plan(console, plan, root, folder, {"data": data, "gpu": gpu, "start": start})
+    _run(console, plan, folder, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a run is done and shown.
+
+    given    options on the command line, as a dry run shows them
+    root     the data folder
+    device   where it trains; a dry run chooses none
+    """
+
+    given: dict[str, Any]
+    root: Path
+    device: str
+    patience: int | None
+    dry_run: bool
+    as_json: bool
+
+    @classmethod
+    def checked(
+        cls,
+        start: Path | None,
+        data: Path | None,
+        gpu: str | None,
+        threads: int | None,
+        patience: int | None,
+        dry_run: bool,
+        as_json: bool,
+    ) -> _Options:
+        """The options, the device chosen before torch is loaded. CheckpointError or DataError for what is missing."""
+        from cvaeopt.vae import device as devices
+
+        if start is not None:
+            require_checkpoint(start)
+        root = data_folder(data)
+        device = "cpu" if dry_run else devices.use(gpu, threads)
+        return cls({"data": data, "gpu": gpu, "start": start}, root, device, patience, dry_run, as_json)
+
+
+def _run(console: Console, plan: _Plan, folder: RunFolder, options: _Options) -> None:
+    """Do what was planned in `folder`, from where it stands, and show the score at its end."""
+    if options.dry_run:
+        _show_plan(console, plan, options.root, folder, options.given)
         return
-    run = _retraining(console, plan, root, folder, device, patience)
+    run = _retraining(console, plan, options.root, folder, options.device, options.patience)
     _say_where_it_stands(console, run)
     _train(console, run)
     if not run.finished:
         epoch, last = run.epoch, run.config.num_epoch
-        if as_json:
+        if options.as_json:
             console.json({"kind": "stopped", "folder": str(folder.root), "epoch": epoch, "epochs": last})
         else:
             console.result(f"Stopped after epoch {epoch} of {last}; the same command continues {folder.root}.")
         return
     with writing(folder.root, folder=True):
         sheet = run.finish()
-    if as_json:
+    if options.as_json:
         console.json(sheet.plain())
     else:
         console.score(sheet.plain())
@@ -124,11 +208,10 @@ class _Plan:
 
 
 def _plan(
-    file: Path, recipe: Recipe, start: _Start, epochs: int | None, mode: Transfer, override: Sequence[str]
+    file: Path, recipe: Recipe, start: _Start, epochs: int | None, mode: Transfer, changes: dict[str, Any]
 ) -> _Plan:
     from cvaeopt.outcome.retrain import resolve
 
-    changes = _overrides(override)
     carried = resolve(recipe, epochs, mode)
     if start.output is not None and start.path is None:
         raise SettingsError(

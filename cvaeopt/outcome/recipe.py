@@ -69,8 +69,11 @@ def write(path: Path, recipe: Recipe) -> None:
     write_text(path, head + tomli_w.dumps(tables) + "\n" + _curves(recipe.settings, LONG_RUN_EPOCHS))
 
 
-def read(path: Path) -> Recipe:
-    """The recipe in `path`; SettingsError says what is wrong with it and what to do."""
+def read(path: Path, *, partial: bool = False) -> Recipe:
+    """The recipe in `path`; SettingsError says what is wrong with it and what to do.
+
+    partial   settings that it lacks have their defaults, which are the template's; otherwise they are an error
+    """
     try:
         tables = tomlfile.read(path)
     except FileNotFoundError:
@@ -79,10 +82,10 @@ def read(path: Path) -> Recipe:
         raise SettingsError(f"There is no recipe {path}.", todo=todo) from None
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error}.", "Expected: a recipe (TOML).") from None
-    return parse(tables, str(path))
+    return parse(tables, str(path), partial=partial)
 
 
-def parse(tables: dict[str, Any], where: str) -> Recipe:
+def parse(tables: dict[str, Any], where: str, *, partial: bool = False) -> Recipe:
     """The recipe in parsed TOML `tables`; SettingsError names `where` it stands."""
     if "search" in tables or "fixed" in tables:
         raise SettingsError(
@@ -100,11 +103,11 @@ def parse(tables: dict[str, Any], where: str) -> Recipe:
         )
     check_names(settings, list(Config.model_fields), f"{where}: [settings]")
     missing = [name for name in Config.model_fields if name not in settings]
-    if missing:
+    if missing and not partial:
         raise SettingsError(
             f"{where}: [settings] lacks {', '.join(missing)}.",
             "Expected: every setting, so that nothing is implied.",
-            "Add what is missing, or export the recipe again.",
+            "Add what is missing, or export the recipe again; `cvaeopt train` takes the template's values instead.",
         )
     return Recipe(Config.parse(settings, f"{where}: [settings]"), provenance)
 

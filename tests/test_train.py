@@ -1,0 +1,71 @@
+"""`cvaeopt train`: one run without a search, with the template's settings or a recipe of a few keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cvaeopt.config import Config
+from tests.support.command import Shop
+
+TINY = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "frame_H": 8, "frame_W": 16, "train_vi_len": 4}
+SHORT = "[settings]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    shop = Shop.new(tmp_path_factory.mktemp("train") / "here")
+    (shop.root / "short.toml").write_text(SHORT)
+    return shop
+
+
+def settings(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "config.json").read_text()))
+
+
+def test_a_short_recipe_trains_with_the_template_s_values_for_all_that_it_lacks(shop: Shop) -> None:
+    done = shop.run("train", "short.toml", "--epochs", "2", "--set", "lr=0.002", "--set", "milestones=[1]", "--json")
+    assert done.code == 0, done.text
+    (folder,) = (shop.root / "storage" / "train").glob("short-2-*")
+    expected = Config.parse({**TINY, "lr": 0.002, "milestones": [1], "num_epoch": 2}, "here")
+    assert settings(folder) == expected.plain()
+    assert folder.name.endswith(expected.digest()[:6])
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows] == [0.002, pytest.approx(0.0002)]  # the milestone as it was given
+    assert {"best.pt", "last.pt", "score.json"} <= {path.name for path in folder.iterdir()}
+
+    before = shop.files()
+    again = shop.run("train", "short.toml", "--epochs", "2", "--set", "lr=0.002", "--set", "milestones=[1]")
+    assert (again.code, "nothing to train" in again.text) == (0, True)
+    assert shop.files().keys() == before.keys()
+
+
+def test_without_a_recipe_the_settings_are_the_template_s(shop: Shop) -> None:
+    shown = shop.run("train", "--set", "lr=0.005", "--dry-run")
+    assert shown.code == 0
+    assert "storage/train/template-70-" in shown.text
+    assert "lr = 0.005" in shown.out and "F_dim = 128" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "lrr=1"], "lrr"),
+        (["--epochs", "2", "--set", "num_epoch=3"], "num_epoch is set beside --epochs 2"),
+        (["missing.toml"], "There is no recipe missing.toml"),
+        (["studies/tiny.toml"], "is the definition of a study"),
+        (["short.toml", "--from", "none.pt"], "none.pt does not exist"),
+    ],
+)
+def test_wrong_input_is_one_message(shop: Shop, arguments: list[str], said: str) -> None:
+    before = shop.files()
+    refused = shop.run("train", *arguments)
+    assert (refused.code, said in refused.text) == (2, True), refused.text
+    assert shop.files() == before
+
+
+def test_retrain_still_wants_every_setting_and_names_the_command_that_does_not(shop: Shop) -> None:
+    refused = shop.run("retrain", "short.toml")
+    assert (refused.code, "cvaeopt train" in refused.text) == (2, True)
