@@ -67,7 +67,7 @@ def threads() -> int:
     """CPU threads that training may use now: what was asked for, or this process's share of the cores.
 
     Processes that train on the CPUs of one machine know of each other (same user, same temporary folder) and divide
-    the cores, so two workers never run more threads than there are cores. Results do not depend on it (`vae.lanes`),
+    the cores, so two workers never run more threads than there are cores. Results do not depend on it (`vae.cpu_step`),
     so it may change from one epoch to the next.
     """
     if _share is None:

@@ -1,8 +1,8 @@
 """The training loss of a batch of clips, computed for all frames at once where the data allow it.
 
-The template goes through a clip frame by frame. Nothing in its mathematics asks for that: posterior and pose depend
-on the data only, a forced step knows its previous frame, and in a free step the previous prediction is detached, so
-no gradient crosses time. The losses and gradients here equal the template's loop up to rounding (tests/vae).
+The template computes a clip frame by frame. That is not necessary: posterior and pose depend on the data only; with
+teacher forcing the previous frame is known; without it the previous prediction is detached, so no gradient crosses
+time. Losses and gradients equal those of the template's loop up to rounding, as tests/vae/test_loss.py shows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,31 @@ FreeStep = Literal["replay", "sequential"]
 
 
 @dataclass(frozen=True)
-class ClipLoss:
-    """Mean squared error and KL of a batch of clips, per predicted frame (scalars).
+class LossSettings:
+    """How the loss of clips is computed.
 
-    The loss that is minimised is the template's: their sum over the clip's predicted frames.
+    forced       whether each frame is predicted from the true previous frame (teacher forcing) instead of the
+                 predicted one, which is detached
+    kl_norm      see `kl_divergence`
+    statistics   of the label encoder's BatchNorm, see `Label_Encoder.encode`
+    free_step    how a step without teacher forcing is computed, with equal results: `replay` rolls the clip out
+                 without gradients and repeats it as one batch; `sequential` keeps the graph of every frame
+    """
+
+    forced: bool
+    output: Output
+    kl_norm: Literal["batch", "element"]
+    statistics: Statistics = "batch"
+    free_step: FreeStep = "replay"
+
+
+@dataclass(frozen=True)
+class ClipLoss:
+    """Mean squared error and KL divergence of a batch of clips, per predicted frame (scalars).
+
+    The template minimises the sum over the predicted frames of a clip: `total`.
+
+    frames   predicted frames of a clip
     """
 
     mse: Tensor
@@ -36,52 +57,29 @@ class ClipLoss:
         return (self.mse + beta * self.kl) * self.frames
 
 
-def clip_loss(
-    model: CVAE,
-    frames: Tensor,
-    labels: Tensor,
-    eps: Tensor,
-    *,
-    forced: bool,
-    output: Output,
-    kl_norm: Literal["batch", "element"],
-    statistics: Statistics = "batch",
-    free_step: FreeStep = "replay",
-) -> ClipLoss:
-    """Loss terms of clips `frames` (B, T, 3, H, W) in [0, 1] with `labels` (B, T, 3, H, W).
+def clip_loss(model: CVAE, frames: Tensor, labels: Tensor, eps: Tensor, settings: LossSettings) -> ClipLoss:
+    """Loss terms of clips.
 
-    eps          (B, T - 1, N, H, W): the normal draws of the posterior
-    forced       the true previous frame is given (teacher forcing); otherwise the predicted one, detached
-    statistics   of the label encoder's BatchNorm, see `Label_Encoder.encode`
-    free_step    how a free step is computed, with equal results: `replay` rolls the clip out without gradients and
-                 repeats it as one batch; `sequential` keeps the graph of every frame
+    frames   (B, T, 3, H, W) in [0, 1]
+    labels   (B, T, 3, H, W) in [0, 1]
+    eps      (B, T - 1, N, H, W): the normal draws of the posterior
     """
-    label_features = model.label_transformation.encode(labels[:, 1:], statistics)  # (B, T-1, L, H, W)
-    loss, _ = loss_given_poses(
-        model, frames, label_features, eps, forced=forced, output=output, kl_norm=kl_norm, free_step=free_step
-    )
-    return loss
+    label_features = model.label_transformation.encode(labels[:, 1:], settings.statistics)  # (B, T-1, L, H, W)
+    return loss_given_poses(model, frames, label_features, eps, settings)[0]
 
 
 def loss_given_poses(
-    model: CVAE,
-    frames: Tensor,
-    label_features: Tensor,
-    eps: Tensor,
-    *,
-    forced: bool,
-    output: Output,
-    kl_norm: Literal["batch", "element"],
-    free_step: FreeStep,
+    model: CVAE, frames: Tensor, label_features: Tensor, eps: Tensor, settings: LossSettings
 ) -> tuple[ClipLoss, Tensor]:
     """`clip_loss` of clips whose pose features (B, T - 1, L, H, W) are known, and the last prediction (B, 3, H, W).
 
-    A free clip may be cut anywhere: its next piece starts from the last prediction (detached) in place of the true
-    frame, because no gradient crosses time.
+    A clip without teacher forcing may be cut anywhere: the last prediction (detached) then stands for the first true
+    frame of the next piece, because no gradient crosses time.
     """
+    output = settings.output
     batch, length = frames.shape[:2]
     steps = length - 1
-    if forced:
+    if settings.forced:
         features = model.frame_transformation(frames.flatten(0, 1)).unflatten(0, (batch, length))
         previous, current = features[:, :-1], features[:, 1:]  # (B, T-1, F, H, W)
     else:
@@ -89,7 +87,7 @@ def loss_given_poses(
         previous = None
     mu, logvar = model.Gaussian_Predictor.posterior(current.flatten(0, 1), label_features.flatten(0, 1))
     z = (mu + torch.exp(0.5 * logvar) * eps.flatten(0, 1)).unflatten(0, (batch, steps))
-    if previous is None and free_step == "sequential":
+    if previous is None and settings.free_step == "sequential":
         prediction = _sequential(model, frames[:, 0], label_features, z, output)
     else:
         if previous is None:
@@ -101,7 +99,7 @@ def loss_given_poses(
         prediction = activate(raw, output, training=True).unflatten(0, (batch, steps))
     mse = (_at_least_fp32(prediction) - frames[:, 1:]).square().mean()
     # All frames of all clips are one batch here, so `batch` gives the template's KL of a frame, averaged over frames.
-    kl = kl_divergence(_at_least_fp32(mu), _at_least_fp32(logvar), kl_norm)
+    kl = kl_divergence(_at_least_fp32(mu), _at_least_fp32(logvar), settings.kl_norm)
     return ClipLoss(mse, kl, steps), prediction[:, -1].detach()
 
 

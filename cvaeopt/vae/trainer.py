@@ -1,11 +1,11 @@
-"""One run: iterate epochs, yield results. Whoever consumes the iterator owns the policy.
+"""One training run: iterate over the epochs and get their results. The caller decides what to do with each of them.
 
     trainer = Trainer(config, dataset, "cuda:0")
     for result in trainer.run():
         trainer.save(folder.last)
 
-Every random draw derives from (seed, purpose, epoch), so a run that is saved and restored between any two epochs
-continues as if it had never stopped, bit for bit on the CPU.
+Every random draw is derived from (seed, purpose, epoch). So a run that is saved and restored between two epochs goes on
+as if it had never stopped; on a CPU it is equal in every bit.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import contextlib
 import copy
 import math
 import time
-import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,23 +27,14 @@ from cvaeopt.config import Config
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae import device as devices
-from cvaeopt.vae.cpu_step import Lanes, one_thread
-from cvaeopt.vae.dataset import Dataset, clip_starts, require_clips
-from cvaeopt.vae.loss import ClipLoss, FreeStep, clip_loss
-from cvaeopt.vae.metrics import late_mean, psnr_per_frame
-from cvaeopt.vae.model import CVAE, Statistics, check_weights
-from cvaeopt.vae.rollout import (
-    evaluation,
-    generator,
-    noise,
-    recalibrate,
-    roll_chunks,
-    to_float,
-    to_pixels,
-)
+from cvaeopt.vae.cpu_step import StepThreads, one_thread
+from cvaeopt.vae.dataset import Dataset, require_clips
+from cvaeopt.vae.device_data import DeviceData
+from cvaeopt.vae.loss import ClipLoss, FreeStep, LossSettings, clip_loss
+from cvaeopt.vae.model import CVAE, check_weights
+from cvaeopt.vae.rollout import generator, noise, recalibrate, to_float
 from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
-
-VAL_STATISTICS: dict[str, Statistics] = {"recalibrated": "stored", "running": "stored", "own": "own"}
+from cvaeopt.vae.validation import Validation, validate
 
 
 @dataclass(frozen=True)
@@ -53,11 +42,11 @@ class EpochResult:
     """One finished epoch; the fields are the keys of history.jsonl.
 
     epoch            epochs finished, so the first is 1
-    lr, tfr, beta    in force during the epoch
-    teacher_forced   fraction of the steps that were forced, in [0, 1]
-    train_loss       mean over steps of the loss per predicted frame, train_mse + beta * train_kl
-    val_psnr         free-running, mean over frames 1.. of the PSNR of each, dB
-    val_psnr_late    the same over the last third of the frames, dB
+    lr, tfr, beta    the values in force during the epoch
+    teacher_forced   fraction of the steps with teacher forcing, in [0, 1]
+    train_loss       loss per predicted frame, averaged over the steps: train_mse + beta * train_kl
+    val_psnr         mean PSNR of the predicted validation frames, dB
+    val_psnr_late    mean PSNR of the last third of these frames, dB
     seconds          wall time of the epoch, validation included
     """
 
@@ -78,56 +67,15 @@ class EpochResult:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Validation:
-    """A free-running roll-out of the validation video.
-
-    psnr_frames   (V - 1,) dB, float32 on the CPU
-    frames        (V - 1, 3, H, W) uint8 on the CPU, or None if they were not asked for
-    """
-
-    psnr_frames: Tensor
-    frames: Tensor | None
-
-    @property
-    def mean(self) -> float:
-        """Mean over frames of the PSNR of each, dB."""
-        return float(self.psnr_frames.double().mean())
-
-    @property
-    def late(self) -> float:
-        """The same over the last third of the frames, dB."""
-        return late_mean(self.psnr_frames)
-
-
-class _Resident:
-    """A data set as uint8 tensors on a device, shared by all runs of a process."""
-
-    _latest: tuple[tuple[str, str, str], _Resident] | None = None
-
-    def __init__(self, data: Dataset, device: torch.device) -> None:
-        self.train_frames = _pixels(data.train.frames, device)
-        self.train_labels = _pixels(data.train.labels, device)
-        self.val_frames = _pixels(data.val.frames, device)
-        self.val_labels = _pixels(data.val.labels, device)
-
-    @classmethod
-    def of(cls, data: Dataset, device: torch.device) -> _Resident:
-        """The tensors of `data` on `device`; the same object as last time for the same data."""
-        key = (str(data.root), data.digest, f"{device}{data.train.frames.shape}")
-        if cls._latest is None or cls._latest[0] != key:
-            cls._latest = None  # free the old one before the new one is made
-            cls._latest = (key, cls(data, device))
-        return cls._latest[1]
-
-
 class Trainer:
     """One training run of `config` on `data`.
 
-    data      frames must be of config.frame_H x config.frame_W
-    device    'cpu', 'cuda:0', ...
-    free_step how free-running steps are computed (equal results): None chooses what was measured to be faster
-    Raises DataError if the training video has no clip, or fewer than one batch.
+    data        videos of config.frame_H x config.frame_W pixels
+    device      'cpu', 'cuda:0', ...
+    free_step   how steps without teacher forcing are computed, with equal results; None chooses the way that was
+                measured to be faster on the device
+
+    DataError if the training video has too few clips for one batch.
     """
 
     def __init__(
@@ -143,8 +91,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.free_step: FreeStep = free_step or ("replay" if self.device.type == "cuda" else "sequential")
-        require_clips(data, config.train_vi_len, config.partial)
-        starts = clip_starts(len(data.train), config.train_vi_len, config.partial)
+        starts = require_clips(data, config.train_vi_len, config.partial)
         if len(starts) < config.batch_size:
             raise DataError(
                 f"{data.root}: {len(starts)} clips of {config.train_vi_len} frames.",
@@ -152,11 +99,11 @@ class Trainer:
                 "Lower batch_size, raise partial or add frames.",
             )
         self._starts = torch.tensor(starts, device=self.device)
-        self._data = _Resident.of(data, self.device)
+        self._data = DeviceData.of(data, self.device)
         used = starts[-1] + config.train_vi_len
         self._calibration_labels = self._data.train_labels[:used]
         self.model = CVAE.of(config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._lanes: Lanes | None = None
+        self._threads: StepThreads | None = None
         self.averaged: CVAE | None = copy.deepcopy(self.model) if config.ema else None
         self.optimizer = _optimizer(config, self.model, self.device)
         self._z = noise(
@@ -169,9 +116,7 @@ class Trainer:
             config.frame_W,
         )
         if self.device.type == "cuda":
-            mode = "ieee" if config.precision == "fp32" else "tf32"
-            torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
-            torch.backends.cuda.matmul.fp32_precision = mode
+            _set_precision(config.precision)
 
     def run(self, until_epoch: int | None = None) -> Generator[EpochResult, None, None]:
         """Train and validate epoch after epoch until `until_epoch` (default: config.num_epoch) are finished.
@@ -183,9 +128,9 @@ class Trainer:
             began = time.perf_counter()
             forced, mse, kl = self._train_epoch()
             beta = beta_at(self.config, self.epoch)
-            self._require_finite("The training loss", mse + beta * kl)
+            _require_finite("The training loss", mse + beta * kl, self.epoch)
             validation = self.validate(frames=False)
-            self._require_finite("The validation PSNR", validation.mean)
+            _require_finite("The validation PSNR", validation.mean, self.epoch)
             result = EpochResult(
                 epoch=self.epoch + 1,
                 lr=lr_at(self.config, self.epoch),
@@ -204,41 +149,20 @@ class Trainer:
             yield result
 
     def validate(self, frames: bool = True) -> Validation:
-        """The free-running roll-out of the validation video with the weights and statistics that count."""
-        with self._processor():
-            return self._validate(self.validated_model(), frames)
-
-    def _validate(self, model: CVAE, frames: bool) -> Validation:
-        truth = self._data.val_frames[1:]
-        score, pictures = [], []
-        with evaluation(model), self._autocast():
-            done = 0
-            for piece in roll_chunks(
-                model,
-                to_float(self._data.val_frames[:1]).contiguous(memory_format=torch.channels_last),
-                self._data.val_labels[None, 1:],
-                self._z[None],
-                self.config.output,
-                VAL_STATISTICS[self.config.val_statistics],
-            ):
-                piece = piece[0].float()
-                score.append(psnr_per_frame(piece, to_float(truth[done : done + len(piece)])))
-                done += len(piece)
-                if frames:
-                    pictures.append(to_pixels(piece).cpu())
-        return Validation(torch.cat(score).cpu(), torch.cat(pictures) if frames else None)
+        """Predict and score the validation video with `validated_model`; see `validation.validate`."""
+        with self._cpu_threads():
+            model = self.validated_model()
+            with self._autocast():
+                return validate(model, self.config, self._data, self._z, frames)
 
     def validated_model(self) -> CVAE:
-        """The weights that validation and prediction use: averaged if `ema` is on, statistics per `val_statistics`.
+        """The network for validation: averaged weights if `ema` is on, BatchNorm statistics as `val_statistics` says.
 
-        With `recalibrated` it is a copy, so that the running averages of training go on undisturbed.
+        With `recalibrated` it is a copy, so that the running averages of training stay as they are.
         """
-        model = self.averaged or self.model
         if self.config.val_statistics == "recalibrated":
-            model = copy.deepcopy(model)
-            with self._autocast():
-                recalibrate(model, self._calibration_labels)
-        return model
+            return self.recalibrated_model()
+        return self.averaged or self.model
 
     def save(self, path: Path, provenance: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of this moment, whole or not at all (OSError when the disk is full)."""
@@ -268,9 +192,10 @@ class Trainer:
         )
 
     def recalibrated_model(self) -> CVAE:
-        """A copy of the validated weights with recalibrated statistics, whatever `val_statistics` says.
+        """A copy of the validated weights with recalibrated BatchNorm statistics, whatever `val_statistics` says.
 
-        What is saved is always recalibrated: the lab's tester, in evaluation mode, then gets the full quality.
+        Saved weights always have these statistics, so that the lab's tester, which uses evaluation mode, gets the
+        full quality.
         """
         model = copy.deepcopy(self.averaged or self.model)
         with self._autocast():
@@ -278,7 +203,7 @@ class Trainer:
         return model
 
     def restore(self, path: Path) -> None:
-        """Continue from the checkpoint at `path`; CheckpointError if it is of another run."""
+        """Continue from the checkpoint at `path`; CheckpointError if another run wrote it or if it is damaged."""
         saved = checkpoint.continuation(path)
         if reason := checkpoint.other_run(saved.own, self.config, self.data.digest):
             raise CheckpointError(
@@ -309,8 +234,8 @@ class Trainer:
             self.averaged.load_state_dict(weights)
 
     def _train_epoch(self) -> tuple[float, float, float]:
-        """Fraction of forced steps, mean squared error and KL per frame, averaged over the epoch's steps."""
-        with self._processor():
+        """The fraction of steps with teacher forcing, and the MSE and KL per frame, averaged over the epoch's steps."""
+        with self._cpu_threads():
             return self._train_steps()
 
     def _train_steps(self) -> tuple[float, float, float]:
@@ -322,7 +247,7 @@ class Trainer:
         if config.shuffle:
             order = torch.randperm(len(order), generator=generator("cpu", "clip order", config.seed, epoch))
         steps = len(order) // config.batch_size  # an incomplete last batch is left out, as in the lab's loader
-        coins = self._coins(steps)
+        coins = _coins(config, epoch, steps)
         draws = generator(self.device, "posterior noise", config.seed, epoch)
         window = torch.arange(config.train_vi_len, device=self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -342,7 +267,7 @@ class Trainer:
             )
             loss = self._backward(frames, labels, eps, beta, coins[step])
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-            # Asking costs a wait for the device at every step, so only those who want it pay.
+            # This test waits for the device at every step, so it is made only if the setting asks for it.
             if config.skip_steps and not bool(torch.isfinite(norm)):
                 skipped += 1
                 if skipped > config.skip_steps:
@@ -350,97 +275,88 @@ class Trainer:
                 continue
             self.optimizer.step()
             if self.averaged is not None:
-                self._average(self.averaged, epoch * steps + step + 1)
+                _average(self.averaged, self.model, config.ema, epoch * steps + step + 1)
             sums += torch.stack([loss.mse, loss.kl]).detach()
-        if skipped == steps:  # fewer steps than `skip_steps` allows: nothing was trained, and there is no loss
+        if skipped == steps:  # no step was trained, so there is no loss
             raise Diverged(f"The gradient of all {steps} steps", float(norm), epoch)
         mse, kl = (sums / (steps - skipped)).tolist()  # the only wait for the device in an epoch
         return sum(coins) / steps, mse, kl
 
     def _backward(self, frames: Tensor, labels: Tensor, eps: Tensor, beta: float, forced: bool) -> ClipLoss:
         """The loss terms of one step, with the gradient of its total in every parameter."""
-        config = self.config
-        statistics: Statistics = "batch" if config.label_bn == "clip" else "frame"
-        if self._lanes is not None:
-            return self._lanes.backward(
-                self.model,
-                frames,
-                labels,
-                eps,
-                beta,
-                forced=forced,
-                output=config.output,
-                kl_norm=config.kl_norm,
-                statistics=statistics,
-                free_step=self.free_step,
-            )
+        settings = LossSettings(
+            forced=forced,
+            output=self.config.output,
+            kl_norm=self.config.kl_norm,
+            statistics="batch" if self.config.label_bn == "clip" else "frame",
+            free_step=self.free_step,
+        )
+        if self._threads is not None:
+            return self._threads.backward(self.model, frames, labels, eps, beta, settings)
         with self._autocast():
-            loss = clip_loss(
-                self.model,
-                frames,
-                labels,
-                eps,
-                forced=forced,
-                output=config.output,
-                kl_norm=config.kl_norm,
-                statistics=statistics,
-                free_step=self.free_step,
-            )
+            loss = clip_loss(self.model, frames, labels, eps, settings)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total(beta).backward()
         return loss
 
     @contextlib.contextmanager
-    def _processor(self) -> Iterator[None]:
-        """On a CPU: threads for the clips of a step, none inside an operation; elsewhere nothing.
+    def _cpu_threads(self) -> Iterator[None]:
+        """On a CPU: inside the block each clip of a step has its own thread, and torch's operations use one thread.
 
-        Mixed precision is for GPUs; on a CPU it takes their path, so that its results can be looked at anywhere.
+        With mixed precision, which is meant for GPUs, nothing changes: the CPU then computes as a GPU would.
         """
         if self.device.type != "cpu" or self.config.precision == "bf16":
             yield
             return
-        lanes = Lanes(devices.threads())
+        threads = StepThreads(devices.threads())
         try:
             with one_thread():
-                self._lanes = lanes
+                self._threads = threads
                 yield
         finally:
-            self._lanes = None
-            lanes.close()
-
-    def _coins(self, steps: int) -> list[bool]:
-        """Which steps of this epoch are teacher forced: one coin for all, or one each."""
-        draws = generator("cpu", "forcing coin", self.config.seed, self.epoch)
-        rate = tfr_at(self.config, self.epoch)
-        if self.config.tfr_coin == "epoch":
-            return [bool(torch.rand((), generator=draws) < rate)] * steps
-        return [bool(coin) for coin in torch.rand(steps, generator=draws) < rate]
-
-    @torch.no_grad()
-    def _average(self, averaged: CVAE, done: int) -> None:
-        """Move the averaged weights after the run's step `done`; the first ones evenly, so the start is soon forgotten.
-
-        The BatchNorm's running averages are those of training: they are averages already.
-        """
-        decay = min(self.config.ema, done / (done + 9))
-        torch._foreach_lerp_(list(averaged.parameters()), list(self.model.parameters()), 1 - decay)
-        for kept, latest in zip(averaged.buffers(), self.model.buffers(), strict=True):
-            kept.copy_(latest)
+            self._threads = None
+            threads.close()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=self.config.precision == "bf16",
-        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _require_finite(self, quantity: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise Diverged(quantity, value, self.epoch)
+
+def _coins(config: Config, epoch: int, steps: int) -> list[bool]:
+    """Whether each step of an epoch uses teacher forcing: one draw for all steps, or one draw for each."""
+    draws = generator("cpu", "forcing coin", config.seed, epoch)
+    rate = tfr_at(config, epoch)
+    if config.tfr_coin == "epoch":
+        return [bool(torch.rand((), generator=draws) < rate)] * steps
+    return [bool(coin) for coin in torch.rand(steps, generator=draws) < rate]
+
+
+@torch.no_grad()
+def _average(averaged: CVAE, model: CVAE, ema: float, done: int) -> None:
+    """Move the averaged weights towards those of `model`; `done` steps of the run are finished.
+
+    The first steps count equally, so that the initial weights are soon forgotten. The running statistics of the
+    BatchNorm, which are averages already, are copied.
+    """
+    decay = min(ema, done / (done + 9))
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    for kept, latest in zip(averaged.buffers(), model.buffers(), strict=True):
+        kept.copy_(latest)
+
+
+def _require_finite(quantity: str, value: float, epoch: int) -> None:
+    if not math.isfinite(value):
+        raise Diverged(quantity, value, epoch)
+
+
+def _set_precision(precision: str) -> None:
+    """Let CUDA compute in full single precision, or in TF32 where the settings allow it."""
+    mode = "ieee" if precision == "fp32" else "tf32"
+    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = mode
 
 
 def _optimizer(config: Config, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser of `config`, fused where torch has it."""
+    """The optimizer of `config`, fused where torch has a fused one."""
     parameters = list(model.parameters())
     decay = config.weight_decay
     if config.optim == "SGD":
@@ -449,14 +365,6 @@ def _optimizer(config: Config, model: nn.Module, device: torch.device) -> torch.
         return torch.optim.Adamax(parameters, config.lr, weight_decay=decay)
     kind = torch.optim.AdamW if config.optim == "AdamW" else torch.optim.Adam
     return kind(parameters, config.lr, weight_decay=decay, fused=True)
-
-
-def _pixels(array: np.ndarray, device: torch.device) -> Tensor:
-    """`array` on `device`; on the CPU the same memory, so that processes that map one decoded file share its pages."""
-    with warnings.catch_warnings():
-        # The mapped file is read-only and torch knows no such tensors; nothing here ever writes into it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array).to(device)
 
 
 def _channels_last(images: Tensor) -> Tensor:

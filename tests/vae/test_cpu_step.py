@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from cvaeopt.vae.cpu_step import Lanes, cuts, one_thread
-from cvaeopt.vae.loss import clip_loss
+from cvaeopt.vae.cpu_step import StepThreads, cuts, one_thread
+from cvaeopt.vae.loss import LossSettings, clip_loss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
@@ -29,7 +31,7 @@ def test_the_pieces_of_a_clip_follow_each_other_and_are_equally_long(batch: int,
     assert min(lengths) >= min(3, steps)
 
 
-@settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(2, 8),
@@ -60,13 +62,13 @@ def test_loss_and_gradients_equal_those_of_the_whole_batch_at_once(
     frames = torch.rand(batch, length, 3, 8, 12, dtype=torch.float64)
     labels = torch.rand(batch, length, 3, 8, 12, dtype=torch.float64)
     eps = torch.randn(batch, length - 1, widths[2], 8, 12, dtype=torch.float64)
-    options: dict[str, Any] = {"forced": forced, "output": output, "kl_norm": kl_norm, "statistics": statistics}
+    settings = LossSettings(forced, output, kl_norm, statistics)
 
-    expected = clip_loss(reference, frames, labels, eps, **options)
+    expected = clip_loss(reference, frames, labels, eps, settings)
     expected.total(beta).backward()
-    lanes = Lanes(threads)
-    loss = lanes.backward(model, frames, labels, eps, beta, **options, free_step=free_step)
-    lanes.close()
+    step_threads = StepThreads(threads)
+    loss = step_threads.backward(model, frames, labels, eps, beta, replace(settings, free_step=free_step))
+    step_threads.close()
 
     assert loss.frames == expected.frames
     torch.testing.assert_close(loss.mse, expected.mse.detach(), rtol=1e-11, atol=0)
@@ -82,7 +84,7 @@ def test_gradients_have_the_memory_layout_of_their_parameters(forced: bool) -> N
     # The optimiser's fused kernels go through both by address.
     model = CVAE(8, 4, 4, 8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     frames, labels, eps = torch.rand(2, 5, 3, 8, 8), torch.rand(2, 5, 3, 8, 8), torch.randn(2, 4, 4, 8, 8)
-    Lanes(1).backward(model, frames, labels, eps, 1.0, forced=forced, output="linear", kl_norm="element")
+    StepThreads(1).backward(model, frames, labels, eps, 1.0, LossSettings(forced, "linear", "element"))
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride(), name
@@ -114,13 +116,13 @@ def test_a_piece_that_another_thread_differentiates_has_the_same_gradients(
     model = CVAE(8, 4, 4, 8)
     frames, labels, eps = torch.rand(2, 8, 3, 8, 16), torch.rand(2, 8, 3, 8, 16), torch.randn(2, 7, 4, 8, 16)
 
+    settings = LossSettings(False, "linear", "batch", free_step=free_step)
+
     def gradients(threads: int) -> list[torch.Tensor]:
-        lanes = Lanes(threads)
+        step_threads = StepThreads(threads)
         with one_thread():
-            lanes.backward(
-                model, frames, labels, eps, 0.3, forced=False, output="linear", kl_norm="batch", free_step=free_step
-            )
-        lanes.close()
+            step_threads.backward(model, frames, labels, eps, 0.3, settings)
+        step_threads.close()
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     expected = gradients(1)
@@ -131,12 +133,12 @@ def test_a_piece_that_another_thread_differentiates_has_the_same_gradients(
 def test_an_error_in_a_thread_reaches_the_caller() -> None:
     model = CVAE(8, 4, 4, 8)
     frames, labels = torch.rand(2, 5, 3, 8, 8), torch.rand(2, 5, 3, 8, 8)
-    lanes = Lanes(2)
+    step_threads = StepThreads(2)
     wrong = torch.randn(2, 4, 3, 8, 8)  # one latent channel too few
     for forced in (True, False):
         with pytest.raises(RuntimeError, match="size"):
-            lanes.backward(model, frames, labels, wrong, 1.0, forced=forced, output="linear", kl_norm="element")
-    lanes.close()
+            step_threads.backward(model, frames, labels, wrong, 1.0, LossSettings(forced, "linear", "element"))
+    step_threads.close()
 
 
 def test_one_thread_is_for_the_block_only() -> None:

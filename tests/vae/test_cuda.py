@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import torch
 
-from cvaeopt.vae.loss import clip_loss
+from cvaeopt.vae.loss import LossSettings, clip_loss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import roll_out
 from cvaeopt.vae.trainer import Trainer
@@ -41,16 +41,9 @@ def test_loss_and_gradients_are_those_of_the_processor(
     frames, labels, eps = torch.rand(2, 6, 3, 16, 32), torch.rand(2, 6, 3, 16, 32), torch.randn(2, 5, 4, 16, 32)
     for model in (here, there):
         device = next(model.parameters()).device
-        clip_loss(
-            model,
-            frames.to(device),
-            labels.to(device),
-            eps.to(device),
-            forced=forced,
-            output="sigmoid",
-            kl_norm="element",
-            free_step=free_step,
-        ).total(0.5).backward()
+        settings = LossSettings(forced, "sigmoid", "element", free_step=free_step)
+        loss = clip_loss(model, frames.to(device), labels.to(device), eps.to(device), settings)
+        loss.total(0.5).backward()
     whole = sum(float(p.grad.square().sum()) for p in here.parameters() if p.grad is not None) ** 0.5
     for mine, theirs in zip(there.parameters(), here.parameters(), strict=True):
         assert mine.grad is not None and theirs.grad is not None

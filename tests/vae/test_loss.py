@@ -7,10 +7,11 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from cvaeopt.vae.loss import clip_loss
+from cvaeopt.vae.loss import LossSettings, clip_loss
 from cvaeopt.vae.model import CVAE
 from tests.support import plain
 
@@ -35,7 +36,7 @@ def worst_gradient(one: CVAE, other: CVAE) -> float:
     return worst
 
 
-@settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(2, 6),
@@ -88,11 +89,13 @@ def test_the_batched_loss_and_its_gradients_equal_the_frame_by_frame_loop(
         frames,
         labels,
         eps,
-        forced=forced,
-        output="sigmoid" if sigmoid else "linear",
-        kl_norm="element" if per_element else "batch",
-        statistics="frame" if template_statistics else "stored",
-        free_step=free_step,
+        LossSettings(
+            forced,
+            "sigmoid" if sigmoid else "linear",
+            "element" if per_element else "batch",
+            "frame" if template_statistics else "stored",
+            free_step,
+        ),
     ).total(beta)
     loss.backward()
 
@@ -118,17 +121,8 @@ def test_in_single_precision_loss_agrees_to_1e_5_and_gradients_to_1e_4(
         reference, frames, labels, eps, forced=forced, sigmoid=True, per_element=True, beta=0.5, training=True
     )
     expected.backward()
-    loss = clip_loss(
-        model,
-        frames,
-        labels,
-        eps,
-        forced=forced,
-        output="sigmoid",
-        kl_norm="element",
-        statistics="frame",
-        free_step=free_step,
-    ).total(0.5)
+    settings = LossSettings(forced, "sigmoid", "element", "frame", free_step)
+    loss = clip_loss(model, frames, labels, eps, settings).total(0.5)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert worst_gradient(model, reference) < 1e-4
@@ -157,7 +151,7 @@ def test_a_forced_clip_ignores_predictions_and_a_free_one_does_not() -> None:
     model = network(8, 4, 4, 8)
     frames, labels = torch.rand(1, 4, 3, 8, 8), torch.rand(1, 4, 3, 8, 8)
     eps = torch.randn(1, 3, 4, 8, 8)
-    one = clip_loss(model, frames, labels, eps, forced=True, output="linear", kl_norm="element", statistics="stored")
-    two = clip_loss(model, frames, labels, eps, forced=False, output="linear", kl_norm="element", statistics="stored")
+    one = clip_loss(model, frames, labels, eps, LossSettings(True, "linear", "element", "stored"))
+    two = clip_loss(model, frames, labels, eps, LossSettings(False, "linear", "element", "stored"))
     assert float(one.kl.detach()) == pytest.approx(float(two.kl.detach()), rel=1e-6)
     assert abs(float((one.mse - two.mse).detach())) > 1e-6

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cvaeopt.errors import CheckpointError, DataError, Diverged
 from cvaeopt.vae import checkpoint
-from cvaeopt.vae.cpu_step import Lanes
+from cvaeopt.vae.cpu_step import StepThreads
 from cvaeopt.vae.loss import ClipLoss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import to_float
@@ -140,19 +140,19 @@ def test_a_diverged_run_says_so_with_its_epoch() -> None:
 def test_steps_without_a_finite_gradient_are_left_out_as_often_as_allowed(
     allowed: int, poisoned: int, ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Lanes.backward, 0
+    real, calls = StepThreads.backward, 0
 
-    def poison(lanes: Lanes, model: CVAE, *arguments: Any, **settings: Any) -> ClipLoss:
+    def poison(threads: StepThreads, model: CVAE, *arguments: Any) -> ClipLoss:
         nonlocal calls
         calls += 1
-        loss = real(lanes, model, *arguments, **settings)
+        loss = real(threads, model, *arguments)
         if calls <= poisoned:
             gradient = model.Generator[7].weight.grad
             assert gradient is not None
             gradient.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(Lanes, "backward", poison)
+    monkeypatch.setattr(StepThreads, "backward", poison)
     trainer = Trainer(tiny.config(skip_steps=allowed), DATA)
     if not ends:
         with pytest.raises(Diverged) as caught:

@@ -1,0 +1,40 @@
+"""The frames and labels of a data set as tensors on a device."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvaeopt.vae.dataset import Dataset
+
+
+class DeviceData:
+    """A data set as uint8 tensors (N, 3, H, W) on a device, shared by all runs of a process."""
+
+    _latest: tuple[tuple[str, str, str], DeviceData] | None = None
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self.train_frames = _tensor(data.train.frames, device)
+        self.train_labels = _tensor(data.train.labels, device)
+        self.val_frames = _tensor(data.val.frames, device)
+        self.val_labels = _tensor(data.val.labels, device)
+
+    @classmethod
+    def of(cls, data: Dataset, device: torch.device) -> DeviceData:
+        """The tensors of `data` on `device`; the same object as last time for the same data."""
+        key = (str(data.root), data.digest, f"{device}{data.train.frames.shape}")
+        if cls._latest is None or cls._latest[0] != key:
+            cls._latest = None  # free the memory of the old tensors before the new ones are made
+            cls._latest = (key, cls(data, device))
+        return cls._latest[1]
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` on `device`. On a CPU it is the same memory, so processes that map one decoded file share its pages."""
+    with warnings.catch_warnings():
+        # The mapped file is read-only, which torch cannot express; nothing here ever writes into it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
