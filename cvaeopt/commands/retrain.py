@@ -16,7 +16,6 @@ from cvaeopt.commands.failure import writing
 from cvaeopt.commands.opening import data_folder, load_data, open_console, require_checkpoint
 from cvaeopt.commands.options import Data, DryRun, Gpu, IgnoreExtra, Json, OutputKind, Quiet, Threads, Verbose, shown
 from cvaeopt.errors import DataError, Interrupted, SettingsError
-from cvaeopt.run import signals
 from cvaeopt.run.signals import Stop
 from cvaeopt.terminal.console import Console
 from cvaeopt.text import count
@@ -328,7 +327,7 @@ def _announced_stop(console: Console) -> Iterator[Stop]:
 
     threading.Thread(target=announce, name="stopping", daemon=True).start()
     try:
-        with signals.heard(stop.ask):
+        with stop:
             yield stop
     finally:
         closed.set()

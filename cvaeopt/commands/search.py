@@ -30,7 +30,6 @@ from cvaeopt.commands.options import (
 )
 from cvaeopt.commands.places import Flags, Places, definition_file
 from cvaeopt.errors import StorageUnreachable
-from cvaeopt.run import signals
 from cvaeopt.run.signals import Stop
 from cvaeopt.terminal.console import Console
 from cvaeopt.text import Advice, count
@@ -272,7 +271,7 @@ class _Seat:
 
         Signals count from here to the end of the uploads: one that comes while no worker runs is obeyed by the next.
         """
-        with signals.heard(self.stop.ask):
+        with self.stop:
             try:
                 yield
             finally:

@@ -15,7 +15,7 @@ from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import open_console, open_existing, open_or_create, open_study, stated_service
 from cvaeopt.commands.options import Artifacts, Json, Quiet, StorageUrl, Study, Verbose
 from cvaeopt.commands.places import Flags, Places
-from cvaeopt.run import signals
+from cvaeopt.run.signals import Stop
 
 if TYPE_CHECKING:
     from cvaeopt.store.storage import Storage
@@ -40,7 +40,7 @@ def status(
         return _facts(store, places.study)
 
     if watch:
-        with signals.heard(signals.interrupt):
+        with Stop(raise_at=1):
             if as_json:
                 console.stream_json(read)
             else:
@@ -153,7 +153,7 @@ def dashboard(
         server.set_app(application(store, files, bound=host, names=names, read_only=read_only, layers=guard))
         console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
         # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
-        with contextlib.suppress(KeyboardInterrupt), signals.heard(signals.interrupt):
+        with contextlib.suppress(KeyboardInterrupt), Stop(raise_at=1):
             server.serve_forever()
 
 

@@ -175,12 +175,12 @@ class Crew:
         self._pause_s = pause_s
         self._lasting_s = lasting_s
         self._slots = [_Slot(index) for index in range(size)]
-        self._stop = signals.Stop(at_once=False)
+        self._stop = signals.Stop(raise_at=None)
 
     def run(self) -> int:
         """The exit code of all together, see `merged`. The first signal lets every child finish its epoch and
         save, a second one stops them at once, a third one kills them."""
-        with signals.heard(self._stop.ask):
+        with self._stop:
             try:
                 self._slots[0].start_at = 0.0
                 self._supervise()

@@ -5,72 +5,65 @@ SIGTERM   kill, Docker, Kubernetes, systemd, Slurm
 SIGHUP    the terminal or the ssh session is gone; stays ignored where it was inherited so, as under nohup
 SIGUSR1   what submitit and several clusters send some minutes before they kill
 
-stop = Stop()
-with heard(stop.ask):
+with Stop() as stop:
     while not stop:                 # true after the first signal
         ...                         # StopNow is raised here by the second one
 """
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from types import FrameType
+from typing import Any, Self
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopNow(KeyboardInterrupt):
-    """A second signal came. No `except Exception` on its way out may hold it up."""
+    """The signal that ends the work at once came. No `except Exception` on its way out may hold it up."""
 
 
 class Stop:
     """What this process was asked so far. True once it was asked to stop.
 
-    at_once   whether the second request raises StopNow in the main thread
+    raise_at   which request raises StopNow in the main thread: 2 where the first one ends the work after its epoch, 1
+               where there is no epoch to finish, None where a supervisor only counts
+
+    Inside `with stop:` every signal of `ASKING` is a request; the blocks may be nested. In other threads than the main
+    one the block changes nothing.
     """
 
-    def __init__(self, *, at_once: bool = True) -> None:
+    def __init__(self, *, raise_at: int | None = 2) -> None:
         self.name = ""  # of the first signal
         self.count = 0
-        self._at_once = at_once
+        self._raise_at = raise_at
+        self._before: list[dict[signal.Signals, Any]] = []  # the handlers before each block
 
     def __bool__(self) -> bool:
         return self.count > 0
 
-    def ask(self, number: int) -> None:
-        """Note one request; a signal handler, so it takes no lock and writes nothing."""
-        self.name = self.name or signal.Signals(number).name
-        self.count += 1
-        if self.count > 1 and self._at_once:
-            raise StopNow
+    def __enter__(self) -> Self:
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in ASKING:
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, self._ask)
+        self._before.append(before)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.pop().items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def ask_once(self, number: int) -> None:
         """As if `number` had been the first signal; nothing when there was one. From any thread."""
         self.name = self.name or signal.Signals(number).name
         self.count = max(self.count, 1)
 
-
-def interrupt(number: int) -> NoReturn:
-    """End at the first signal, as Ctrl-C does: for what has no epoch to finish."""
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def heard(received: Callable[[int], None]) -> Iterator[None]:
-    """Inside the block `received(number)` is called for every signal of `ASKING`; in other threads nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {
-        number: signal.signal(number, lambda number, _frame: received(number))
-        for number in ASKING
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        # A signal handler: it takes no lock and writes nothing.
+        self.name = self.name or signal.Signals(number).name
+        self.count += 1
+        if self._raise_at is not None and self.count >= self._raise_at:
+            raise StopNow

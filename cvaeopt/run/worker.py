@@ -32,7 +32,7 @@ from cvaeopt.run.attempt import Attempt, Session
 from cvaeopt.run.events import Event, Listener, Outage, Recovered, Stopping, Waiting, WorkerEnded, WorkerStarted
 from cvaeopt.run.failures import FailuresInARow
 from cvaeopt.run.reporter import Reporter
-from cvaeopt.run.signals import Stop, StopNow, heard
+from cvaeopt.run.signals import Stop, StopNow
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.trainable import Factory
 from cvaeopt.store.leases import Lease, LeaseRegistry
@@ -118,7 +118,7 @@ class Worker:
         when a row cannot be read, StorageRefused when the database takes a right away.
         """
         session = self.session
-        with self._outage_events(), heard(self._stop.ask):
+        with self._outage_events(), self._stop:
             try:
                 session.leases.register(self.id, session.place, session.device)
                 self._emit(WorkerStarted(self.id, session.study.study_name, session.device))

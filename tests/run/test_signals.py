@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cvaeopt.run.signals import ASKING, Stop, StopNow, heard, interrupt
+from cvaeopt.run.signals import ASKING, Stop, StopNow
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,7 @@ def _handlers_come_back() -> Iterator[None]:
 @pytest.mark.parametrize("first", ASKING)
 @pytest.mark.parametrize("second", ASKING)
 def test_the_first_signal_is_a_request_and_the_second_an_order(first: signal.Signals, second: signal.Signals) -> None:
-    stop = Stop()
-    with heard(stop.ask):
+    with Stop() as stop:
         assert not stop
         signal.raise_signal(first)
         assert stop and stop.name == first.name
@@ -38,23 +37,31 @@ def test_a_request_from_elsewhere_counts_once_and_before_a_signal() -> None:
     stop.ask_once(signal.SIGTERM)
     stop.ask_once(signal.SIGINT)
     assert (stop.name, stop.count) == ("SIGTERM", 1)
-    with pytest.raises(StopNow):
-        stop.ask(signal.SIGUSR1)
+    with pytest.raises(StopNow), stop:
+        signal.raise_signal(signal.SIGUSR1)
     stop.ask_once(signal.SIGTERM)
     assert stop.count == 2
 
 
 def test_a_supervisor_counts_signals_and_is_not_interrupted() -> None:
-    stop = Stop(at_once=False)
-    with heard(stop.ask):
+    with Stop(raise_at=None) as stop:
         for number in ASKING:
             signal.raise_signal(number)
     assert (stop.name, stop.count) == (ASKING[0].name, len(ASKING))
 
 
+def test_blocks_may_be_nested_and_count_together() -> None:
+    with Stop(raise_at=None) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with stop:
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.count == 3
+
+
 @pytest.mark.parametrize("number", ASKING)
 def test_what_has_no_epoch_ends_at_the_first_signal(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt), heard(interrupt):
+    with pytest.raises(KeyboardInterrupt), Stop(raise_at=1):
         signal.raise_signal(number)
 
 
@@ -63,7 +70,7 @@ def test_a_thread_hears_no_signals_and_changes_no_handler() -> None:
     inside: list[object] = []
 
     def work() -> None:
-        with heard(interrupt):
+        with Stop(raise_at=1):
             inside.extend(signal.getsignal(number) for number in ASKING)
 
     thread = threading.Thread(target=work)
@@ -74,11 +81,10 @@ def test_a_thread_hears_no_signals_and_changes_no_handler() -> None:
 
 IGNORED = """
 import signal
-from cvaeopt.run.signals import Stop, heard
+from cvaeopt.run.signals import Stop
 for number in (signal.SIGHUP, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
-stop = Stop()
-with heard(stop.ask):
+with Stop() as stop:
     signal.raise_signal(signal.SIGHUP)
     print(stop.name)
     signal.raise_signal(signal.SIGINT)
