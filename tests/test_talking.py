@@ -9,18 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
-from cvaeopt.commands import search
-from cvaeopt.errors import Interrupted, StorageUnreachable, TryAgain
-from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.signals import ASKING
-from cvaeopt.store.storage import Storage
-from cvaeopt.terminal.console import Console
-from cvaeopt.vae.dataset import Dataset
 from tests.support.broken_streams import closed_pipe, full_disk
 from tests.support.command import Shop
 
@@ -96,54 +90,11 @@ def test_lost_results_are_no_success_and_a_reader_may_have_enough(done: Shop, wo
 
 @pytest.mark.parametrize("number", ASKING)
 def test_a_view_ends_well_with_any_signal(done: Shop, number: signal.Signals) -> None:
-    process = command(done, "status", "--study", "tiny", "--watch", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = command(
+        done, "status", "--study", "tiny", "--watch", "-q", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     assert "2 complete" in process.stdout.readline()
     process.send_signal(number)
     _, said = process.communicate(timeout=200)
     assert (process.returncode, said) == (0, "")
-
-
-# ---- leaving
-
-
-class Uploads:
-    """An object store that remembers whether somebody waited for it."""
-
-    url, waited = "s3://bucket", False
-
-    def close(self) -> bool:
-        self.waited = True
-        return True
-
-
-def seat(uploads: Uploads, folder: Path) -> search._Seat:
-    nothing = cast(Any, None)
-    remote = cast(Checkpoints, uploads)
-    return search._Seat(Console(), cast(Storage, nothing), cast(Dataset, nothing), "cpu", folder, remote)
-
-
-@pytest.mark.parametrize("error", [StorageUnreachable("away"), TryAgain("device"), ValueError("a bug")])
-def test_whatever_ends_a_worker_its_last_checkpoint_is_uploaded(tmp_path: Path, error: Exception) -> None:
-    uploads = Uploads()
-    with pytest.raises(type(error)), seat(uploads, tmp_path).taken():
-        raise error
-    assert uploads.waited
-
-
-@pytest.mark.parametrize("number", ASKING)
-def test_one_signal_waits_for_the_uploads_and_two_do_not(tmp_path: Path, number: signal.Signals) -> None:
-    uploads = Uploads()
-    place = seat(uploads, tmp_path)
-    with place.taken():
-        signal.raise_signal(number)
-        assert place.stop.name == number.name
-    assert uploads.waited
-    uploads = Uploads()
-    with pytest.raises(KeyboardInterrupt), seat(uploads, tmp_path).taken():
-        signal.raise_signal(number)
-        signal.raise_signal(number)
-    assert not uploads.waited
-    with pytest.raises(Interrupted), seat(uploads, tmp_path).taken():
-        raise Interrupted("by a second signal of the worker itself")
-    assert uploads.waited

@@ -81,14 +81,21 @@ def _open(console: Console, url: str, *, create: bool, limit_s: float, start_lim
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console.hear("optuna")  # its warnings hold texts from the database
+    conceal_password(console, url)
     shown = mask(url)
-    # Errors may repeat the URL, also one that cannot be parsed: hide what is between the first colon and the last @.
-    password = re.match(r"\w*(?:\+\w+)?:/*[^:]*(:.*@)", url)
-    console.conceal(url, shown)
-    console.conceal(password[1] if password else "", ":***@")
     with console.announce(f"{shown} has not answered yet; waiting up to {start_limit_s:.0f} s ..."):
         store = open_storage(url, create=create, limit_s=limit_s, start_limit_s=start_limit_s)
     return OPENED.enter_context(store)
+
+
+def conceal_password(console: Console, url: str) -> None:
+    """From now on no error shows the password of `url`."""
+    from cvaeopt.store.urls import mask
+
+    console.conceal(url, mask(url))
+    # Errors may repeat the URL, also one that cannot be parsed: hide what is between the first colon and the last @.
+    password = re.match(r"\w*(?:\+\w+)?:/*[^:]*(:.*@)", url)
+    console.conceal(password[1] if password else "", ":***@")
 
 
 def open_object_store(console: Console, url: str | None) -> Checkpoints | None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cvaeopt.commands import opening
-from cvaeopt.commands.opening import load_data, open_console, open_object_store, open_or_create, open_study
+from cvaeopt.commands.opening import (
+    conceal_password,
+    load_data,
+    open_console,
+    open_object_store,
+    open_or_create,
+    open_study,
+)
 from cvaeopt.commands.options import (
     Artifacts,
     CheckpointStore,
@@ -29,24 +33,16 @@ from cvaeopt.commands.options import (
     shown,
 )
 from cvaeopt.commands.places import Flags, Places, definition_file
-from cvaeopt.errors import StorageUnreachable
-from cvaeopt.run.signals import Stop
 from cvaeopt.terminal.console import Console
 from cvaeopt.text import Advice, count
 
 if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import Trial
-
     from cvaeopt.outcome.leaders import Confirmation
-    from cvaeopt.run.events import WorkerEnded
-    from cvaeopt.run.object_store import Checkpoints
-    from cvaeopt.run.processes import Tether
+    from cvaeopt.run.events import Listener
+    from cvaeopt.run.worker_process import WorkerProcess
     from cvaeopt.search.definition import Definition
     from cvaeopt.store.confirmation import Plan
-    from cvaeopt.store.leases import Lease
     from cvaeopt.store.storage import Storage
-    from cvaeopt.vae.dataset import Dataset
 
 
 def worker(
@@ -87,33 +83,33 @@ def worker(
     from cvaeopt.vae import device as devices
 
     device = devices.use(places.device, threads)
-    tether.share(device)
-    from cvaeopt.store.study import create_or_open
+    from cvaeopt.run.worker_process import WorkerProcess
+    from cvaeopt.terminal.live import WorkerView
 
     loaded = load_data(console, root, definition.frame_size)
     store = open_or_create(console, places.storage, opening.START_LIMIT_S)
-    seat = _Seat(console, store, loaded, device, folder, remote, tether)
-    opened = create_or_open(store, definition)
-    with seat.taken():
-        if _work(seat, opened, definition).kind == "finished":
-            _confirm(seat, definition)
+    with contextlib.ExitStack() as view:
+        listener = view.enter_context(WorkerView(console)).heard if tether is None else tether.tell
+        WorkerProcess(store, loaded, device, folder, listener, remote, tether, reads_study=not quiet).work(definition)
 
 
 def _work_together(
     console: Console, places: Places, arguments: list[str], trials_per_gpu: int, threads: int | None
 ) -> int:
     """The exit code of several workers on one device, each a process of its own."""
-    from cvaeopt.terminal.live_processes import supervise
+    from cvaeopt.run.processes import supervise
+    from cvaeopt.terminal.live import ProcessesView
 
-    given = {
+    variables = {
         "STORAGE": places.storage,
         "DATA": str(places.data),
         "ARTIFACTS": str(places.artifacts),
         "CHECKPOINTS": places.checkpoints,
         "GPU": places.device,
     }
-    variables = {name: value for name, value in given.items() if value}
-    return supervise(console, arguments, trials_per_gpu, variables, threads, on_cpu=places.device == "cpu")
+    conceal_password(console, places.storage)
+    with ProcessesView(console, trials_per_gpu) as view:
+        return supervise(arguments, trials_per_gpu, variables, threads, view.heard)
 
 
 def _show_worker(console: Console, definition: Definition, places: Places, trials_per_gpu: int) -> None:
@@ -178,6 +174,7 @@ def confirm(
     """
     from cvaeopt.outcome.leaders import confirmation
     from cvaeopt.store import confirmation as confirmations
+    from cvaeopt.terminal.live import WorkerView
 
     console = open_console(verbose, quiet, results=as_json or dry_run or gpu is None)
     flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
@@ -193,11 +190,14 @@ def confirm(
             console.planned(planned.plain())
         return
     definition = _confirmed_definition(store, study, places.study)
-    seat = None if gpu is None else _seat(console, store, definition, flags, threads)
-    _register(console, store, planned)
-    if seat is not None:
-        with seat.taken():
-            _confirm(seat, definition)
+    if gpu is None:
+        _register(console, store, planned)
+    else:
+        view = WorkerView(console)
+        process = _process(console, store, definition, flags, threads, view.heard)
+        _register(console, store, planned)
+        with view:
+            process.confirm(definition)
     fresh = confirmation(store, places.study)
     assert fresh is not None  # at least the one that was registered above
     if as_json:
@@ -219,6 +219,26 @@ def _confirmed_definition(store: Storage, study: str, name: str) -> Definition:
             create_or_open(store, given)
         definition = definition.model_copy(update={"service": given.service})
     return definition
+
+
+def _process(
+    console: Console, store: Storage, definition: Definition, flags: Flags, threads: int | None, listener: Listener
+) -> WorkerProcess:
+    """This process, ready to train the runs of `confirm --gpu`; an error where it could not train them."""
+    from cvaeopt.vae import device as devices
+
+    places = Places.resolve(flags, os.environ, definition.service)
+    root = places.data_folder()
+    device = devices.use(places.device, threads)
+    from cvaeopt.run.worker_process import WorkerProcess
+
+    loaded = load_data(console, root, definition.frame_size)
+    remote = open_object_store(console, places.checkpoints)
+    process = WorkerProcess(
+        store, loaded, device, places.artifact_folder(), listener, remote, reads_study=not console.quiet
+    )
+    process.baselines(definition.name)
+    return process
 
 
 def _register(console: Console, store: Storage, planned: Plan) -> None:
@@ -243,124 +263,3 @@ def _show_confirmation(console: Console, fresh: Confirmation, name: str) -> None
         console.result(Advice(text, "worker", "--study", name, "--gpu", "0"))
     elif fresh.best is not None:
         console.result(Advice(f"All {runs} ended; next:", "export-best", "--study", name))
-
-
-# ---- training
-
-
-@dataclass(frozen=True)
-class _Seat:
-    """Where this process trains: with which data, on which device, and where its files go.
-
-    remote   holds copies of the checkpoints for workers that share no folder
-    tether   of a worker that is one of several on its device
-    """
-
-    console: Console
-    store: Storage
-    loaded: Dataset
-    device: str
-    folder: Path
-    remote: Checkpoints | None = None
-    tether: Tether | None = None
-    stop: Stop = field(default_factory=Stop)
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Inside the block this process trains; however it ends, what is on its way to the object store arrives there.
-
-        Signals count from here to the end of the uploads: one that comes while no worker runs is obeyed by the next.
-        """
-        with self.stop:
-            try:
-                yield
-            finally:
-                if self.stop.count < 2:  # a second signal waits for nothing
-                    self._leave()
-
-    def _leave(self) -> None:
-        if self.remote is not None and not self.remote.close():
-            self.console.warn(
-                f"not all checkpoints reached {self.remote.url}; they are in {self.folder} on this machine"
-            )
-
-
-def _seat(console: Console, store: Storage, definition: Definition, flags: Flags, threads: int | None) -> _Seat:
-    """The seat of `confirm --gpu`."""
-    from cvaeopt.store.study import record_facts
-    from cvaeopt.vae import device as devices
-
-    places = Places.resolve(flags, os.environ, definition.service)
-    root = places.data_folder()
-    device = devices.use(places.device, threads)
-    loaded = load_data(console, root, definition.frame_size)
-    record_facts(store, definition.name, loaded.digest, lambda: _baselines(loaded))
-    remote = open_object_store(console, places.checkpoints)
-    return _Seat(console, store, loaded, device, places.artifact_folder(), remote)
-
-
-def _work(seat: _Seat, opened: optuna.Study, definition: Definition) -> WorkerEnded:
-    """Take trials of one study until its budget is met, or until asked to stop."""
-    from cvaeopt.run import dashboard_notes
-    from cvaeopt.run.objective import Objective, TrialRun, tidy
-    from cvaeopt.run.worker import Worker
-    from cvaeopt.store.status import status as read_status
-    from cvaeopt.store.study import record_facts
-    from cvaeopt.terminal.live import WorkerView
-
-    store, folder, service = seat.store, seat.folder, definition.service
-    known = record_facts(store, definition.name, seat.loaded.digest, lambda: _baselines(seat.loaded))
-    objective = Objective(definition, seat.loaded, seat.device, folder, seat.remote)
-
-    def tidy_up() -> None:
-        try:
-            with store.patience(2.0):
-                tidy(opened, folder, service.keep_best, seat.remote)
-        except StorageUnreachable:  # the worker meets the same trouble, and says so
-            return
-        dashboard_notes.keep_up(store, opened, folder, service.keep_pictures)
-
-    def open_trial(trial: Trial, lease: Lease) -> TrialRun:
-        return objective.open(trial, lease.token)
-
-    def whole_study() -> dict[str, Any]:
-        with store.patience(2.0):
-            return read_status(store, definition.name)
-
-    tidy_up()  # what a worker left that could not tidy up itself
-    with WorkerView(seat.console, known["baselines"], whole_study) as view:
-        one = Worker(
-            opened,
-            store,
-            open_trial,
-            device=seat.device,
-            artifacts=folder,
-            listener=view.heard,
-            stop=seat.stop,
-            after_trial=tidy_up,
-        )
-        if seat.tether is not None:
-            seat.tether.attach(one.stop)
-        ended = one.run()
-    tidy_up()
-    return ended
-
-
-def _confirm(seat: _Seat, parent: Definition) -> None:
-    """Take the runs of all confirmations of `parent`, also of those that are registered meanwhile."""
-    from cvaeopt.store.confirmation import unfinished
-    from cvaeopt.store.study import open_existing
-
-    worked: set[str] = set()
-    while not seat.stop and (left := [one.name for one in unfinished(seat.store, parent) if one.name not in worked]):
-        worked.add(left[0])
-        opened, definition = open_existing(seat.store, left[0])
-        definition = definition.model_copy(update={"service": parent.service})
-        if _work(seat, opened, definition).kind != "finished":
-            return
-
-
-def _baselines(loaded: Dataset) -> dict[str, float]:
-    from cvaeopt.vae.metrics import baselines
-
-    return baselines(loaded.train, loaded.val).plain()

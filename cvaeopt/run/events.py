@@ -1,10 +1,32 @@
-"""What a worker tells whoever watches it: small facts, printed by the console, collected by tests."""
+"""What a worker tells whoever watches it: small facts, printed by the console, collected by tests.
+
+A worker that another process started sends them to it as lines of JSON, see `to_json`.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+
+@dataclass(frozen=True)
+class StudyOpened:
+    """The process is about to train trials of `study`: settings, data, storage and study are in order.
+
+    baselines   of the study's data, dB, by their names
+    """
+
+    study: str
+    baselines: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StudyRead:
+    """What `status` says of the whole study now, as JSON values."""
+
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,9 @@ class WorkerEnded:
 
 
 Event = (
-    WorkerStarted
+    StudyOpened
+    | StudyRead
+    | WorkerStarted
     | TrialStarted
     | LeaseTaken
     | EpochDone
@@ -140,3 +164,16 @@ Event = (
     | WorkerEnded
 )
 Listener = Callable[[Event], None]
+
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+
+
+def to_json(event: Event) -> str:
+    """The event in one line of JSON: its fields, and the name of its class as "event"."""
+    return json.dumps({"event": type(event).__name__, **asdict(event)})
+
+
+def from_json(line: str) -> Event:
+    """The event of a line that `to_json` made; KeyError or TypeError for another object, ValueError for other text."""
+    fields = json.loads(line)
+    return _KINDS[fields.pop("event")](**fields)

@@ -2,10 +2,10 @@
 
     parent                                child (`cvaeopt worker`, one trial at a time)
       |------ tether: stop, now, EOF ------->|   after the epoch; at once; the parent is gone: after the epoch
-      |<----- tether: ready -----------------|   settings, data, storage and study are in order
-      |<----- stderr: lines -----------------|   shown with the slot's number in front
+      |<----- tether: events as JSON --------|   the first one says that settings, data and study are in order
+      |<----- stderr: warnings and errors ---|   shown with the slot's number in front
 
-Why processes: a trial's numbers cannot depend on its neighbours, a member that ends, fails or is killed takes nothing
+Why processes: a trial's numbers cannot depend on its neighbours, a child that ends, fails or is killed takes nothing
 with it but its own memory, and the next one joins without anybody waiting. Measured against one stacked network and
 against threads in bench/README.md.
 
@@ -17,27 +17,32 @@ orders over the tether only, so that a Ctrl-C, or a scheduler that signals every
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cvaeopt.errors import Interrupted, StorageUnreachable, TryAgain, UserError
-from cvaeopt.run import signals
+from cvaeopt.run import events, signals
 from cvaeopt.text import count
+from cvaeopt.vae import device as devices
 
-_TETHER = "CVAEOPT_TETHER"  # of a child: the descriptor of its end, and the size of the crew
-_STOP, _NOW, _READY = b"s", b"n", b"r"
+log = logging.getLogger(__name__)
+
+_TETHER = "CVAEOPT_TETHER"  # of a child: the descriptor of its end, and how many children there are
+_STOP, _NOW = b"s", b"n"
 _CONTEXT_BYTES = 600e6  # what a process needs on a CUDA device before its first tensor
 _POLL_S = 0.1
 _KILL_AFTER_S = 5.0  # what an order to stop at once may take
 
-Heard = Callable[[int, str], None]
-"""Is told (slot, line) from several threads."""
+Heard = Callable[[int, events.Event | str], None]
+"""Is told (slot, event) and (slot, line on stderr) from several threads."""
 
 
 def threads_each(size: int, given: int | None, cores: int, openmp: str = "") -> int:
@@ -65,29 +70,34 @@ def memory_fraction(total_bytes: float, size: int) -> float:
 
 
 class Tether:
-    """A worker's connection to the crew that started it; of a worker that was started by hand, nothing.
+    """The connection of a worker to the process that started it: orders come in, events go out.
 
-    size   of the crew
+    size   how many workers share the device
     """
 
-    def __init__(self, end: socket.socket | None, size: int = 1) -> None:
+    def __init__(self, end: socket.socket, size: int = 1) -> None:
         self.size = size
         self._end = end
         self._stop: Callable[[bool], None] | None = None
         self._ordered = False
         self._lock = threading.Lock()
-        if end is not None:
-            threading.Thread(target=self._obey, args=(end,), name="tether", daemon=True).start()
+        self._sending = threading.Lock()
+        threading.Thread(target=self._obey, name="tether", daemon=True).start()
 
     @classmethod
-    def inherited(cls) -> Tether:
-        """The tether of this process, once."""
+    def inherited(cls) -> Tether | None:
+        """The tether of this process, once; None for a worker that was started by hand."""
         descriptor, _, size = os.environ.pop(_TETHER, "").partition(",")
         if not descriptor:
-            return cls(None)
+            return None
         end = socket.socket(fileno=int(descriptor))
         end.set_inheritable(False)
         return cls(end, int(size))
+
+    def tell(self, event: events.Event) -> None:
+        """Send one event; nothing when the process that started this one is gone. From any thread."""
+        with self._sending, contextlib.suppress(OSError):
+            self._end.sendall(f"{events.to_json(event)}\n".encode())
 
     def share(self, device: str) -> None:
         """Limit what this process may allocate on a CUDA `device` to its share; elsewhere nothing."""
@@ -98,7 +108,7 @@ class Tether:
             torch.cuda.set_per_process_memory_fraction(memory_fraction(total, self.size), device)
 
     def attach(self, stop: Callable[[bool], None]) -> None:
-        """Tell the crew that the worker is ready; from now on `stop(at once?)` is called when the crew says so.
+        """From now on `stop(at once?)` is called when the process that started this one says so.
 
         Before, when there is nothing to save, an order ends the process. One worker may follow another; an order that
         the first has had holds for the next.
@@ -107,14 +117,11 @@ class Tether:
             self._stop = stop
             if self._ordered:
                 stop(False)
-        if self._end is not None:
-            with contextlib.suppress(OSError):
-                self._end.sendall(_READY)
 
-    def _obey(self, end: socket.socket) -> None:
+    def _obey(self) -> None:
         while True:
             try:
-                order = end.recv(1)
+                order = self._end.recv(1)
             except OSError:
                 order = b""
             with self._lock:
@@ -138,7 +145,7 @@ class _Slot:
     index: int
     process: subprocess.Popen[str] | None = None
     end: socket.socket | None = None
-    reader: threading.Thread | None = None
+    readers: list[threading.Thread] = field(default_factory=list)
     ready: bool = False
     began: float = 0.0
     deaths: int = 0  # in a row
@@ -146,12 +153,12 @@ class _Slot:
     code: int | None = None  # of the slot, when nothing will be started in it any more
 
 
-class Crew:
+class Processes:
     """`size` children of one command, kept running until each has ended by itself.
 
     command       of a child
     environment   of a child; the tether is added
-    heard         is told the children's lines, and what becomes of them
+    heard         is told the children's events and lines, and what becomes of them
     most_deaths   how often in a row a child may be killed, or fall victim to its device, before its slot is given up
     pause_s       before the first such restart; doubled each time, up to a minute
     lasting_s     a child that lived so long has its predecessors' deaths forgiven
@@ -207,17 +214,15 @@ class Crew:
                     continue
                 if now >= kill_at:
                     slot.process.kill()
-                if slot.end is not None and not slot.ready:
-                    self._look_for_ready(slot)
                 code = slot.process.poll()
                 if code is not None:
                     self._ended(slot, code)
+            self._start_others()
             time.sleep(_POLL_S)
 
     def _start(self, slot: _Slot) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            ours.setblocking(False)
             slot.process = subprocess.Popen(
                 self._command,
                 env={**self._environment, _TETHER: f"{theirs.fileno()},{len(self._slots)}"},
@@ -229,32 +234,40 @@ class Crew:
                 process_group=0,
             )
         slot.end, slot.ready, slot.began = ours, False, time.monotonic()
-        slot.reader = threading.Thread(target=self._read, args=(slot.index, slot.process), daemon=True)
-        slot.reader.start()
+        slot.readers = [
+            threading.Thread(target=read, args=(slot, slot.process, ours), daemon=True)
+            for read in (self._read_lines, self._read_events)
+        ]
+        for reader in slot.readers:
+            reader.start()
 
-    def _read(self, index: int, process: subprocess.Popen[str]) -> None:
+    def _read_lines(self, slot: _Slot, process: subprocess.Popen[str], _end: socket.socket) -> None:
         assert process.stderr is not None
         with process.stderr as lines:
             for line in lines:
-                self._heard(index, line.rstrip("\n"))
+                self._heard(slot.index, line.rstrip("\n"))
 
-    def _look_for_ready(self, slot: _Slot) -> None:
-        assert slot.end is not None
-        with contextlib.suppress(OSError):  # nothing said yet, or the child is gone
-            slot.ready = slot.end.recv(1) == _READY
-        if slot.ready and not self._stop:
-            for other in self._slots:
-                if other.process is None and not other.deaths:
-                    other.start_at = min(other.start_at, 0.0)
+    def _read_events(self, slot: _Slot, _process: subprocess.Popen[str], end: socket.socket) -> None:
+        with contextlib.suppress(OSError), end.makefile(encoding="utf-8") as lines:  # OSError: the child is gone
+            for line in lines:
+                if line.endswith("\n"):  # a child that is killed may leave half a line
+                    slot.ready = True
+                    self._heard(slot.index, events.from_json(line))
+
+    def _start_others(self) -> None:
+        """Let the children start that have waited until one of them was ready."""
+        if not self._stop and any(slot.ready for slot in self._slots):
+            for slot in self._slots:
+                if slot.process is None and not slot.deaths:
+                    slot.start_at = min(slot.start_at, 0.0)
 
     def _ended(self, slot: _Slot, code: int) -> None:
         """Start the child again, or close its slot."""
-        if slot.end is not None and not slot.ready:
-            self._look_for_ready(slot)  # it may have said so since the last look
-        if slot.reader is not None:
-            slot.reader.join(timeout=2.0)
+        for reader in slot.readers:
+            reader.join(timeout=2.0)
         self._untie(slot)
         slot.process = None
+        self._start_others()
         if self._stop:
             # One that was asked to stop before it was ready has nothing to save.
             slot.code = 0 if -code in signals.ASKING else _as_exit_code(code)
@@ -267,16 +280,19 @@ class Crew:
             what = f"the worker was killed by {_name(-code)}" if code < 0 else f"the worker ended with code {code}"
             if slot.deaths > self._most_deaths:
                 slot.code = _as_exit_code(code)
-                self._heard(slot.index, f"Warning: {what}, {count(slot.deaths, 'time')} in a row; given up")
+                self._warn(slot, f"{what}, {count(slot.deaths, 'time')} in a row; given up")
             else:
                 pause_s = min(self._pause_s * 2 ** (slot.deaths - 1), 60.0)
                 slot.start_at = time.monotonic() + pause_s
                 tries = f"{slot.deaths} of {self._most_deaths}"
-                self._heard(slot.index, f"Warning: {what}; started again in {pause_s:.0f} s ({tries})")
+                self._warn(slot, f"{what}; started again in {pause_s:.0f} s ({tries})")
         if slot.code is not None and all(other.start_at == float("inf") for other in self._slots if other is not slot):
             # The first one never became ready: what it said holds for all.
             for other in self._slots:
                 other.code = slot.code
+
+    def _warn(self, slot: _Slot, message: str) -> None:
+        self._heard(slot.index, events.Warned(message))
 
     def _order(self, order: bytes) -> None:
         """Pass `order` on to every child; slots without one are closed."""
@@ -291,6 +307,27 @@ class Crew:
         if slot.end is not None:
             slot.end.close()
             slot.end = None
+
+
+def supervise(
+    arguments: Sequence[str], size: int, variables: Mapping[str, str | None], threads: int | None, heard: Heard
+) -> int:
+    """The exit code of `size` workers that were started as `cvaeopt ARGUMENTS` and ran until all had ended.
+
+    variables   settings of the children, by the names of their environment variables without CVAEOPT_. They are not
+                given as options, because a URL may hold a password, and everybody can read a command line.
+    threads     of each child; None shares the cores
+    """
+    cores = devices.cores()
+    each = threads_each(size, threads, cores, os.environ.get("OMP_NUM_THREADS", ""))
+    if variables.get("GPU") == "cpu" and size * each > cores:
+        log.warning(
+            "%d trials of %s share %s: none is faster for it.", size, count(each, "thread"), count(cores, "core")
+        )
+    given = {f"CVAEOPT_{name}": value for name, value in variables.items() if value}
+    environment = {**os.environ, **given, "CVAEOPT_THREADS": str(each), "OMP_NUM_THREADS": str(each)}
+    environment.pop("CVAEOPT_TRIALS_PER_GPU", None)
+    return Processes([sys.executable, "-m", "cvaeopt.cli", *arguments], size, environment, heard).run()
 
 
 def _as_exit_code(code: int) -> int:

@@ -89,7 +89,7 @@ class Console:
     def pass_on(self, text: str, style: str = "") -> None:
         """One line that another process meant for stderr, also when quiet."""
         with self._screen:
-            self.err.print(Text(text, style=style), soft_wrap=not self.err.is_terminal)
+            self.err.print(Text(self._clean(text), style=style), soft_wrap=not self.err.is_terminal)
 
     def hear(self, name: str) -> None:
         """Say the warnings that the modules below package `name` log."""

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as Terminal
 
-from cvaeopt.run.processes import Crew, memory_fraction, merged, threads_each
+from cvaeopt.run import events
+from cvaeopt.run.processes import Processes, Tether, memory_fraction, merged, supervise, threads_each
 from cvaeopt.run.signals import ASKING
 from cvaeopt.terminal.console import Console
-from cvaeopt.terminal.live_processes import CrewView
+from cvaeopt.terminal.live import ProcessesView
 from tests.support.command import STUDY, Shop
 from tests.support.held import Gate
 from tests.support.waiting import LONG_S, until
@@ -73,7 +76,7 @@ end, here = socket.socket(fileno=int(descriptor)), pathlib.Path(sys.argv[1])
 def say(text):
     print(text, file=sys.stderr, flush=True)
 def ready():
-    end.sendall(b"r")
+    end.sendall(b'{"event": "StudyOpened", "study": "tiny", "baselines": {}}\\n')
 def order():
     try:
         return end.recv(1)
@@ -95,27 +98,31 @@ def wait_for(number):
 
 
 class Heard:
-    """Lines of children, as they come."""
+    """Lines and warnings of children, as they come."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def __call__(self, slot: int, line: str) -> None:
-        self.lines.append(f"{slot} {line}")
+    def __call__(self, slot: int, said: events.Event | str) -> None:
+        match said:
+            case events.Warned(message=message):
+                self.lines.append(f"{slot} Warning: {message}")
+            case str():
+                self.lines.append(f"{slot} {said}")
 
     def count(self, text: str) -> int:
         return sum(text in line for line in self.lines)
 
 
-def crew(folder: Path, life: str, size: int, heard: Heard | None = None, **limits: float) -> tuple[int, Heard]:
-    """Exit code and lines of a crew whose children live `life`."""
+def together(folder: Path, life: str, size: int, heard: Heard | None = None, **limits: float) -> tuple[int, Heard]:
+    """Exit code and lines of processes whose children live `life`."""
     heard = heard or Heard()
     command = [sys.executable, "-c", CHILD + life, str(folder)]
-    return Crew(command, size, os.environ, heard, **{"pause_s": 0.05, **limits}).run(), heard  # type: ignore[arg-type]
+    return Processes(command, size, os.environ, heard, **{"pause_s": 0.05, **limits}).run(), heard  # type: ignore[arg-type]
 
 
 def test_wrong_input_is_said_once(tmp_path: Path) -> None:
-    code, heard = crew(tmp_path, "say('Error: no such study.'); sys.exit(2)", 4)
+    code, heard = together(tmp_path, "say('Error: no such study.'); sys.exit(2)", 4)
     assert (code, heard.lines) == (2, ["0 Error: no such study."])
 
 
@@ -128,35 +135,35 @@ if me == 0:
 say(f"{me < 3} of {size}, the first is ready: {(here / 'first').exists()}")
 ready()
 """
-    code, heard = crew(tmp_path, life, 3)
+    code, heard = together(tmp_path, life, 3)
     assert code == 0
     assert sorted(heard.lines) == [f"{slot} True of 3, the first is ready: True" for slot in range(3)]
 
 
 def test_a_killed_child_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
     life = "ready(); me = born(); say(f'born {me}'); os.kill(os.getpid(), 9) if me == 1 else wait_for(2)"
-    code, heard = crew(tmp_path, life, 2)
+    code, heard = together(tmp_path, life, 2)
     assert code == 0
     assert heard.count("born ") == 3
     assert heard.count("killed by SIGKILL; started again in 0 s (1 of 5)") == 1
 
 
 def test_a_device_fault_gets_a_fresh_process(tmp_path: Path) -> None:
-    code, heard = crew(tmp_path, "me = born(); ready(); sys.exit(75 if me == 0 else 0)", 2)
+    code, heard = together(tmp_path, "me = born(); ready(); sys.exit(75 if me == 0 else 0)", 2)
     assert code == 0
     assert heard.count("ended with code 75; started again") == 1
 
 
 def test_a_child_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
     life = "ready(); me = born(); os.kill(os.getpid(), 11) if me != 0 else wait_for(3)"
-    code, heard = crew(tmp_path, life, 2, most_deaths=2)
+    code, heard = together(tmp_path, life, 2, most_deaths=2)
     assert code == 128 + signal.SIGSEGV
     assert heard.count("started again") == 2
     assert heard.count("killed by SIGSEGV, 3 times in a row; given up") == heard.count("given up") == 1
 
 
-def test_a_first_child_that_always_dies_ends_the_crew(tmp_path: Path) -> None:
-    code, heard = crew(tmp_path, "born(); os.kill(os.getpid(), 9)", 3, most_deaths=1)
+def test_a_first_child_that_always_dies_ends_all(tmp_path: Path) -> None:
+    code, heard = together(tmp_path, "born(); os.kill(os.getpid(), 9)", 3, most_deaths=1)
     assert code == 128 + signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the first and its one repetition
     assert heard.count("given up") == 1
@@ -189,7 +196,7 @@ def test_the_first_signal_is_passed_on_once_and_ends_well(tmp_path: Path, number
     folder = tmp_path / "polite"
     folder.mkdir()
     up = when(lambda: len(list(folder.glob("up*"))) == 3, lambda: os.kill(os.getpid(), number))
-    code, heard = crew(folder, OBEDIENT, 3)
+    code, heard = together(folder, OBEDIENT, 3)
     up.join()
     assert code == 0
     assert sorted(heard.lines) == ["0 told s", "1 told s", "2 told s"]
@@ -205,7 +212,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     up = when(lambda: len(list(tmp_path.glob("up*"))) == 2, twice)
-    code, _ = crew(tmp_path, OBEDIENT, 2, heard)
+    code, _ = together(tmp_path, OBEDIENT, 2, heard)
     up.join()
     assert code == 130
     assert heard.count("told s") == heard.count("told n") == 2
@@ -214,8 +221,8 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 def test_children_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, sys
-from cvaeopt.run.processes import Crew
-Crew([sys.executable, "-c", {CHILD + OBEDIENT!r}, {str(tmp_path)!r}], 2, os.environ, lambda slot, line: None).run()
+from cvaeopt.run.processes import Processes
+Processes([sys.executable, "-c", {CHILD + OBEDIENT!r}, {str(tmp_path)!r}], 2, os.environ, lambda slot, line: None).run()
 """
     parent = subprocess.Popen([sys.executable, "-c", code])
     when(lambda: len(list(tmp_path.glob("up*"))) == 2, parent.kill).join()
@@ -224,46 +231,123 @@ Crew([sys.executable, "-c", {CHILD + OBEDIENT!r}, {str(tmp_path)!r}], 2, os.envi
     assert len(list(tmp_path.glob("told*"))) == 2
 
 
+# ---- events and orders
+
+
+def test_a_child_tells_events_and_takes_orders() -> None:
+    ours, theirs = socket.socketpair()
+    tether = Tether(theirs, 2)
+    orders: list[bool] = []
+    tether.attach(orders.append)
+    told = [events.StudyOpened("tiny", {"copy_first": 20.5}), events.Warned("a line\nand another ☃")]
+    for event in told:
+        tether.tell(event)
+    with ours.makefile(encoding="utf-8") as lines:
+        assert [events.from_json(next(lines)) for _ in told] == told
+    ours.sendall(b"s")
+    until(lambda: orders == [False])
+    ours.sendall(b"n")
+    until(lambda: orders == [False, True])
+    ours.close()
+    until(lambda: orders == [False, True, False])  # whoever started it is gone: stop after the epoch
+    tether.tell(told[0])  # nobody hears it, and nothing fails
+    theirs.close()
+
+
+def test_half_an_event_of_a_killed_child_is_dropped(tmp_path: Path) -> None:
+    life = """
+ready()
+if born() == 0:
+    end.sendall(b'{"event": "Warned", "mess')
+    os.kill(os.getpid(), 9)
+"""
+    code, heard = together(tmp_path, life, 1)
+    assert (code, heard.lines) == (0, ["0 Warning: the worker was killed by SIGKILL; started again in 0 s (1 of 5)"])
+
+
+def test_children_are_given_their_settings_where_nobody_can_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Noted:
+        def __init__(self, command: list[str], size: int, environment: dict[str, str], heard: object) -> None:
+            made.extend([command, size, environment])
+
+        def run(self) -> int:
+            return 3
+
+    monkeypatch.setattr("cvaeopt.run.processes.Processes", Noted)
+    monkeypatch.setenv("CVAEOPT_TRIALS_PER_GPU", "2")
+    url = "postgresql://lab:geheim@db/x"
+    variables = {"STORAGE": url, "CHECKPOINTS": None}
+    assert supervise(["worker", "--study", "tiny"], 2, variables, 3, lambda slot, said: None) == 3
+    command, size, environment = made
+    assert command[3:] == ["worker", "--study", "tiny"] and size == 2 and "geheim" not in " ".join(command)
+    assert (environment["CVAEOPT_STORAGE"], environment["CVAEOPT_THREADS"]) == (url, "3")
+    assert "CVAEOPT_CHECKPOINTS" not in environment and "CVAEOPT_TRIALS_PER_GPU" not in environment
+
+
 # ---- what is seen
+
+OPENED = events.StudyOpened("main", {"copy_first": 20.76})
+
+
+def epoch(trial: int, number: int, value: float) -> events.EpochDone:
+    return events.EpochDone(trial, number, 4, value, {"seconds": 2.0}, False)
 
 
 def test_a_line_has_its_slot_and_the_baselines_come_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with CrewView(Console(), 2) as view:
+    with ProcessesView(Console(), 2) as view:
         for slot in (0, 1):
-            view.heard(slot, "[471] baselines: copy first 20.76 dB")
-            view.heard(slot, "[471] trial 3 epoch 1/4: 21.00 dB")
-        view.heard(1, "Warning: the disk is full")
+            view.heard(slot, OPENED)
+            view.heard(slot, events.WorkerStarted(f"vm-{slot}-ab12", "main", "cpu"))
+            view.heard(slot, epoch(3, 1, 21.0))
+        view.heard(1, events.Warned("the disk is full"))
+        view.heard(0, "Error: no room")
+    said = "trial 3 epoch 1/4: 21.00 dB, copy first 20.76 (+0.24), 2.0 s an epoch, 6 s left"
     assert capsys.readouterr().err.splitlines() == [
+        "[0] worker vm-0-ab12 on cpu takes trials of study main",
         "[0] baselines: copy first 20.76 dB",
-        "[0] trial 3 epoch 1/4: 21.00 dB",
-        "[1] trial 3 epoch 1/4: 21.00 dB",
+        f"[0] {said}",
+        "[1] worker vm-1-ab12 on cpu takes trials of study main",
+        f"[1] {said}",
         "[1] Warning: the disk is full",
+        "[0] Error: no room",
     ]
 
 
-def test_a_quiet_crew_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    with CrewView(Console(quiet=True), 1) as view:
-        view.heard(0, "[471] trial 3 epoch 1/4: 21.00 dB")
+def test_quiet_processes_say_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProcessesView(Console(quiet=True), 1) as view:
+        view.heard(0, epoch(3, 1, 21.0))
+        view.heard(0, events.Warned("the disk is full"))
         view.heard(0, "Error: no room")
-    assert capsys.readouterr().err == "[0] Error: no room\n"
+    assert capsys.readouterr().err == "[0] Warning: the disk is full\n[0] Error: no room\n"
+
+
+def test_a_childs_words_hide_the_password_too(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.conceal("geheim", "***")
+    view = ProcessesView(console, 1)
+    view.heard(0, events.Warned("lab:geheim@db is away"))
+    view.heard(0, "Error: lab:geheim@db")
+    assert capsys.readouterr().err == "[0] Warning: lab:***@db is away\n[0] Error: lab:***@db\n"
 
 
 def test_on_a_terminal_the_newest_epoch_of_each_child_stands_at_the_foot() -> None:
     console = Console()
     console.err = Terminal(file=io.StringIO(), force_terminal=True, width=80, height=24, highlight=False)
-    view = CrewView(console, 3)
-    for slot, line in [
-        (0, "trial 3 epoch 1/4: 21.00 dB"),
-        (2, "trial 4 epoch 1/4: 19.00 dB"),
-        (0, "trial 3 epoch 2/4: 22.00 dB"),
-        (2, "trial 4 pruned after 1 epoch"),
+    view = ProcessesView(console, 3)
+    for slot, event in [
+        (0, epoch(3, 1, 21.0)),
+        (2, epoch(4, 1, 19.0)),
+        (0, epoch(3, 2, 22.0)),
+        (2, events.TrialEnded(4, "pruned", "pruned at epoch 1", 1)),
     ]:
-        view.heard(slot, f"[471] {line}")
+        view.heard(slot, event)
     console.err.print(view.renderable())
     assert isinstance(console.err.file, io.StringIO)
     assert [line.strip() for line in console.err.file.getvalue().splitlines()] == [
-        "[2] trial 4 pruned after 1 epoch",
-        "[0] trial 3 epoch 2/4: 22.00 dB",
+        "[2] trial 4 pruned after 1 epoch: pruned at epoch 1 ▁",
+        "[0] trial 3 epoch 2/4: 22.00 dB, 2.0 s an epoch, 4 s left",
     ]
 
 
@@ -380,7 +464,7 @@ def test_a_trial_is_what_it_is_alone_when_its_neighbour_is_killed(alone: Shop, t
 
 
 @pytest.mark.slow
-def test_a_crew_that_is_told_to_stop_leaves_every_trial_to_whoever_comes_next(alone: Shop, tmp_path: Path) -> None:
+def test_workers_that_are_told_to_stop_leave_every_trial_to_whoever_comes_next(alone: Shop, tmp_path: Path) -> None:
     shop = new_shop(tmp_path / "together", alone.data)
     gate = Gate.new(tmp_path / "gate")
     running = Running(shop, gate)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import typing
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cvaeopt.errors import StorageUnreachable
 from cvaeopt.run import events
-from cvaeopt.terminal.live import WorkerView, time_left_s
-from tests.support.waiting import LONG_S, until
+from cvaeopt.terminal.live import WorkerView
+from cvaeopt.terminal.worker_log import time_left_s
 from tests.terminal.test_console import FACTS, console, pipe, plain, terminal, written
 
 BASELINES = {"copy_first": 24.1, "train_mean": 21.9, "nearest_pose": 26.0}
@@ -34,8 +32,11 @@ def epoch(number: int, value: float, seconds: float = 2.0, pending: bool = False
     return events.EpochDone(7, number, 5, value, {"seconds": seconds}, pending)
 
 
+OPENED = events.StudyOpened("main", BASELINES)
 ALL: list[events.Event] = [
+    OPENED,
     STARTED,
+    events.StudyRead(FACTS),
     events.LeaseTaken(7, 2, 1, 1),
     replace(TRIAL, epoch=1, attempt=2),
     epoch(2, 20.0),
@@ -60,23 +61,10 @@ def test_these_are_all_events() -> None:
     assert {type(event) for event in ALL} == set(typing.get_args(events.Event))
 
 
-def read_once(facts: dict[str, Any] = FACTS) -> tuple[Any, threading.Event]:
-    """A reader of a study's facts, and the event that it was asked for the second time in vain."""
-    asked = threading.Event()
-
-    def read() -> dict[str, Any]:
-        asked.set()
-        return facts
-
-    return read, asked
-
-
 @pytest.mark.parametrize("width", [40, 80, 132])
 def test_every_event_fits_its_terminal(width: int) -> None:
     shown = console(lambda: terminal(width))
-    read, asked = read_once()
-    with WorkerView(shown, BASELINES, read) as view:
-        assert asked.wait(LONG_S)
+    with WorkerView(shown) as view:
         for event in ALL:
             view.heard(event)
             shown.err.print(view.renderable())
@@ -87,11 +75,8 @@ def test_every_event_fits_its_terminal(width: int) -> None:
 
 def test_the_live_lines_show_the_trial_its_curve_and_the_study() -> None:
     shown = console(terminal)
-    read, asked = read_once()
-    with WorkerView(shown, BASELINES, read, clock=lambda: 0.0) as view:
-        assert asked.wait(LONG_S)
-        until(lambda: view._facts is not None)
-        for event in (STARTED, TRIAL, epoch(1, 20.0), epoch(2, 25.0), epoch(3, 30.0)):
+    with WorkerView(shown, clock=lambda: 0.0) as view:
+        for event in (OPENED, STARTED, events.StudyRead(FACTS), TRIAL, epoch(1, 20.0), epoch(2, 25.0), epoch(3, 30.0)):
             view.heard(event)
         with shown.err.capture() as captured:
             shown.err.print(view.renderable())
@@ -106,8 +91,8 @@ def test_the_live_lines_show_the_trial_its_curve_and_the_study() -> None:
 
 def test_a_pipe_gets_one_line_an_event_that_says_which_process_speaks() -> None:
     shown = console(pipe)
-    with WorkerView(shown, BASELINES) as view:
-        for event in (STARTED, TRIAL, epoch(1, 20.0), epoch(2, 25.0, 4.0, pending=True)):
+    with WorkerView(shown) as view:
+        for event in (OPENED, STARTED, TRIAL, epoch(1, 20.0), epoch(2, 25.0, 4.0, pending=True)):
             view.heard(event)
         view.heard(events.TrialEnded(7, "complete", "all epochs trained", 5, 25.0))
         view.heard(epoch(1, 24.0))
@@ -128,10 +113,8 @@ def test_a_pipe_gets_one_line_an_event_that_says_which_process_speaks() -> None:
 
 def test_the_best_is_that_of_the_study_and_not_of_this_worker() -> None:
     shown = console(pipe)
-    read, asked = read_once()
-    with WorkerView(shown, {}, read) as view:
-        assert asked.wait(LONG_S)
-        until(lambda: view._facts is not None)
+    with WorkerView(shown) as view:
+        view.heard(events.StudyRead(FACTS))
         view.heard(TRIAL)
         view.heard(events.TrialEnded(7, "complete", "all epochs trained", 5, 30.0))
         view.heard(epoch(1, 31.0))
@@ -144,27 +127,24 @@ def test_the_best_is_that_of_the_study_and_not_of_this_worker() -> None:
     assert "31.00 dB, best 34.00 (-3.00)" in said
 
 
-def test_a_database_that_does_not_answer_holds_nobody_up() -> None:
+def test_what_was_known_of_one_study_is_not_said_of_the_next_one() -> None:
     shown = console(pipe)
-    asked, answer = threading.Event(), threading.Event()
-
-    def read() -> dict[str, Any]:
-        asked.set()
-        answer.wait()
-        raise StorageUnreachable("away")
-
-    with WorkerView(shown, {}, read) as view:
-        assert asked.wait(LONG_S)
-        view.heard(TRIAL)
-        view.heard(epoch(1, 20.0))
-        answer.set()  # only now: whoever had waited for it would wait for ever
-    assert "20.00 dB" in written(shown.err)
+    with WorkerView(shown) as view:
+        for event in (OPENED, STARTED, events.StudyRead(FACTS), TRIAL, epoch(1, 20.0)):
+            view.heard(event)
+        view.heard(events.StudyOpened("main.confirm", {}))
+        view.heard(replace(STARTED, study="main.confirm"))
+        view.heard(epoch(1, 21.0))
+    assert written(shown.err).splitlines()[-2:] == [
+        "[4711] worker vm-4711-ab12 on cuda:0 takes trials of study main.confirm",
+        "[4711] trial 7 epoch 1/5: 21.00 dB, 2.0 s an epoch, 8 s left",
+    ]
 
 
 def test_quiet_workers_say_what_is_wrong_and_nothing_else() -> None:
     shown = console(terminal, quiet=True)
-    with WorkerView(shown, BASELINES, lambda: pytest.fail("nobody looks")) as view:
-        for event in (STARTED, TRIAL, epoch(1, 20.0), events.Warned("the disk is nearly full")):
+    with WorkerView(shown) as view:
+        for event in (OPENED, STARTED, TRIAL, epoch(1, 20.0), events.Warned("the disk is nearly full")):
             view.heard(event)
     assert plain(written(shown.err)) == "Warning: the disk is nearly full\n"
 

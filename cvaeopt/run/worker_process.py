@@ -1,0 +1,177 @@
+"""This process as a worker: it trains the trials of a study, and then those of the study's confirmations."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+from optuna.trial import Trial
+
+from cvaeopt.errors import CvaeoptError, StorageUnreachable
+from cvaeopt.run import dashboard_notes
+from cvaeopt.run.events import Listener, StudyOpened, StudyRead, WorkerEnded
+from cvaeopt.run.object_store import Checkpoints
+from cvaeopt.run.objective import Objective
+from cvaeopt.run.processes import Tether
+from cvaeopt.run.retention import tidy
+from cvaeopt.run.signals import Stop
+from cvaeopt.run.trial_run import TrialRun
+from cvaeopt.run.worker import Worker
+from cvaeopt.search.definition import Definition
+from cvaeopt.store import status
+from cvaeopt.store import study as studies
+from cvaeopt.store.confirmation import unfinished
+from cvaeopt.store.leases import Lease
+from cvaeopt.store.storage import Storage
+from cvaeopt.vae.dataset import Dataset
+from cvaeopt.vae.metrics import baselines
+
+log = logging.getLogger(__name__)
+
+_READ_EVERY_S = 5.0
+_READ_SHARE = 0.05  # of the time that may go into reading the study
+_PATIENCE_S = 2.0  # what tidying up and reading the study may wait for the database
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """Where this process trains: with which data, on which device, and where its files go.
+
+    listener      is told every event, from several threads
+    remote        holds copies of the checkpoints for workers that share no folder
+    tether        to the process that started this one, where several workers share a device
+    reads_study   whether the listener is told now and then how the whole study stands
+    """
+
+    storage: Storage
+    data: Dataset
+    device: str
+    artifacts: Path
+    listener: Listener
+    remote: Checkpoints | None = None
+    tether: Tether | None = None
+    reads_study: bool = True
+    stop: Stop = field(default_factory=Stop)
+
+    def work(self, definition: Definition) -> None:
+        """Train trials of the study until its budget is met, then those of its confirmations; or until asked to stop.
+
+        Raises what `Worker.run` does.
+        """
+        study = studies.create_or_open(self.storage, definition)
+        with self.entered():
+            if self._train(study, definition).kind == "finished":
+                self._confirm(definition)
+
+    def confirm(self, parent: Definition) -> None:
+        """Train the runs of all confirmations of `parent`, also of those that are registered meanwhile."""
+        with self.entered():
+            self._confirm(parent)
+
+    def baselines(self, study: str) -> dict[str, float]:
+        """The baselines of the data, dB, stored with the study; StudyError if the study was measured on other data."""
+        facts = studies.record_facts(
+            self.storage, study, self.data.digest, lambda: baselines(self.data.train, self.data.val).plain()
+        )
+        measured: dict[str, float] = facts["baselines"]
+        return measured
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Inside the block this process trains. Uploads to the object store are finished, however the block ends.
+
+        Signals count from the beginning to the end of the uploads: one that comes while no worker runs is obeyed by
+        the next worker.
+        """
+        with self.stop:
+            try:
+                if self.tether is not None:
+                    self.tether.share(self.device)
+                yield
+            finally:
+                if self.stop.count < 2 and self.remote is not None and not self.remote.close():
+                    log.warning(
+                        "not all checkpoints reached %s; they are in %s on this machine",
+                        self.remote.url,
+                        self.artifacts,
+                    )
+
+    def _train(self, study: optuna.Study, definition: Definition) -> WorkerEnded:
+        """Train trials of one study until its budget is met, or until asked to stop."""
+        objective = Objective(definition, self.data, self.device, self.artifacts, self.remote)
+        measured = self.baselines(definition.name)
+
+        def open_trial(trial: Trial, lease: Lease) -> TrialRun:
+            return objective.open(trial, lease.token)
+
+        def tidy_up() -> None:
+            self._tidy_up(study, definition)
+
+        tidy_up()  # what a worker left that could not tidy up itself
+        worker = Worker(
+            study,
+            self.storage,
+            open_trial,
+            device=self.device,
+            artifacts=self.artifacts,
+            listener=self.listener,
+            stop=self.stop,
+            after_trial=tidy_up,
+        )
+        if self.tether is not None:
+            self.tether.attach(worker.stop)
+        self.listener(StudyOpened(definition.name, measured))
+        with self._reading(definition.name) if self.reads_study else contextlib.nullcontext():
+            ended = worker.run()
+        tidy_up()
+        return ended
+
+    def _confirm(self, parent: Definition) -> None:
+        worked: set[str] = set()
+        while not self.stop:
+            names = [one.name for one in unfinished(self.storage, parent) if one.name not in worked]
+            if not names:
+                return
+            worked.add(names[0])
+            study, definition = studies.open_existing(self.storage, names[0])
+            definition = definition.model_copy(update={"service": parent.service})
+            if self._train(study, definition).kind != "finished":
+                return
+
+    def _tidy_up(self, study: optuna.Study, definition: Definition) -> None:
+        service = definition.service
+        try:
+            with self.storage.patience(_PATIENCE_S):
+                tidy(study, self.artifacts, service.keep_best, self.remote)
+        except StorageUnreachable:  # the worker meets the same outage, and reports it
+            return
+        dashboard_notes.keep_up(self.storage, study, self.artifacts, service.keep_pictures)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Inside the block the listener is told every few seconds how the whole study stands.
+
+        That happens in a thread of its own, so that a database that does not answer holds nobody up.
+        """
+        closed = threading.Event()
+
+        def keep_reading() -> None:
+            while not closed.is_set():
+                began = time.monotonic()
+                with contextlib.suppress(CvaeoptError), self.storage.patience(_PATIENCE_S):
+                    self.listener(StudyRead(status.status(self.storage, name)))
+                closed.wait(max(_READ_EVERY_S, (time.monotonic() - began) / _READ_SHARE))
+
+        reader = threading.Thread(target=keep_reading, name="study", daemon=True)
+        reader.start()
+        try:
+            yield
+        finally:
+            closed.set()
+            reader.join(timeout=2.0)

@@ -1,0 +1,217 @@
+"""What the events of a worker say in words, beside the figures that they are compared with."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cvaeopt.run import events
+from cvaeopt.text import BASELINES, baseline_texts, count, duration, short, sparkline
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line about a worker.
+
+    kind   "warning": shown also when quiet; "epoch": the next one makes it old; "baselines": the same for every worker
+           of the study; "" otherwise
+    """
+
+    text: str
+    style: str = ""
+    kind: Literal["", "warning", "epoch", "baselines"] = ""
+
+
+def time_left_s(facts: dict[str, Any], epoch_s: float) -> float | None:
+    """How long the workers that run now need for the rest of a study, seconds; None when nobody can say.
+
+    facts     as `status` gives them
+    epoch_s   seconds of one epoch of one worker
+
+    Trials still to come are taken to be as long as those that ended: pruned ones count with what they were trained.
+    """
+    trials, budget = facts["trials"], facts["budget"]
+    training = [
+        int(one["epoch"] or 0) for one in facts["workers"] if one["trial"] is not None and one["state"] != "dead"
+    ]
+    workers = len(training) or 1
+    begun = sum(training)
+    ended = trials["complete"] + trials["pruned"] + trials["failed"]
+    if budget["trials"] is not None:
+        each = (facts["epochs_spent"] - begun) / ended if ended else budget["epochs"]
+        left = float(max(budget["trials"] - ended, 0) * each - begun)
+    elif budget["total_epochs"] is not None:
+        left = float(budget["total_epochs"] - facts["epochs_spent"])
+    else:
+        return None
+    return max(left, 0.0) * epoch_s / workers
+
+
+def settings(params: dict[str, Any]) -> str:
+    """The suggestions of a trial in one line."""
+    return ", ".join(f"{name} {short(value)}" for name, value in params.items()) or "the fixed settings"
+
+
+class WorkerLog:
+    """Follows a worker: `lines` turns each event into words, and the attributes hold what is known now.
+
+    live   whether the trial in training is drawn elsewhere: then its beginning and its epochs are no lines
+
+    worker    its id, "" before it started
+    study     the name of its study, "" before it is known
+    trial     the trial in training, None between two
+    epoch     epochs finished of it; `epoch_at` is when the last one ended, by `clock`
+    curve     the values of its epochs that were trained here, dB
+    facts     what `status` said last of the whole study
+    note      what the worker waits for, or ""
+    """
+
+    def __init__(self, live: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.worker = ""
+        self._live = live
+        self._open(events.StudyOpened("", {}))
+
+    def _open(self, event: events.StudyOpened) -> None:
+        self.study = event.study
+        self._baselines = event.baselines
+        floors = [name for name in event.baselines if name in ("copy_first", "train_mean")]
+        self._floor = max(floors, key=lambda name: event.baselines[name]) if floors else None
+        self._own_best: tuple[float, int] | None = None
+        self.trial: events.TrialStarted | None = None
+        self.epoch = 0
+        self.epoch_at = 0.0
+        self.curve: list[float] = []
+        self._seconds: list[float] = []
+        self.facts: dict[str, Any] | None = None
+        self.note = ""
+
+    def lines(self, event: events.Event) -> list[Line]:
+        """Note one event, and say it in lines, if there is anything to say."""
+        match event:
+            case events.StudyOpened():
+                self._open(event)
+            case events.StudyRead(facts=facts):
+                self.facts = facts
+            case events.TrialStarted():
+                return self._trial_started(event)
+            case events.EpochDone():
+                return self._epoch_done(event)
+            case events.TrialEnded():
+                return [self._trial_ended(event)]
+            case _:
+                return self._about_the_worker(event)
+        return []
+
+    def _about_the_worker(self, event: events.Event) -> list[Line]:
+        match event:
+            case events.WorkerStarted(worker=worker, study=study, device=device):
+                self.worker, self.study = worker, study
+                started = Line(f"worker {worker} on {device} takes trials of study {study}")
+                levels = Line(f"baselines: {baseline_texts(self._baselines)} dB", kind="baselines")
+                return [started, levels] if self._baselines else [started]
+            case events.LeaseTaken(number=number, attempt=attempt, epoch=epoch):
+                return [Line(f"trial {number}: taken over after epoch {epoch} (attempt {attempt})")]
+            case events.TrialLeft(number=number, epoch=epoch, reason=reason):
+                self.trial = None
+                return [Line(f"trial {number}: left after epoch {epoch} ({reason})", "yellow")]
+            case events.Waiting(reason=reason):
+                self.note = f"waiting: {reason}"
+                return [Line(self.note)]
+            case events.Outage(seconds=seconds, said=said):
+                self.note = f"the database does not answer ({said})"
+                text = f"the database has not answered for {duration(seconds)} ({said}); training goes on, "
+                return [Line(f"{text}reports are kept and delivered later", kind="warning")]
+            case events.Recovered(seconds=seconds, delivered=delivered):
+                self.note = ""
+                reports = count(delivered, "report")
+                return [Line(f"the database is back after {duration(seconds)}; {reports} delivered")]
+            case events.Stalled(number=number, deadline_s=deadline_s):
+                text = f"trial {number}: no epoch ended within {duration(deadline_s)}; another worker may take it over"
+                return [Line(text, kind="warning")]
+            case events.Stopping(reason=reason):
+                self.note = f"stopping after this epoch: {reason}"
+                return [Line(f"{self.note} (a second signal stops at once)", "yellow")]
+            case events.Warned(message=message):
+                return [Line(message, kind="warning")]
+            case events.WorkerEnded(kind=kind, reason=reason, trials=trials):
+                self.trial, self.note = None, ""
+                return [Line(f"{kind}: {reason}; {count(trials, 'trial')} ended here")]
+        return []
+
+    def _trial_started(self, event: events.TrialStarted) -> list[Line]:
+        self.trial, self.epoch, self.epoch_at = event, event.epoch, self.clock()
+        self.curve = []
+        self.note = ""
+        since = f" from epoch {event.epoch}" if event.epoch else ""
+        return [] if self._live else [Line(f"trial {event.number}{since}: {settings(event.params)}")]
+
+    def _epoch_done(self, event: events.EpochDone) -> list[Line]:
+        self.epoch, self.epoch_at = event.epoch, self.clock()
+        self.curve.append(event.value)
+        self._seconds = [*self._seconds[-19:], float(event.row.get("seconds", 0.0))]
+        pending = "the report waits for the database" if event.pending else ""
+        if self._live:
+            self.note = pending or self.note
+            return []
+        left = duration(self.pace_s * (event.epochs - event.epoch))
+        study = self.study_left()
+        text = (
+            f"trial {event.number} epoch {event.epoch}/{event.epochs}: {self.compared(event.value)}, "
+            f"{self.pace_s:.1f} s an epoch, {left} left{study and f' ({study} for the study)'}"
+        )
+        return [Line(f"{text} ({pending})" if pending else text, kind="epoch")]
+
+    def _trial_ended(self, event: events.TrialEnded) -> Line:
+        params = f"  {settings(self.trial.params)}" if self.trial is not None and self._live else ""
+        self.trial = None
+        value = "" if event.value is None else f" {event.value:.2f} dB"
+        record = ""
+        if event.value is not None:
+            best = self.best
+            if best is None or event.value > best[0]:
+                record = " (the best so far)"
+            if self._own_best is None or event.value > self._own_best[0]:
+                self._own_best = (event.value, event.number)
+        return Line(
+            f"trial {event.number} {event.outcome}{value}{record} after {count(event.epochs_done, 'epoch')}: "
+            f"{event.reason} {sparkline(self.curve)}{params}",
+            {"complete": "green", "pruned": "", "failed": "red"}[event.outcome],
+        )
+
+    # ---- figures
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds of an epoch, the median of the last ones; 0 before the first."""
+        return statistics.median(self._seconds) if self._seconds else 0.0
+
+    @property
+    def best(self) -> tuple[float, int] | None:
+        """Value and trial of the best of the study: what the database said, or better ones of this worker since."""
+        stored = self.facts["best"] if self.facts else None
+        known = [(float(stored["value"]), int(stored["number"]))] if stored else []
+        if self._own_best is not None:
+            known.append(self._own_best)
+        return max(known, key=lambda one: one[0], default=None)
+
+    def compared(self, value: float) -> str:
+        """A value beside the best of the study and the better of the simple baselines."""
+        text = f"{value:.2f} dB"
+        best = self.best
+        if best is not None:
+            text += f", best {best[0]:.2f} ({value - best[0]:+.2f})"
+        if self._floor is not None:
+            level = self._baselines[self._floor]
+            text += f", {BASELINES[self._floor]} {level:.2f} ({value - level:+.2f})"
+        return text
+
+    def study_left(self) -> str:
+        """How long the rest of the study takes, in words; "" when nobody can say."""
+        if self.facts is None or not self.pace_s:
+            return ""
+        left_s = time_left_s(self.facts, self.pace_s)
+        return "" if left_s is None else f"about {duration(left_s)} left"
