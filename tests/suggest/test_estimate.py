@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -37,10 +38,13 @@ def test_a_level_and_a_trend_change_no_error(curve: list[float], window: int, le
 
 @given(st.lists(DECIBELS, min_size=2, max_size=30))
 def test_the_line_is_that_of_least_squares(curve: list[float]) -> None:
-    slope, _ = np.polyfit(np.arange(len(curve)), curve, 1)
-    found = line(curve)
-    assert found[0] == pytest.approx(statistics.fmean(curve), abs=1e-9)
-    assert found[1] == pytest.approx(slope, abs=1e-6)
+    values, middle = [Fraction(value) for value in curve], Fraction(len(curve) - 1, 2)
+    offsets = [epoch - middle for epoch in range(len(curve))]
+    # In exact arithmetic: the slope of least squares is the ratio of these two sums.
+    slope = sum(x * y for x, y in zip(offsets, values, strict=True)) / sum(x * x for x in offsets)
+    level, found = line(curve)
+    assert level == pytest.approx(float(sum(values) / len(values)), abs=1e-12)
+    assert found == pytest.approx(float(slope), abs=1e-12)
 
 
 def test_the_two_parts_of_the_error_add_in_squares() -> None:
