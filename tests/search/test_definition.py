@@ -477,3 +477,11 @@ def test_every_shipped_study_and_kind_is_documented():
         assert f"[{name}.toml]({name}.toml)" in text, name
     for kind in kinds:
         assert f'`kind = "{kind}"`' in text or f'kind = "{kind}"\n' in text, kind
+
+
+def test_the_shipped_searches_meet_several_learning_rates_and_every_batch_size_early():
+    main, wide = (load_definition(name, STUDIES) for name in ("main", "wide"))
+    rates = sorted({point["lr"] for point in main.enqueue})
+    assert len(rates) >= 4 and rates[-1] >= 10 * rates[0]
+    assert main.sampler.n_startup_trials > len(main.enqueue)
+    assert {point["batch_size"] for point in wide.enqueue} == set(wide.search["batch_size"].choices)
