@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import functools
 import json
-import uuid
 from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -26,9 +25,6 @@ from cvaeopt.store.tables import lease_table
 from cvaeopt.store.trial_reader import read_trials
 
 T = TypeVar("T")
-
-_NONCE = "cvaeopt:nonce"
-"""Trial attribute that says whether a creation whose acknowledgement was lost has happened."""
 
 _ARTIFACT: Final = "artifacts:"
 """Prefix of the trial attributes in which Optuna and the dashboard list files."""
@@ -124,30 +120,35 @@ class RepeatedStorage(RDBStorage, abc.ABC):
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """The new trial; created once, also when the acknowledgement of its creation was lost."""
         template = template_trial or create_trial(state=TrialState.RUNNING)
-        nonce = uuid.uuid4().hex
-        system_attrs = {**template.system_attrs, _NONCE: nonce}
+        tried: FrozenTrial | None = None  # what the attempt before has made, unless its transaction failed
 
         def create(_: int) -> FrozenTrial:
+            nonlocal tried
             with self.transaction() as connection, orm.Session(bind=connection) as session:
                 models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                trial = self._created_with(nonce, session)
-                if trial is None:
-                    attempt = _copy(template, system_attrs)
-                    trial = self._get_prepared_new_trial(study_id, attempt, session)
-                session.flush()
-                session.expire_all()
-                return self._build_frozen_trial_from_trial_model(trial)
+                made = None if tried is None else self._find_again(tried, study_id, session)
+                if made is None:
+                    trial = self._get_prepared_new_trial(study_id, template, session)
+                    session.flush()
+                    session.expire_all()
+                    made = self._build_frozen_trial_from_trial_model(trial)
+                tried = made
+                return made
 
         return self.persist(create)
 
-    def _created_with(self, nonce: str, session: orm.Session) -> models.TrialModel | None:
-        return (
-            session.query(models.TrialModel)
-            .join(models.TrialSystemAttributeModel)
-            .filter(models.TrialSystemAttributeModel.key == _NONCE)
-            .filter(models.TrialSystemAttributeModel.value_json == json.dumps(nonce))
-            .one_or_none()
-        )
+    def _find_again(self, made: FrozenTrial, study_id: int, session: orm.Session) -> FrozenTrial | None:
+        """The trial `made` as it is in the database, or None if its transaction failed.
+
+        PostgreSQL gives no id twice. SQLite may give the id of a creation that failed to another process; the trial
+        of that process has another start, or waits for other parameters.
+        """
+        trial = session.get(models.TrialModel, made._trial_id)
+        if trial is None or trial.study_id != study_id or trial.number != made.number:
+            return None
+        again = self._build_frozen_trial_from_trial_model(trial)
+        started = made.datetime_start in (None, again.datetime_start)
+        return again if started and made.system_attrs.items() <= again.system_attrs.items() else None
 
     def next_trial(self, connection: Connection, study_id: int) -> tuple[int, int]:
         """(id, number) of the trial to run next, RUNNING when the transaction commits.
@@ -263,20 +264,3 @@ def trial_attributes(
         .where(TRIALS.c.study_id == study_id, wanted)
     )
     return {(trial_id, key): json.loads(value) for trial_id, key, value in rows}
-
-
-def _copy(template: FrozenTrial, system_attrs: dict[str, Any]) -> FrozenTrial:
-    return FrozenTrial(
-        number=template.number,
-        state=template.state,
-        value=None,
-        values=template.values,
-        datetime_start=template.datetime_start,
-        datetime_complete=template.datetime_complete,
-        params=template.params,
-        distributions=template.distributions,
-        user_attrs=template.user_attrs,
-        system_attrs=system_attrs,
-        intermediate_values=template.intermediate_values,
-        trial_id=template._trial_id,
-    )

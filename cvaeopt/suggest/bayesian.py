@@ -121,6 +121,8 @@ class GaussianProcessSampler(BaseSampler):
         return self._cube.values(self._best(worth, points[np.argsort(-means)[:3]], draw))
 
     def _halton(self, number: int, name: str) -> float:
+        if name not in self._bases:  # a parameter that a program of its own asks for
+            return stream(self._seed, number, f"sampler {name}") / 2**32
         return radical_inverse(number, self._bases[name], self._seed)
 
     def _points(self, trials: Sequence[FrozenTrial]) -> np.ndarray:

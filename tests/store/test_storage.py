@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -410,7 +410,33 @@ def test_a_trial_whose_creation_was_not_acknowledged_is_created_once(lossy: Loss
     study.add_trial(optuna.trial.create_trial(value=1.0))
     assert lossy.losses == 0
     assert [trial.state for trial in study.trials] == [TrialState.WAITING, TrialState.COMPLETE]
-    assert study.trials[0].system_attrs["fixed_params"] == {"x": 0.5}
+    assert study.trials[0].system_attrs == {"fixed_params": {"x": 0.5}}
+
+
+def test_the_id_of_a_creation_that_failed_may_be_given_to_another_process(
+    ready_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_storage(ready_url)) as storage, closing(open_storage(ready_url)) as other:
+        study = make_study(storage)
+        theirs = make_study(other)
+        storage._sleep = lambda seconds: None
+        whole = storage.transaction
+
+        class RolledBackError(Exception):
+            pass
+
+        @contextmanager
+        def failing() -> Iterator[sqlalchemy.Connection]:
+            monkeypatch.undo()
+            with suppress(RolledBackError), whole() as connection:
+                yield connection
+                raise RolledBackError
+            theirs.enqueue_trial({"x": 0.75})
+            raise sqlalchemy.exc.OperationalError("COMMIT", {}, OSError("gone"), connection_invalidated=True)
+
+        monkeypatch.setattr(storage, "transaction", failing)
+        study.enqueue_trial({"x": 0.5})
+        assert [trial.system_attrs["fixed_params"]["x"] for trial in study.trials] == [0.75, 0.5]
 
 
 def _hold_sqlite(path: str) -> sqlite3.Connection:
