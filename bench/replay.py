@@ -39,8 +39,9 @@ from bench.worlds import Fitted, Nearest, Surrogate, World
 from cvaeopt.config import Config
 from cvaeopt.files import digest
 from cvaeopt.outcome.transfer import transfer
-from cvaeopt.search.definition import Definition, ForecastPruner, load_definition
+from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.search.space import fitting, suggest
+from cvaeopt.search.tables import ForecastPruner
 from cvaeopt.suggest.sampler import pruner_for, sampler_for
 
 KEPT = "replay.jsonl"

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from cvaeopt.admin.rows import rows_of, tables_of
 from cvaeopt.errors import StudyError, UserError
-from cvaeopt.search.definition import NAME
+from cvaeopt.search.tables import NAME
 from cvaeopt.store import identity
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import study_table

@@ -14,7 +14,7 @@ from cvaeopt.terminal.console import Console
 
 if TYPE_CHECKING:
     from cvaeopt.run.object_store import Checkpoints
-    from cvaeopt.search.definition import ServiceTable
+    from cvaeopt.search.tables import ServiceTable
     from cvaeopt.store.storage import Storage
     from cvaeopt.vae.dataset import Dataset
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cvaeopt.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from cvaeopt.search.definition import ServiceTable
+    from cvaeopt.search.tables import ServiceTable
 
 _CONFIRMATION = re.compile(r"\.confirm(-\d+)?$")
 _TAKE_ARTIFACTS = ("worker", "confirm", "dashboard", "fetch", "report")

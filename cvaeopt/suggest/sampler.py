@@ -17,8 +17,9 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from cvaeopt.errors import StudyError
-from cvaeopt.search.definition import (
-    Definition,
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.space import distribution, order, params_to_config, settled, stream
+from cvaeopt.search.tables import (
     ForecastPruner,
     GpSampler,
     GridSampler,
@@ -30,7 +31,6 @@ from cvaeopt.search.definition import (
     QmcSampler,
     TpeSampler,
 )
-from cvaeopt.search.space import distribution, order, params_to_config, settled, stream
 from cvaeopt.suggest import pruner
 from cvaeopt.suggest.bayesian import GaussianProcessSampler
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at

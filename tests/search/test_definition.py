@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError, StudyError
-from cvaeopt.search import definition as module
 from cvaeopt.search import space
+from cvaeopt.search import tables as module
 from cvaeopt.search.definition import SHIPPED, Definition, definition_path, is_shipped, load_definition
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -1,0 +1,247 @@
+"""Reads the tables of a study's TOML file: each checked by itself, and the search space at all of its corners.
+
+Every error is a SettingsError that names where it stands, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from cvaeopt.config import Config, check_names, settings_error
+from cvaeopt.errors import SettingsError
+from cvaeopt.search import space
+from cvaeopt.search.space import (
+    CategoricalDimension,
+    Dimension,
+    FloatDimension,
+    IntDimension,
+    Scalar,
+    Values,
+    same,
+)
+from cvaeopt.search.tables import Budget
+from cvaeopt.spelling import meant, nearest, words_of
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_DIMENSIONS: MappingProxyType[str, type[Dimension]] = MappingProxyType(
+    {"float": FloatDimension, "int": IntDimension, "categorical": CategoricalDimension}
+)
+
+
+def parse_table(model: type[_Model], table: dict[str, Any], where: str) -> _Model:
+    """The checked table."""
+    check_names(table, list(model.model_fields), where, kind="key")
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise _complaint(error, where) from None
+
+
+def _complaint(error: ValidationError, where: str, inside: int = 0) -> SettingsError:
+    """The first complaint; `inside` so many steps of its place, which are the union's and not the file's."""
+    first = error.errors()[0]
+    if first["type"] == "missing":
+        name = ".".join(str(part) for part in first["loc"][inside:])
+        return SettingsError(f"{where}: {name} is missing.", todo="Add it.")
+    return settings_error(error, where, inside)
+
+
+def parse_kind(union: Any, default: str, table: dict[str, Any], where: str) -> Any:
+    """The one of the models of `union` that the table's `kind` names."""
+    models = {words_of(model, "kind")[0]: model for model in get_args(union)}
+    given = table.get("kind", default)
+    try:
+        return TypeAdapter[Any](Annotated[union, Field(discriminator="kind")]).validate_python(
+            {**table, "kind": meant(given, models)}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "union_tag_invalid":
+            near = nearest(given, models)
+            raise SettingsError(
+                f"{where}: kind = {given!r}.",
+                f"Expected one of: {', '.join(models)}.",
+                f"Did you mean '{near}'?" if near else "",
+            ) from None
+        check_names(table, list(models[str(first["loc"][0])].model_fields), where, kind="key")
+        raise _complaint(error, where, inside=1) from None
+
+
+def subtable(tables: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The table of this name, empty where it is absent."""
+    table = tables.get(name, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{where}: {name} = {table!r}.", f"Expected: a table, [{name}].")
+    return table
+
+
+def parse_search(table: dict[str, Any], where: str, *, seeds: bool) -> dict[str, Dimension]:
+    """The dimensions of [search]; `seeds` allows seed among them."""
+    check_names(table, list(Config.model_fields), where)
+    search: dict[str, Dimension] = {}
+    for name, given in table.items():
+        if name in space.NOT_SEARCHED and not (seeds and name == "seed"):
+            raise SettingsError(
+                f"{where}: '{name}' cannot be searched: {space.NOT_SEARCHED[name]}.",
+                todo=f"Remove {name} from [search].",
+            )
+        allowed = _types_of(name)
+        kind = meant(given.get("type"), allowed) if isinstance(given, dict) else None
+        if not isinstance(given, dict) or kind not in allowed:
+            raise SettingsError(
+                f"{where}: {name} has {'no type' if kind is None else f'type = {kind!r}'}.",
+                f"Expected: a table with type = {' or '.join(repr(one) for one in allowed)}.",
+            )
+        search[name] = parse_table(_DIMENSIONS[kind], _coerced(name, given), f"{where} {name}")
+    return search
+
+
+def _types_of(name: str) -> list[str]:
+    annotation = Config.model_fields[name].annotation
+    if annotation is float:
+        return ["float", "categorical"]
+    return ["int", "categorical"] if annotation is int else ["categorical"]
+
+
+def _coerced(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The dimension's table with whole numbers made real ones where the settings are real numbers."""
+    table = dict(given)
+    if isinstance(table.get("choices"), list):
+        table["choices"] = [_as_setting(name, choice) for choice in table["choices"]]
+    if isinstance(table.get("when"), dict):
+        table["when"] = {
+            other: [_as_setting(other, value) for value in values] if isinstance(values, list) else values
+            for other, values in table["when"].items()
+        }
+    return table
+
+
+def _as_setting(name: str, value: Any) -> Any:
+    """The value in the kind and the spelling that the setting has, where that can be told."""
+    field = Config.model_fields.get(name)
+    if field is not None and field.annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # left as it is, it is refused by name
+            return float(value)
+    return meant(value, words_of(Config, name))
+
+
+def parse_fixed(table: dict[str, Any], search: dict[str, Dimension], budget: Budget, where: str) -> dict[str, Any]:
+    """The fixed settings, checked together with the corners of the search space."""
+    check_names(table, list(Config.model_fields), f"{where}: [fixed]")
+    if "num_epoch" in table:
+        raise SettingsError(f"{where}: [fixed] has num_epoch.", todo="Write epochs under [budget] instead.")
+    for name in table:
+        if name in search:
+            raise SettingsError(
+                f"{where}: '{name}' is searched and fixed.", todo="Remove it from [search] or from [fixed]."
+            )
+    table = {name: _as_setting(name, value) for name, value in table.items()}
+    space.order(search, f"{where}: [search]")  # before the walk below, which would not end in a circle
+    config = None
+    for point in space.corners(search, table):
+        try:
+            config = Config.model_validate({**table, **point, "num_epoch": budget.epochs})
+        except ValidationError as error:
+            raise _corner_complaint(error, table, point, where) from None
+    if config is None:
+        raise SettingsError(f"{where}: [search] has no point.", todo="Give every setting a range or choices.")
+    plain = config.plain()
+    return {name: plain[name] for name in table}
+
+
+def _corner_complaint(error: ValidationError, fixed: dict[str, Any], point: Values, where: str) -> SettingsError:
+    first = error.errors()[0]
+    if first["loc"]:
+        name = str(first["loc"][0])
+        complaint = settings_error(error, f"{where}: [{'search' if name in point else 'fixed'}]")
+        return SettingsError(complaint.found, complaint.expected, "Change the range." if name in point else "")
+    message = first["msg"].removeprefix("Value error, ")
+    words = set(re.findall(r"\w+", message))
+    values = {**space.settled({}, fixed), **point}
+    involved = ", ".join(f"{name} = {value!r}" for name, value in values.items() if name in words)
+    return SettingsError(
+        f"{where}: [search] reaches settings that cannot run ({involved}): {message}.",
+        todo="Narrow a range, fix one of them, or add a 'when'.",
+    )
+
+
+def check_conditions(search: dict[str, Dimension], fixed: dict[str, Any], where: str) -> None:
+    """SettingsError if a `when` reads a setting or a value that cannot occur."""
+    settled = space.settled(search, fixed)
+    for name, dimension in search.items():
+        check_names(dimension.when, list(Config.model_fields), f"{where} {name}: when")
+        for other, values in dimension.when.items():
+            if other in search and isinstance(search[other], FloatDimension):
+                raise SettingsError(
+                    f"{where} {name}: when reads '{other}', a continuous range.",
+                    "Expected: an int or categorical setting, whose values can be listed.",
+                )
+            if other in search:
+                for value in values:
+                    if not search[other].contains(value):
+                        raise SettingsError(
+                            f"{where} {name}: when {other} = {value!r}, which is never suggested.",
+                            f"Expected: {search[other].text()}.",
+                        )
+            elif not any(same(value, settled[other]) for value in values):
+                raise SettingsError(
+                    f"{where}: '{name}' is never searched: its when needs {other} = "
+                    f"{' or '.join(repr(value) for value in values)}, and {other} is {settled[other]!r}.",
+                    todo=f"Correct the when, search {other}, or remove {name}.",
+                )
+
+
+def check_effects(search: dict[str, Dimension], fixed: dict[str, Any], where: str) -> None:
+    """SettingsError if a searched setting changes nothing anywhere in the space."""
+    defaults = space.settled({}, fixed)
+    effective: set[str] = set()
+    for point in space.corners(search, fixed):
+        values = {**defaults, **point}
+        effective |= {name for name in point if space.has_effect(name, values)}
+        if len(effective) == len(search):
+            return
+    name = next(name for name in search if name not in effective)
+    raise SettingsError(
+        f"{where}: '{name}' has no effect anywhere in this study: {space.NEEDS[name]}.",
+        todo=f"Remove {name}, or search the settings that it needs.",
+    )
+
+
+def parse_enqueue(
+    given: Any, search: dict[str, Dimension], fixed: dict[str, Any], where: str
+) -> list[dict[str, Scalar]]:
+    """The points of [[enqueue]], each with settings that are searched beside the others."""
+    if not isinstance(given, list) or not all(isinstance(point, dict) for point in given):
+        raise SettingsError(f"{where} is no list of tables.", "Expected: [[enqueue]], in double brackets.")
+    points: list[dict[str, Scalar]] = []
+    for index, table in enumerate(given, start=1):
+        here = f"{where} {index}"
+        check_names(table, list(search), here, kind="searched setting")
+        point = {name: _as_setting(name, value) for name, value in table.items()}
+        values = space.settled(search, fixed)
+        for name in space.order(search):
+            dimension = search[name]
+            active = dimension.active(values)
+            if name not in point:
+                continue
+            if not dimension.contains(point[name]):
+                raise SettingsError(f"{here}: {name} = {point[name]!r}.", f"Expected: {dimension.text()}.")
+            if not active:
+                needs = " and ".join(f"{other} in {allowed!r}" for other, allowed in dimension.when.items())
+                raise SettingsError(
+                    f"{here}: {name} = {point[name]!r} is not searched at this point.",
+                    f"Expected beside it: {needs}.",
+                    f"Remove {name} from the point, or add what it needs.",
+                )
+            values[name] = point[name]
+        if point in points:
+            raise SettingsError(f"{here} repeats {points.index(point) + 1}.", todo="Remove one of them.")
+        if not point:
+            raise SettingsError(f"{here} is empty.", todo="Name at least one searched setting.")
+        points.append(point)
+    return points
