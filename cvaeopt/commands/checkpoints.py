@@ -24,10 +24,12 @@ from cvaeopt.commands.options import (
     Threads,
     Verbose,
 )
+from cvaeopt.terminal import results as show
 from cvaeopt.terminal.console import Console
 from cvaeopt.text import count
 
 if TYPE_CHECKING:
+    from cvaeopt.outcome.predict import Prediction
     from cvaeopt.outcome.rolling import Noise
     from cvaeopt.vae.checkpoint import Loaded
     from cvaeopt.vae.dataset import Dataset
@@ -66,7 +68,8 @@ def predict(
         model = load_model(checkpoint, output=output, ignore_extra=ignore_extra)
         run: dict[str, Any] = {"checkpoint": str(checkpoint), "epoch": model.epoch, "device": device}
         run |= {"average": average, "output": shown_output(model)}
-        console.resolved(
+        show.resolved(
+            console,
             f"Would predict {count(count_test_sequences(root), 'sequence')} of {root} into {out}.",
             {"run": run, "noise": vars(z or predictions.Noise.of(model.config))},
         )
@@ -85,6 +88,10 @@ def predict(
         )
     for note in made.notes:
         console.warn(note)
+    _show_predictions(console, made, out, as_json)
+
+
+def _show_predictions(console: Console, made: Prediction, out: Path, as_json: bool) -> None:
     if as_json:
         console.json(
             {
@@ -147,7 +154,7 @@ def score(
     if as_json:
         console.json(sheet.plain())
     else:
-        console.score(sheet.plain())
+        show.score(console, sheet.plain())
 
 
 def recalibrate(

@@ -10,6 +10,7 @@ import typer
 
 from cvaeopt.commands.opening import open_console
 from cvaeopt.commands.options import Json, Quiet, Verbose
+from cvaeopt.terminal import results as show
 
 
 def demo_data(
@@ -48,6 +49,6 @@ def check_data(
     if as_json:
         console.json(report.plain())
     else:
-        console.check_report(report.plain())
+        show.check_report(console, report.plain())
     if not report.ok:
         raise typer.Exit(2)

@@ -12,6 +12,7 @@ from cvaeopt.commands.failure import writing
 from cvaeopt.commands.opening import open_console, open_object_store, open_study
 from cvaeopt.commands.options import Artifacts, CheckpointStore, Json, Quiet, StorageUrl, Study, Verbose
 from cvaeopt.commands.places import Flags
+from cvaeopt.terminal import results as shown
 from cvaeopt.text import Advice
 
 
@@ -46,7 +47,7 @@ def export_best(
     within = "" if low is None else f", 95 % interval {low:.2f} to {high:.2f} dB"
     console.result(f"{target}: trial {facts['trial']}, {facts['value']:.2f} dB ({facts['estimated']}{within})")
     if written.confirmed is not None:
-        console.confirmed(table(written.confirmed), written.confirmed.spread, written.confirmed.paired)
+        shown.confirmed(console, table(written.confirmed), written.confirmed.spread, written.confirmed.paired)
     else:
         for trial in facts["runners_up"]:
             console.result(f"within noise: trial {trial['trial']}, {trial['value']:.2f} dB")

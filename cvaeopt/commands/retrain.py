@@ -17,7 +17,9 @@ from cvaeopt.commands.opening import data_folder, load_data, open_console, requi
 from cvaeopt.commands.options import Data, DryRun, Gpu, IgnoreExtra, Json, OutputKind, Quiet, Threads, Verbose, shown
 from cvaeopt.errors import DataError, Interrupted, SettingsError
 from cvaeopt.run.signals import Stop
+from cvaeopt.terminal import results as show
 from cvaeopt.terminal.console import Console
+from cvaeopt.terminal.training import training
 from cvaeopt.text import count
 
 if TYPE_CHECKING:
@@ -173,7 +175,7 @@ def _run(console: Console, plan: _Plan, folder: RunFolder, options: _Options) ->
     if options.as_json:
         console.json(sheet.plain())
     else:
-        console.score(sheet.plain())
+        show.score(console, sheet.plain())
     console.say(f"{folder.best} is the best epoch; {folder.root} holds the curves and the score sheet.")
 
 
@@ -255,7 +257,7 @@ def _show_plan(console: Console, plan: _Plan, root: Path, folder: RunFolder, giv
     if plan.changes:
         tables["set"] = {name: settings[name] for name in plan.changes}
     tables["settings"] = settings
-    console.resolved(f"Would train {count(plan.config.num_epoch, 'epoch')} into {folder.root}.", tables)
+    show.resolved(console, f"Would train {count(plan.config.num_epoch, 'epoch')} into {folder.root}.", tables)
 
 
 def _retraining(
@@ -301,10 +303,10 @@ def _train(console: Console, run: Retraining) -> None:
         with (
             writing(folder, folder=True),
             _announced_stop(console) as stop,
-            console.training(str(folder), last, run.trainer.history, run.metric) as show,
+            training(console, str(folder), last, run.trainer.history, run.metric) as heard,
         ):
             for result in run.run():
-                show(result.row())
+                heard(result.row())
                 if stop:
                     break
     except KeyboardInterrupt:

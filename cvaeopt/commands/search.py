@@ -33,6 +33,7 @@ from cvaeopt.commands.options import (
     shown,
 )
 from cvaeopt.commands.places import Flags, Places, definition_file
+from cvaeopt.terminal import results as show
 from cvaeopt.terminal.console import Console
 from cvaeopt.text import Advice, count
 
@@ -122,7 +123,8 @@ def _show_worker(console: Console, definition: Definition, places: Places, trial
     one_seed = definition.seeds == "common"
     seed = "one for all, from the study's seed; repeats of settings take the next" if one_seed else ""
     seed = seed or "from the study's seed and the trial's number"
-    console.resolved(
+    show.resolved(
+        console,
         f"Would take trials of study {definition.name}, definition {definition.digest()}.",
         {
             "service": {
@@ -187,7 +189,7 @@ def confirm(
         if as_json:
             console.json({**planned.plain(), "dry_run": True})
         else:
-            console.planned(planned.plain())
+            show.planned(console, planned.plain())
         return
     definition = _confirmed_definition(store, study, places.study)
     if gpu is None:
@@ -256,7 +258,7 @@ def _show_confirmation(console: Console, fresh: Confirmation, name: str) -> None
     from cvaeopt.outcome.leaders import table
 
     if fresh.ended:
-        console.confirmed(table(fresh), fresh.spread, fresh.paired)
+        show.confirmed(console, table(fresh), fresh.spread, fresh.paired)
     runs = count(fresh.runs, "run")
     if not fresh.over:
         text = f"{fresh.ended} of {runs} ended. A worker takes the others:"

@@ -16,6 +16,9 @@ from cvaeopt.commands.opening import open_console, open_existing, open_or_create
 from cvaeopt.commands.options import Artifacts, Json, Quiet, StorageUrl, Study, Verbose
 from cvaeopt.commands.places import Flags, Places
 from cvaeopt.run.signals import Stop
+from cvaeopt.terminal import results as show
+from cvaeopt.terminal.watch import stream_json
+from cvaeopt.terminal.watch import watch as watch_study
 
 if TYPE_CHECKING:
     from cvaeopt.store.storage import Storage
@@ -42,13 +45,13 @@ def status(
     if watch:
         with Stop(raise_at=1):
             if as_json:
-                console.stream_json(read)
+                stream_json(console, read)
             else:
-                console.watch(read)
+                watch_study(console, read)
     elif as_json:
         console.json(read())
     else:
-        console.status(read())
+        show.status(console, read())
 
 
 def _facts(store: Storage, name: str) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def workers(
     if as_json:
         console.json({"storage": store.url, "workers": rows})
     else:
-        console.workers(rows)
+        show.workers(console, rows)
 
 
 def stop(

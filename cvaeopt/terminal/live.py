@@ -22,7 +22,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cvaeopt.run.events import Event
-from cvaeopt.terminal.console import Console, epoch_bar, folded, live_width
+from cvaeopt.terminal.console import Console
+from cvaeopt.terminal.layout import epoch_bar, folded, live_width
 from cvaeopt.terminal.worker_log import WorkerLog, settings
 from cvaeopt.text import count, sparkline
 

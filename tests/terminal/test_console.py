@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvaeopt.errors import DataError, StorageUnreachable
+from cvaeopt.terminal import results
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.streams import Output, Terminal
+from cvaeopt.terminal.training import training
+from cvaeopt.terminal.watch import watch
 from cvaeopt.text import SPARKS, Advice, duration, short, sparkline
 from tests.support.waiting import LONG_S, until
 
@@ -131,14 +134,14 @@ def test_settings_are_short() -> None:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_status_fits_its_terminal(facts: dict[str, Any], width: int) -> None:
     shown = console(lambda: terminal(width))
-    shown.status(facts)
+    results.status(shown, facts)
     lines = plain(written(shown.out)).splitlines()
     assert max(map(len, lines)) <= width
 
 
 def test_status_says_everything_at_80_columns() -> None:
     shown = console(terminal)
-    shown.status(FACTS)
+    results.status(shown, FACTS)
     text = " ".join(plain(written(shown.out)).split())
     for said in (
         "60 trials of 100 epochs, 4000 epochs in all, 12 h; 2345 epochs spent",
@@ -158,7 +161,7 @@ def test_status_says_everything_at_80_columns() -> None:
 
 def test_status_says_what_else_ends_the_study() -> None:
     shown = console(pipe)
-    shown.status({**FACTS, "budget": {**FACTS["budget"], "target_db": 34.5, "patience_trials": 1}})
+    results.status(shown, {**FACTS, "budget": {**FACTS["budget"], "target_db": 34.5, "patience_trials": 1}})
     assert "12 h, until 34.5 dB, until 1 trial in a row found nothing better; 2345" in " ".join(
         written(shown.out).split()
     )
@@ -185,12 +188,12 @@ def test_status_says_which_of_two_bests_counts(
 ) -> None:
     facts = {**FACTS, "confirmation": {**FRESH, "ended": ended, "best": best}}
     shown = console(pipe)
-    shown.status(facts)
+    results.status(shown, facts)
     text = " ".join(written(shown.out).split())
     assert f"33.10 dB, trial 17; the highest of the search; {verdict}" in text
     assert (": trial 3, 31.50 dB; see main.confirm" in text) == (best is not None)
     script = Script(facts)
-    shown.watch(script.read, sleep=script.sleep)
+    watch(shown, script.read, sleep=script.sleep)
     assert written(shown.out).splitlines()[-1].endswith(line)
 
 
@@ -212,7 +215,7 @@ def test_advice_is_given_in_the_users_words_everywhere() -> None:
 
 def test_status_in_a_pipe_has_no_escapes_no_trailing_blanks_and_whole_names() -> None:
     shown = console(pipe)
-    shown.status(FACTS)
+    results.status(shown, FACTS)
     text = written(shown.out)
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
@@ -222,7 +225,7 @@ def test_status_in_a_pipe_has_no_escapes_no_trailing_blanks_and_whole_names() ->
 def test_without_colour_there_is_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     shown = console(lambda: terminal(color_system="standard"))
-    shown.status(FACTS)
+    results.status(shown, FACTS)
     shown.error(DataError("a", "b", "c"))
     codes = re.findall(r"\x1b\[([0-9;]*)m", written(shown.out) + written(shown.err))
     colours = {int(code) for group in codes for code in group.split(";") if code}
@@ -231,22 +234,22 @@ def test_without_colour_there_is_no_colour(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_names_from_a_database_are_text_and_no_markup() -> None:
     shown = console(terminal)
-    shown.status({**FACTS, "failures": [{"number": 1, "reason": "[bold]x[/nonsense]"}]})
+    results.status(shown, {**FACTS, "failures": [{"number": 1, "reason": "[bold]x[/nonsense]"}]})
     assert "[bold]x[/nonsense]" in plain(written(shown.out))
 
 
 def test_a_best_below_a_baseline_is_marked() -> None:
     shown = console(terminal)
-    shown.status({**FACTS, "best": {**FACTS["best"], "value": 22.0}})
+    results.status(shown, {**FACTS, "best": {**FACTS["best"], "value": 22.0}})
     assert "22.00 dB, trial 17 (below copy first / nearest pose)" in plain(written(shown.out))
     assert "\x1b[33m22.00 dB" in written(shown.out)
 
 
 def test_one_is_no_plural() -> None:
     shown = console(pipe)
-    shown.status({**FACTS, "budget": {"trials": 1, "epochs": 1}, "epochs_spent": 1})
+    results.status(shown, {**FACTS, "budget": {"trials": 1, "epochs": 1}, "epochs_spent": 1})
     assert "1 trial of 1 epoch; 1 epoch spent" in written(shown.out)
-    shown.check_report({**REPORT, "problems": ["x"], "problem_count": 1, "ok": False})
+    results.check_report(shown, {**REPORT, "problems": ["x"], "problem_count": 1, "ok": False})
     assert "\n1 problem: mend it first." in written(shown.out)
 
 
@@ -266,7 +269,7 @@ REPORT: dict[str, Any] = {
 @pytest.mark.parametrize("make", [terminal, pipe])
 def test_a_long_path_is_never_folded(make: Callable[[], Terminal]) -> None:
     shown = console(make)
-    shown.check_report(REPORT)
+    results.check_report(shown, REPORT)
     assert plain(written(shown.out)).splitlines()[0] == f"{REPORT['root']}: 2 clips of 16 frames"
 
 
@@ -281,7 +284,7 @@ def test_a_score_says_also_when_the_nearest_pose_is_not_beaten(nearest: float, s
     shown = console(pipe)
     levels = {"copy_first": 25.0, "train_mean": 24.0, "nearest_pose": nearest}
     sheet = {"checkpoint": "x.pt", "epoch": 1, "val_psnr": 26.0, "val_psnr_late": 26.0, "baselines": levels}
-    shown.score({**sheet, "gain_over_baselines": 1.0, "public": {}})
+    results.score(shown, {**sheet, "gain_over_baselines": 1.0, "public": {}})
     assert said in written(shown.out)
 
 
@@ -311,7 +314,7 @@ AWAY = StorageUnreachable("The database did not answer for 10 s.")
 
 def test_watching_a_pipe_says_a_line_for_every_change() -> None:
     shown, script = console(pipe), Script(FACTS, FACTS, LATER, LATER)
-    shown.watch(script.read, sleep=script.sleep)
+    watch(shown, script.read, sleep=script.sleep)
     lines = written(shown.out).splitlines()
     assert lines == [
         f"main: 12 complete, 30 pruned, 2 running, 7 failed; {spent} epochs spent; best 33.10 dB (trial 17); 1 worker"
@@ -321,7 +324,7 @@ def test_watching_a_pipe_says_a_line_for_every_change() -> None:
 
 def test_watching_a_terminal_outlives_the_database_and_leaves_the_last_state_behind() -> None:
     shown, script = console(terminal), Script(FACTS, AWAY, LATER)
-    shown.watch(script.read, sleep=script.sleep)
+    watch(shown, script.read, sleep=script.sleep)
     text = written(shown.out)
     enter, leave = "\x1b[?1049h", "\x1b[?1049l"
     assert text.count(enter) == text.count(leave) == 1
@@ -331,7 +334,7 @@ def test_watching_a_terminal_outlives_the_database_and_leaves_the_last_state_beh
 
 def test_watching_a_pipe_outlives_the_database_and_says_so_once() -> None:
     shown, script = console(pipe), Script(FACTS, AWAY, AWAY, LATER, AWAY, LATER)
-    shown.watch(script.read, sleep=script.sleep)
+    watch(shown, script.read, sleep=script.sleep)
     assert [re.findall(r"\d+ epochs", line) for line in written(shown.out).splitlines()] == [
         ["2345 epochs"],
         ["2400 epochs"],
@@ -354,7 +357,7 @@ def test_watching_ends_when_nobody_reads_any_more() -> None:
                 os.close(reading)
             return FACTS
 
-        shown.watch(read, sleep=lambda _: None)
+        watch(shown, read, sleep=lambda _: None)
     assert readings == 2
 
 
@@ -362,7 +365,7 @@ def test_watching_ends_when_nobody_reads_any_more() -> None:
 def test_watching_what_is_not_there_is_an_error(make: Callable[[], Terminal]) -> None:
     shown, script = console(make), Script(AWAY)
     with pytest.raises(StorageUnreachable):
-        shown.watch(script.read, sleep=script.sleep)
+        watch(shown, script.read, sleep=script.sleep)
 
 
 # ---- errors
@@ -453,7 +456,7 @@ ROWS = [
 
 def test_a_retrain_in_a_pipe_says_a_line_an_epoch_and_knows_what_was_before() -> None:
     shown = console(pipe)
-    with shown.training("run", 4, [{**ROWS[0], "val_psnr": 30.0}, ROWS[1]]) as heard:
+    with training(shown, "run", 4, [{**ROWS[0], "val_psnr": 30.0}, ROWS[1]]) as heard:
         heard(ROWS[2])
         heard(ROWS[3])
     assert written(shown.err).splitlines() == [
@@ -465,7 +468,7 @@ def test_a_retrain_in_a_pipe_says_a_line_an_epoch_and_knows_what_was_before() ->
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_retrain_on_a_terminal_fits_and_ends_with_one_line(width: int) -> None:
     shown = console(lambda: terminal(width))
-    with shown.training("run", 4, []) as heard:
+    with training(shown, "run", 4, []) as heard:
         for row in ROWS:
             heard(row)
         until(lambda: "▁▃▆█" in plain(written(shown.err)))

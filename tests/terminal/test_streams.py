@@ -20,8 +20,10 @@ from rich.live import Live
 from rich.text import Text
 
 from cvaeopt.errors import DataError
+from cvaeopt.terminal import results
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.streams import Output, Terminal
+from cvaeopt.terminal.training import training
 from tests.support.broken_streams import closed_pipe, full_disk
 from tests.terminal.test_console import FACTS, FRESH, console, pipe, plain, terminal, written
 
@@ -64,10 +66,10 @@ def test_everything_a_console_shows_may_be_lost(place: Callable[[], Any], why: i
         shown.err = Terminal(file=Output(stream), force_terminal=True, width=80)
         with shown.progress() as progress, shown.moving(lambda: Text("lines")):
             progress("decoding", 1, 2)
-        with shown.training("run", 4, []) as heard:
+        with training(shown, "run", 4, []) as heard:
             heard({"epoch": 1, "val_psnr": 20.0, "train_loss": 0.1, "lr": 1e-3, "seconds": 2.0})
         with Live(Text("x"), console=shown.out, screen=True):
-            shown.status(FACTS)
+            results.status(shown, FACTS)
         shown.error(DataError("found"))
         assert shown.lost is not None and shown.lost.errno in (why, errno.EPIPE)
 
@@ -195,14 +197,14 @@ def test_nothing_from_a_database_is_obeyed(text: str) -> None:
     for make in (pipe, lambda: terminal(color_system=None)):
         shown = console(make, verbose=True)
         facts = hostile(text)
-        shown.status(facts)
-        shown.workers([{**worker, "study": text, "stopping": False} for worker in facts["workers"]])
+        results.status(shown, facts)
+        results.workers(shown, [{**worker, "study": text, "stopping": False} for worker in facts["workers"]])
         shown.say(text)
         shown.warn(text)
         shown.pass_on(text)
         shown.result(text)
         shown.error(DataError(text, text, text))
-        shown.resolved(text, {text: {text: text}})
+        results.resolved(shown, text, {text: {text: text}})
         assert not obeyed(written(shown.out) + written(shown.err))
 
 

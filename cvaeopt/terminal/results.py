@@ -1,0 +1,213 @@
+"""Whole results in words and tables on stdout: of check-data, dry runs, confirm, score, status and workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cvaeopt.terminal.console import Console
+from cvaeopt.terminal.layout import grid
+from cvaeopt.text import BASELINES, baseline_texts, count, duration, short
+
+GONE = ("stopped", "dead")
+"""States of workers that do not run any more."""
+
+_MOST_FAILURES = 5
+_MOST_STOPPED = 3
+
+
+def check_report(console: Console, report: dict[str, Any]) -> None:
+    """What `check-data` found."""
+    rows = [
+        (folder, count, ", ".join(report["sizes"].get(folder, [])) or "-") for folder, count in report["counts"].items()
+    ]
+    rows += [
+        (f"test sequence {one['name']}", one["labels"], "with true frames" if one["truth"] else "labels only")
+        for one in report["sequences"]
+    ]
+    console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # a path must not be folded
+    console.show(grid(("what", "files", ""), rows, (1,)))
+    if report["baselines"]:
+        console.result("Baselines on the validation video, dB: " + baseline_texts(report["baselines"]))
+    for problem in report["problems"]:
+        console.result(f"- {problem}")
+    hidden = report["problem_count"] - len(report["problems"])
+    if hidden > 0:
+        console.result(f"- and {hidden} more")
+    if report["ok"]:
+        console.result("The folder can be used.")
+    else:
+        them = "it" if report["problem_count"] == 1 else "them"
+        console.result(f"{count(report['problem_count'], 'problem')}: mend {them} first.")
+
+
+def resolved(console: Console, title: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """What a command would do: tables of names and values."""
+    console.result(title)
+    for name, values in tables.items():
+        console.result(f"\n[{name}]")
+        for key, value in values.items():
+            console.result(f"{key} = {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def planned(console: Console, facts: dict[str, Any]) -> None:
+    """What `confirm` would have trained."""
+    runs = f"{count(facts['new_runs'], 'run')} of {count(facts['epochs'], 'epoch')}"
+    console.result(f"Would register {runs} as {facts['new']}." if facts["new"] else "Every run is registered already.")
+    rows = [
+        (
+            ", ".join(map(str, one["trials"])),
+            f"{one['searched']:.2f}",
+            ", ".join(f"{name} {short(value)}" for name, value in one["params"].items()),
+        )
+        for one in facts["leaders"]
+    ]
+    console.show(grid(("trial", "searched, dB", "settings"), rows, (0, 1)))
+    console.result(f"Fresh seeds: {', '.join(map(str, facts['seeds']))}")
+
+
+def confirmed(console: Console, rows: Sequence[Mapping[str, str]], spread: float | None, paired: bool) -> None:
+    """The leaders of a study, ranked by fresh runs."""
+    console.show(_confirmed(rows))
+    if spread is not None:
+        console.result(f"One run of equal settings scatters by {spread:.2f} dB (standard deviation, all leaders).")
+    if paired:
+        console.result("Leaders are compared seed by seed.")
+
+
+def score(console: Console, sheet: dict[str, Any]) -> None:
+    """A score sheet."""
+    gain = sheet["gain_over_baselines"]
+    console.result(
+        f"{sheet['checkpoint']} (epoch {sheet['epoch']}): validation PSNR {sheet['val_psnr']:.2f} dB, "
+        f"late frames {sheet['val_psnr_late']:.2f} dB"
+    )
+    console.result(f"Baselines, dB: {baseline_texts(sheet['baselines'])}")
+    verdict = f"{gain:.2f} dB above" if gain > 0 else f"{-gain:.2f} dB BELOW"
+    missing = sheet["baselines"]["nearest_pose"] - sheet["val_psnr"]
+    also = f", {'but' if gain > 0 else 'and'} {missing:.2f} dB below the nearest pose" if missing >= 0 else ""
+    console.result(f"That is {verdict} the better of copying the first frame and showing the mean frame{also}.")
+    for name, value in sheet["public"].items():
+        console.result(f"Public score of sequence {name}: {value:.2f} dB")
+
+
+def status(console: Console, facts: dict[str, Any]) -> None:
+    """A study and its workers."""
+    console.show(study_table(facts))
+
+
+def workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
+    """The workers of all studies."""
+    if not workers:
+        console.result("No worker has run here yet.")
+        return
+    rows = [
+        (
+            one["id"],
+            one["study"],
+            one["device"],
+            "stopping" if one["stopping"] and one["state"] not in GONE else one["state"],
+            "-" if one["trial"] is None else one["trial"],
+            "-" if one["epoch"] is None else one["epoch"],
+            f"{duration(one['beat_age_s'])} ago",
+        )
+        for one in workers
+    ]
+    console.show(grid(("worker", "study", "device", "state", "trial", "epoch", "last beat"), rows, (4, 5, 6)))
+
+
+def trial_counts(trials: dict[str, int]) -> str:
+    """Trials by state: '12 complete, 2 running'."""
+    return ", ".join(f"{count} {state}" for state, count in trials.items() if count) or "none yet"
+
+
+def study_table(facts: dict[str, Any]) -> RenderableType:
+    """Everything `status` knows, as one thing that can be refreshed."""
+    trials, best, budget = facts["trials"], facts["best"], facts["budget"]
+    limits = [count(budget["trials"], "trial") if budget["trials"] else "any number of trials"]
+    limits[0] += f" of {count(budget['epochs'], 'epoch')}"
+    if budget.get("total_epochs"):
+        limits.append(f"{count(budget['total_epochs'], 'epoch')} in all")
+    if budget.get("wall_clock_h"):
+        limits.append(f"{budget['wall_clock_h']:g} h")
+    if budget.get("target_db") is not None:
+        limits.append(f"until {budget['target_db']:g} dB")
+    if budget.get("patience_trials"):
+        limits.append(f"until {count(budget['patience_trials'], 'trial')} in a row found nothing better")
+    whole = Table.grid(padding=(0, 2))
+    whole.add_column(style="bold", no_wrap=True)
+    whole.add_column(overflow="fold")
+    whole.add_row("study", Text(f"{facts['study']}, {facts['metric']}, in {facts['storage']}"))
+    whole.add_row("budget", Text(f"{', '.join(limits)}; {count(facts['epochs_spent'], 'epoch')} spent"))
+    whole.add_row("trials", Text(trial_counts(trials)))
+    if best:
+        lost = [
+            BASELINES.get(name, name)
+            for name, level in facts["baselines"].items()
+            if level is not None and best["value"] <= level
+        ]
+        below = f" (below {' / '.join(lost)})" if lost else ""
+        style = "yellow" if lost else "green"
+        fresh = facts.get("confirmation")
+        counts = f"; {_verdict(fresh)}" if fresh and fresh["table"] else ""
+        whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}{below}{counts}", style=style))
+        whole.add_row("", Text(", ".join(f"{name} {short(value)}" for name, value in best["params"].items())))
+    else:
+        whole.add_row("best", Text("no complete trial yet"))
+    if facts["baselines"]:
+        whole.add_row("baselines", Text(baseline_texts(facts["baselines"]) + " dB"))
+    last = facts["last"]
+    if last:
+        value = "" if last["value"] is None else f" {last['value']:.2f} dB"
+        whole.add_row("last", Text(f"trial {last['number']} {last['state']}{value}: {last['reason'] or 'no reason'}"))
+    if facts["stopped"]:
+        whole.add_row("stopped", Text(str(facts["stopped"]), style="yellow"))
+    failures = facts["failures"]
+    for index, failure in enumerate(failures[-_MOST_FAILURES:]):
+        label = "" if index else "failed"
+        whole.add_row(label, Text(f"trial {failure['number']}: {failure['reason']}", style="red"))
+    if len(failures) > _MOST_FAILURES:
+        whole.add_row("", Text(f"and {len(failures) - _MOST_FAILURES} earlier ones"))
+    fresh = facts.get("confirmation")
+    if fresh and fresh["table"]:
+        ran = f"{fresh['ended']} of {count(fresh['runs'], 'fresh run')} of {len(fresh['leaders'])} leaders ended"
+        best = fresh["best"]
+        said = f": trial {best['number']}, {best['value']:.2f} dB" if best else ""
+        whole.add_row("confirmed", Text(f"{ran}{said}; see {', '.join(fresh['studies'])}"))
+        return Group(whole, Text(), _confirmed(fresh["table"]), Text(), _workers_of_study(facts["workers"]))
+    return Group(whole, Text(), _workers_of_study(facts["workers"]))
+
+
+def _verdict(fresh: Mapping[str, Any]) -> str:
+    """Whether the search's best value still counts beside its confirmation."""
+    if fresh["best"]:
+        return "the highest of the search; what counts is the confirmed mean"
+    if fresh["ended"] < fresh["runs"]:
+        return "the highest of the search; counts until every fresh run has ended"
+    return "the highest of the search; counts, as no fresh run came to its end"
+
+
+def _confirmed(rows: Sequence[Mapping[str, str]]) -> Table:
+    return grid(list(rows[0]), [list(row.values()) for row in rows], (0, 1, 4, 5))
+
+
+def _workers_of_study(workers: list[dict[str, Any]]) -> RenderableType:
+    """Who runs, and the last of those that stopped."""
+    here = [one for one in workers if one["state"] != "stopped"]
+    stopped = sorted((one for one in workers if one["state"] == "stopped"), key=lambda one: float(one["beat_age_s"]))
+    table = grid(("worker", "device", "state", "trial", "epoch", "last beat"), (), (3, 4, 5))
+    for one in [*here, *stopped[:_MOST_STOPPED]]:
+        cells = [one[key] for key in ("id", "device", "state", "trial", "epoch")]
+        texts = ["-" if cell is None else str(cell) for cell in cells]
+        style = {"dead": "red", "stalled": "red", "stopped": "dim", "stopping": "yellow"}.get(one["state"], "")
+        table.add_row(*(Text(text) for text in (*texts, f"{duration(one['beat_age_s'])} ago")), style=style)
+    if not workers:
+        return Text("No worker yet.")
+    if len(stopped) > _MOST_STOPPED:
+        return Group(table, Text(f"and {len(stopped) - _MOST_STOPPED} that stopped before", style="dim"))
+    return table
