@@ -146,7 +146,7 @@ def dashboard(
             f"Better: leave it on 127.0.0.1 and use `ssh -L {port}:127.0.0.1:{port}`."
         )
     from cvaeopt.run.dashboard import Server, application
-    from cvaeopt.run.objective import artifact_store
+    from cvaeopt.run.dashboard_notes import artifact_store
     from cvaeopt.run.rename_guard import refuse_renames
 
     with Server(host, port) as server:

@@ -14,11 +14,10 @@ from optuna.trial import Trial
 
 from cvaeopt.errors import Diverged
 from cvaeopt.files import RunFolder
-from cvaeopt.run.dashboard_notes import artifact_store as artifact_store  # for cli
+from cvaeopt.run.dashboard_notes import artifact_store
 from cvaeopt.run.object_store import Checkpoints
-from cvaeopt.run.retention import tidy as tidy  # for cli
-from cvaeopt.run.trial_run import SEED
-from cvaeopt.run.trial_run import TrialRun as TrialRun  # for cli
+from cvaeopt.run.retention import tidy
+from cvaeopt.run.trial_run import SEED, TrialRun
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import key_of, suggest, trial_seed
 from cvaeopt.store.identity import Identity, given

@@ -305,6 +305,8 @@ class Processes:
 
     def _untie(self, slot: _Slot) -> None:
         if slot.end is not None:
+            with contextlib.suppress(OSError):  # the child is gone already
+                slot.end.shutdown(socket.SHUT_RDWR)  # closing alone would not reach a child while its events are read
             slot.end.close()
             slot.end = None
 

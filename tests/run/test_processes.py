@@ -254,6 +254,21 @@ def test_a_child_tells_events_and_takes_orders() -> None:
     theirs.close()
 
 
+def test_children_are_told_to_stop_when_their_parent_fails(tmp_path: Path) -> None:
+    processes = Processes([sys.executable, "-c", CHILD + OBEDIENT, str(tmp_path)], 1, os.environ, Heard())
+
+    def fail_when_it_is_up() -> None:
+        if list(tmp_path.glob("up*")):
+            raise RuntimeError("a bug")
+
+    processes._start_others = fail_when_it_is_up  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="a bug"):
+        processes.run()
+    child = processes._slots[0].process
+    assert child is not None and child.wait(LONG_S) == 0
+    assert list(tmp_path.glob("told*"))
+
+
 def test_half_an_event_of_a_killed_child_is_dropped(tmp_path: Path) -> None:
     life = """
 ready()
