@@ -61,11 +61,13 @@ def worker(
 ) -> None:
     """Train trials of a study until its budget is met."""
     from cvaeopt.run import processes
-    from cvaeopt.search.definition import is_shipped, load_definition
+    from cvaeopt.search.definition import definition_path, is_shipped, load_definition
 
     console = open_console(verbose, quiet, results=dry_run)
-    definition = load_definition(study)
-    if is_shipped(definition_file(study)):
+    file = definition_path(study)
+    definition = load_definition(str(file))
+    tether = processes.Tether.inherited()
+    if is_shipped(file) and tether is None:  # the process at the other end has said so already
         console.say(f"There is no studies/{study}.toml here: this is the study {study} that comes with cvaeopt.")
     flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
     places = Places.resolve(flags, os.environ, definition.service)
@@ -79,7 +81,6 @@ def worker(
         switches = [*(["--verbose"] if verbose else []), *(["--quiet"] if quiet else [])]
         arguments = ["worker", "--study", study, *switches]
         raise typer.Exit(_work_together(console, places, arguments, trials_per_gpu, threads))
-    tether = processes.Tether.inherited()
     remote = open_object_store(console, places.checkpoints)
     from cvaeopt.vae import device as devices
 
