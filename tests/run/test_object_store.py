@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from cvaeopt.errors import CheckpointError, UserError
-from cvaeopt.run.object_store import Checkpoints, open_checkpoints, parse
+from cvaeopt.run.object_store import Checkpoints, open_checkpoints
 from cvaeopt.run.objective import Objective
 from cvaeopt.run.retention import tidy
+from cvaeopt.run.study_objects import parse
 from cvaeopt.store import identity
 from cvaeopt.store.opening import open_storage
 from cvaeopt.vae import checkpoint
@@ -98,12 +99,16 @@ def test_a_store_that_is_away_is_no_error_of_the_user(s3: S3) -> None:
     assert remote.check() == ""
 
 
-def test_missing_credentials_are_the_users_error(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="credentials"):
+def test_missing_credentials_are_the_users_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where boto3 looks for files
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # Nothing listens here, and nothing is sent: a request is signed before a connection is made.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"s3://studies/lab cannot be used \(Unable to locate credentials\)"):
         open_checkpoints(URL).check()
 
 

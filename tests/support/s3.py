@@ -19,6 +19,7 @@ class S3:
     server: Any
     port: int
     _own: Any = None
+    _patient: Any = None
 
     @classmethod
     def launch(cls) -> S3:
@@ -39,8 +40,8 @@ class S3:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self) -> Any:
-        """A client of its own."""
+    def client(self, attempts: int = 1) -> Any:
+        """A client of its own, which makes so many attempts at a request."""
         import boto3
         from botocore.config import Config
 
@@ -50,8 +51,16 @@ class S3:
             aws_access_key_id="AKIDNOTSHOWN",
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
-            config=Config(connect_timeout=60, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 1}),
+            config=Config(
+                connect_timeout=60, read_timeout=60, retries={"mode": "standard", "total_max_attempts": attempts}
+            ),
         )
+
+    @property
+    def patient(self) -> Any:
+        """The client that looks and tidies up: a connection that the server dropped when it stopped is no error."""
+        self._patient = self._patient or self.client(attempts=5)
+        return self._patient
 
     @property
     def own(self) -> Any:
@@ -61,12 +70,12 @@ class S3:
 
     def keys(self) -> list[str]:
         """Every object of the bucket."""
-        return sorted(entry["Key"] for entry in self.own.list_objects_v2(Bucket=BUCKET).get("Contents", []))
+        return sorted(entry["Key"] for entry in self.patient.list_objects_v2(Bucket=BUCKET).get("Contents", []))
 
     def clear(self) -> None:
         """Delete every object."""
         for key in self.keys():
-            self.own.delete_object(Bucket=BUCKET, Key=key)
+            self.patient.delete_object(Bucket=BUCKET, Key=key)
 
     def start(self) -> None:
         """Answer (again)."""
