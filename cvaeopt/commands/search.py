@@ -155,8 +155,9 @@ def confirm(
     study: Study,
     top: Annotated[int, typer.Option("--top", min=1, max=100, help="Leaders of the search: different settings.")] = 5,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, max=100, help="Fresh runs of each, the same seeds for all.")
-    ] = 3,
+        int | None,
+        typer.Option("--seeds", min=1, max=100, help="Runs of each. Default: one of each, then the best two twice."),
+    ] = None,
     gpu: Annotated[  # Not read from CVAEOPT_GPU: a variable that was exported for workers must not start training here.
         str | None, typer.Option("--gpu", help="Train the runs here, too, on this GPU (or cpu). Default: plan only.")
     ] = None,
@@ -172,6 +173,7 @@ def confirm(
 ) -> None:
     """Train the best settings again with new seeds.
 
+    Each leader is trained once, then the best two of them twice more. With --seeds N every leader is trained N times.
     All workers of the study share these runs. Without --gpu the runs are only registered, and whoever runs
     `cvaeopt worker --study NAME` takes them. More leaders or seeds can be asked for later; what was trained is kept.
     """
@@ -253,6 +255,10 @@ def _register(console: Console, store: Storage, planned: Plan) -> None:
     if planned.definition is not None:
         runs = count(planned.new_runs, "run")
         console.say(f"Registered {runs} of {count(planned.epochs, 'epoch')} as {planned.definition.name}.")
+    if planned.later_runs:
+        console.say(
+            f"When they have ended, the best leaders are trained again: {count(planned.later_runs, 'run')} more."
+        )
 
 
 def _show_confirmation(console: Console, fresh: Confirmation, name: str) -> None:

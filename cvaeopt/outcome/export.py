@@ -1,6 +1,6 @@
 """The best trial of a study, as a recipe with its provenance.
 
-Best by the mean of fresh runs where the study's leaders were confirmed; by one value of the search otherwise, which
+Best by fresh runs where the study's leaders were confirmed; by one value of the search otherwise, which
 is said loudly.
 """
 
@@ -139,13 +139,13 @@ def _confirmed(definition: Definition, fresh: Confirmation, first: Confirmed) ->
     tied = [one for one in fresh.ranked if one.tied]
     runs = len(first.values)
     return {
-        "value": first.mean,
+        "value": first.estimate,
         "standard_error": first.standard_error,
         "low": first.low,
         "high": first.high,
         "runs": runs,
         "runs_diverged": first.diverged,
-        "estimated": f"{_measure(definition)}, mean of {runs} fresh run{'' if runs == 1 else 's'}",
+        "estimated": f"{_measure(definition)}, {fresh_estimator(runs)}",
         "confirmed": True,
         "confirmed_by": list(fresh.studies),
         "leaders": len(fresh.ranked),
@@ -155,7 +155,7 @@ def _confirmed(definition: Definition, fresh: Confirmation, first: Confirmed) ->
         "runners_up": [
             {
                 "trial": one.leader.trials[0],
-                "value": one.mean,
+                "value": one.estimate,
                 "low": one.low,
                 "high": one.high,
                 "runs": len(one.values),
@@ -170,6 +170,11 @@ def _confirmed(definition: Definition, fresh: Confirmation, first: Confirmed) ->
 def estimator(definition: Definition) -> str:
     """How the study estimates a trial's value, in words."""
     return f"{_measure(definition)}, one run"
+
+
+def fresh_estimator(runs: int) -> str:
+    """How the value of a leader with that many fresh runs is estimated, in words."""
+    return f"estimated from {runs} fresh run{'' if runs == 1 else 's'}"
 
 
 def _measure(definition: Definition) -> str:
@@ -218,7 +223,7 @@ def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
     if fresh is None:
         text = f"One value is not an answer: {value:.2f} dB is the highest of many, and so is its luck. "
         text += "Train the leaders again from fresh seeds:"
-        warnings.append(Advice(text, "confirm", "--study", name, "--top", "5", "--seeds", "3"))
+        warnings.append(Advice(text, "confirm", "--study", name))
     elif not fresh.over:
         text = f"{value:.2f} dB is one value of the search. Its confirmation has {fresh.ended} of {fresh.runs} runs; "
         text += "let a worker finish it, then export again:"

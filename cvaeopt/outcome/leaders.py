@@ -1,11 +1,10 @@
 """What the confirmations of a study say: its leaders ranked by fresh runs alone.
 
-The values of the search do not count here: they were selected for being high. Of fresh runs, each leader has a mean
-and a 95 % t interval. The scatter of one run is pooled over all leaders, because three repeats tell little about it
-and fifteen a lot; the intervals are not widened for having looked at several leaders.
-
-All leaders are trained from the same seeds, and most of what a seed does it does to all of them alike. So leaders are
-compared seed by seed, as far as their runs allow it (`LEAST_FREEDOM`): that tells them apart where intervals overlap.
+The values of the search do not count here: they were selected for being high. All leaders are trained from the same
+seeds, so the runs are a table of settings and seeds, which `two_way` analyses: each leader has an estimate of its true
+value, shrunk so that the first one's is not optimistic, with a 95 % interval, and leaders are compared seed by seed.
+Where there are too few runs for that, a leader's estimate is the mean of its runs, with a t interval whose spread is
+pooled over all leaders.
 """
 
 from __future__ import annotations
@@ -17,17 +16,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from cvaeopt.outcome.intervals import Interval, Paired, around, paired, pooled_spread, t_quantile
+from cvaeopt.outcome.intervals import Interval, around, pooled_spread, t_quantile
 from cvaeopt.outcome.trials import facts
+from cvaeopt.outcome.two_way import TwoWay, two_way
 from cvaeopt.search.space import key_of
-from cvaeopt.store.confirmation import Leader, confirmations, leaders
-from cvaeopt.store.damage import damaged, named
+from cvaeopt.store.confirmation import Leader, confirmations, later_runs, leaders, runs
+from cvaeopt.store.damage import named
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.study import ENQUEUED, stored_definition
-
-LEAST_FREEDOM = 3
-"""Degrees of freedom that a comparison seed by seed needs. With fewer its t interval is wider than what pairing saves
-where seeds matter, and leaders are compared as if their seeds had nothing in common."""
+from cvaeopt.store.study import stored_definition
 
 _SAME_DB = 1e-6  # what rounding leaves of no difference
 
@@ -40,7 +36,8 @@ class Confirmed:
     seeds             training seed of each of them; empty if they are not known
     diverged, lost    fresh runs that did not: for the settings' fault (NaN), or another's (memory, a crash)
     open              fresh runs that are not over
-    mean, standard_error, low, high    of `values`, dB; error and 95 % interval need a repeat, of any leader
+    mean              of `values`, dB
+    estimate, standard_error, low, high    of the true value, dB; error and 95 % interval need a repeat, of any leader
     behind            how much lower it is than the first one, with its 95 % interval, dB; None for the first one
     tied              whether noise does not tell it from the first one
     """
@@ -51,6 +48,7 @@ class Confirmed:
     lost: int = 0
     open: int = 0
     mean: float | None = None
+    estimate: float | None = None
     standard_error: float | None = None
     low: float | None = None
     high: float | None = None
@@ -64,6 +62,7 @@ class Confirmed:
             "trials": list(self.leader.trials),
             "searched": round(self.leader.searched, 4),
             "mean": _rounded(self.mean),
+            "estimate": _rounded(self.estimate),
             "standard_error": _rounded(self.standard_error),
             "low": _rounded(self.low),
             "high": _rounded(self.high),
@@ -88,10 +87,11 @@ class Confirmation:
     """All fresh runs of a study's leaders.
 
     studies   the names of the confirmations
-    ranked    leaders without a diverged run first, then by mean; those without a value last
+    ranked    leaders without a diverged run first, then by estimate; those without a value last
     spread    standard deviation of one run's value among runs of the same settings, dB; None without a repeat
     freedom   degrees of freedom of `spread`
-    paired    whether leaders are compared seed by seed
+    paired    whether the runs are analysed as a table of settings and seeds, and leaders compared seed by seed
+    later     runs of the second stage of a successive confirmation that are not registered yet
     """
 
     studies: tuple[str, ...]
@@ -99,11 +99,12 @@ class Confirmation:
     spread: float | None
     freedom: int
     paired: bool = False
+    later: int = 0
 
     @property
     def runs(self) -> int:
-        """Fresh runs that are registered."""
-        return self.ended + sum(one.open for one in self.ranked)
+        """Fresh runs that are registered or will be."""
+        return self.ended + sum(one.open for one in self.ranked) + self.later
 
     @property
     def ended(self) -> int:
@@ -112,14 +113,14 @@ class Confirmation:
 
     @property
     def over(self) -> bool:
-        """Whether every registered run is over; False while there is none."""
+        """Whether every run is over; False while there is none."""
         return 0 < self.runs == self.ended
 
     @property
     def best(self) -> Confirmed | None:
         """The first leader, once every run is over and it has a value."""
         first = next(iter(self.ranked), None)  # none: none of the leaders has the settings of a run any more
-        return first if first is not None and self.over and first.mean is not None else None
+        return first if first is not None and self.over and first.estimate is not None else None
 
     def plain(self) -> dict[str, Any]:
         """The confirmation as JSON values; `best` is what counts in place of the search's best, once there is one."""
@@ -128,7 +129,7 @@ class Confirmation:
             "studies": list(self.studies),
             "runs": self.runs,
             "ended": self.ended,
-            "best": None if best is None else {"number": best.leader.trials[0], "value": _rounded(best.mean)},
+            "best": None if best is None else {"number": best.leader.trials[0], "value": _rounded(best.estimate)},
             "spread_db": _rounded(self.spread),
             "paired": self.paired,
             "leaders": [one.plain() for one in self.ranked],
@@ -144,25 +145,14 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
         return None
     found = {leader.key: Confirmed(leader, ()) for leader in leaders(definition, _trials(storage, name))}
     for one in known:
-        points = one.points()
-        trials = _trials(storage, one.name)
-        for trial, fact in zip(trials, facts(trials), strict=True):
-            # By its place in the queue: a run that was given up at once has no parameters yet.
-            place: int | None = trial.system_attrs.get(ENQUEUED)
-            if place is not None and (type(place) is not int or place not in range(len(points))):
-                raise damaged(
-                    one.name,
-                    f", trial {trial.number}",
-                    "trial_system_attributes",
-                    f"{ENQUEUED!r} = {place!r}",
-                    f"a number below {len(points)}, the runs that are registered",
-                )
-            key = None if place is None else key_of(one, points[place])
-            if place is None or key not in found:
+        ran = runs(storage, one)
+        for (point, _), fact in zip(ran, facts(trial for _, trial in ran), strict=True):
+            key = key_of(one, point)
+            if key not in found:
                 continue
             so_far = found[key]
             if fact.value is not None:
-                seeds = (*so_far.seeds, points[place]["seed"])
+                seeds = (*so_far.seeds, point["seed"])
                 found[key] = replace(so_far, values=(*so_far.values, fact.value), seeds=seeds)
             elif fact.state in ("running", "waiting"):
                 found[key] = replace(so_far, open=so_far.open + 1)
@@ -170,76 +160,50 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
                 found[key] = replace(so_far, diverged=so_far.diverged + 1)
             else:
                 found[key] = replace(so_far, lost=so_far.lost + 1)
-    return rank([one.name for one in known], found.values())
+    return rank([one.name for one in known], found.values(), later_runs(storage, definition))
 
 
-def rank(names: Sequence[str], counted: Iterable[Confirmed]) -> Confirmation:
-    """The confirmation with these studies and these leaders' runs: means, intervals and ranks."""
+def rank(names: Sequence[str], counted: Iterable[Confirmed], later: int = 0) -> Confirmation:
+    """The confirmation with these studies and these leaders' runs: estimates, intervals and ranks."""
     asked = [one for one in counted if one.values or one.diverged or one.lost or one.open]
     spread, freedom = pooled_spread([one.values for one in asked])
-    judged = [_judged(one, spread, freedom) for one in asked]
-    blocks = _by_seed(judged)
-    levels = _levels(judged, blocks)
+    valued = [one for one in asked if one.values]
+    table_of_runs = two_way([dict(zip(one.seeds, one.values, strict=True)) for one in valued])
+    judged = [
+        _judged(one, table_of_runs.values[place] if table_of_runs else _own(one, spread, freedom))
+        for place, one in enumerate(valued)
+    ]
     order = sorted(
         range(len(judged)),
         key=lambda place: (
-            judged[place].mean is None,
             judged[place].diverged > 0,
-            -levels[place],
+            -round(judged[place].estimate or 0.0, 9),
             -judged[place].leader.searched,
         ),
     )
-
-    def compared(place: int) -> Confirmed:
-        one, first = judged[place], judged[order[0]]
-        if one is first or one.mean is None or first.mean is None:
-            return one
-        apart = blocks.difference(order[0], place) if blocks else None
-        if blocks and apart:
-            return _compared(one, *apart, blocks.freedom)
-        error = spread * math.sqrt(1 / len(one.values) + 1 / len(first.values))
-        return _compared(one, first.mean - one.mean, error, freedom)
-
-    ranked = tuple(compared(place) for place in order)
-    return Confirmation(tuple(names), ranked, spread if freedom else None, freedom, blocks is not None)
-
-
-def _levels(judged: Sequence[Confirmed], blocks: Paired | None) -> list[float]:
-    """By what leaders are ranked: their means, less what these owe to their seeds where some have lost a run."""
-    means = [0.0 if one.mean is None else one.mean for one in judged]
-    known = [place for place, one in enumerate(judged) if one.mean is not None]
-    if blocks is None:
-        return means
-    apart = {place: blocks.difference(place, known[0]) for place in known}
-    if any(found is None for found in apart.values()):
-        return means
-    return [round(found[0], 9) if (found := apart.get(place)) else 0.0 for place in range(len(judged))]
-
-
-def _by_seed(judged: Sequence[Confirmed]) -> Paired | None:
-    """The comparison of the leaders seed by seed; None where it would rest on too little, or seeds are unknown."""
-    if any(len(one.seeds) != len(one.values) or len(set(one.seeds)) != len(one.seeds) for one in judged):
-        return None
-    found = paired([dict(zip(one.seeds, one.values, strict=True)) for one in judged])
-    return found if found.freedom >= LEAST_FREEDOM else None
+    ranked = [_compared(judged, order[0], place, table_of_runs, (spread, freedom)) for place in order]
+    without = sorted((one for one in asked if not one.values), key=lambda one: (one.diverged > 0, -one.leader.searched))
+    return Confirmation(
+        tuple(names), (*ranked, *without), spread if freedom else None, freedom, table_of_runs is not None, later
+    )
 
 
 def table(found: Confirmation) -> list[dict[str, str]]:
-    """The ranking in words, one row a leader: trial, confirmed mean and interval, runs, value in the search."""
+    """The ranking in words, one row a leader: trial, confirmed value and interval, runs, value in the search."""
     rows = []
     for one in found.ranked:
-        mean = "-" if one.mean is None else f"{one.mean:.2f}"
+        estimate = "-" if one.estimate is None else f"{one.estimate:.2f}"
         within = "-" if one.low is None or one.high is None else f"{one.low:.2f} to {one.high:.2f}"
         counts = {"diverged": one.diverged, "lost": one.lost, "to come": one.open}
         runs = [str(len(one.values)), *(f"{number} {what}" for what, number in counts.items() if number)]
-        first = one is found.ranked[0] and one.mean is not None
+        first = one is found.ranked[0] and one.estimate is not None
         behind = "-" if one.behind is None else f"{one.behind.mean:.2f}"
         if one.behind is not None and one.behind.low is not None and one.behind.high is not None:
             behind += f" ({one.behind.low:.2f} to {one.behind.high:.2f})"
         rows.append(
             {
                 "trial": ", ".join(map(str, one.leader.trials)),
-                "confirmed, dB": mean,
+                "confirmed, dB": estimate,
                 "95 %": within,
                 "behind, dB": behind,
                 "runs": ", ".join(runs),
@@ -256,24 +220,41 @@ def _trials(storage: Storage, name: str) -> list[FrozenTrial]:
     return sorted(found, key=lambda trial: trial.number)
 
 
-def _judged(one: Confirmed, spread: float, freedom: int) -> Confirmed:
-    if not one.values:
-        return one
+def _own(one: Confirmed, spread: float, freedom: int) -> Interval:
+    """The mean of a leader's runs, with the pooled spread; without an interval where no run is repeated."""
     mean = math.fsum(one.values) / len(one.values)
-    if not freedom:
-        return replace(one, mean=mean)
-    found = around(mean, spread, len(one.values), freedom)
-    return replace(one, mean=mean, standard_error=found.standard_error, low=found.low, high=found.high)
+    return around(mean, spread, len(one.values), freedom) if freedom else Interval(mean, None, None, None)
 
 
-def _compared(one: Confirmed, behind: float, error: float, freedom: int) -> Confirmed:
-    """`one`, which is `behind` the first by so much (dB, with its standard error), with its tie."""
-    if not freedom:  # one run each, and no run repeated: nothing can tell them apart
-        return replace(one, behind=Interval(behind, None, None, None), tied=True)
-    half = t_quantile(freedom) * error
+def _judged(one: Confirmed, found: Interval) -> Confirmed:
     return replace(
-        one, behind=Interval(behind, error, behind - half, behind + half), tied=abs(behind) <= half + _SAME_DB
+        one,
+        mean=math.fsum(one.values) / len(one.values),
+        estimate=found.mean,
+        standard_error=found.standard_error,
+        low=found.low,
+        high=found.high,
     )
+
+
+def _compared(
+    judged: Sequence[Confirmed], first: int, place: int, runs: TwoWay | None, pooled: tuple[float, int]
+) -> Confirmed:
+    """The leader at `place`, with how far it is behind the one at `first`, and its tie."""
+    one, best = judged[place], judged[first]
+    if place == first:
+        return one
+    behind = runs.difference(first, place) if runs else None
+    if behind is None:
+        apart = math.fsum(best.values) / len(best.values) - math.fsum(one.values) / len(one.values)
+        spread, freedom = pooled
+        if not freedom:  # one run each, and no run repeated: nothing can tell them apart
+            return replace(one, behind=Interval(apart, None, None, None), tied=True)
+        error = spread * math.sqrt(1 / len(one.values) + 1 / len(best.values))
+        half = t_quantile(freedom) * error
+        behind = Interval(apart, error, apart - half, apart + half)
+    assert behind.low is not None
+    return replace(one, behind=behind, tied=abs(behind.mean) <= behind.mean - behind.low + _SAME_DB)
 
 
 def _rounded(value: float | None) -> float | None:

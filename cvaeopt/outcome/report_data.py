@@ -15,7 +15,7 @@ from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
 from cvaeopt.outcome.ablation import Comparison, comparison
-from cvaeopt.outcome.export import beaten_baselines, estimator
+from cvaeopt.outcome.export import beaten_baselines, estimator, fresh_estimator
 from cvaeopt.outcome.leaders import Confirmation, table
 from cvaeopt.outcome.report_text import duration, fresh_text, marks, spread, tally, verdict
 from cvaeopt.outcome.run_files import RunFiles
@@ -229,7 +229,7 @@ def _recommended(
         return searched, estimator(definition)
     chosen = next(trial for trial in known if trial.number == fresh.best.leader.trials[0])
     runs = len(fresh.best.values)
-    return replace(chosen, value=fresh.best.mean), f"mean of {runs} fresh run{'' if runs == 1 else 's'}"
+    return replace(chosen, value=fresh.best.estimate), fresh_estimator(runs)
 
 
 def _seconds(known: Sequence[TrialFacts]) -> float | None:

@@ -47,7 +47,10 @@ def fresh_text(fresh: Confirmation) -> str:
     text += f" One run scatters by {fresh.spread:.2f} dB (standard deviation, {fresh.freedom} degrees of freedom)."
     if not fresh.paired:
         return text
-    return text + " Leaders are compared seed by seed: what a seed does to all of them alike is no difference."
+    return text + (
+        " Leaders are compared seed by seed, because a seed changes all of them alike. Each value is drawn towards the "
+        "leaders' mean by as much as noise can explain, so that the first one's is not optimistic."
+    )
 
 
 def marks(config: Config) -> list[tuple[str, str]]:

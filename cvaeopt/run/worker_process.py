@@ -26,7 +26,7 @@ from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
 from cvaeopt.store import status
 from cvaeopt.store import study as studies
-from cvaeopt.store.confirmation import unfinished
+from cvaeopt.store.confirmation import advance, unfinished
 from cvaeopt.store.leases import Lease
 from cvaeopt.store.storage import Storage
 from cvaeopt.vae.dataset import Dataset
@@ -135,6 +135,7 @@ class WorkerProcess:
     def _confirm(self, parent: Definition) -> None:
         worked: set[str] = set()
         while not self.stop:
+            advance(self.storage, parent)
             names = [one.name for one in unfinished(self.storage, parent) if one.name not in worked]
             if not names:
                 return

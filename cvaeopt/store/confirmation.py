@@ -6,15 +6,19 @@ searched beside them, every leader with every seed enqueued, no pruner. So lease
 reports are those of any study, and the parent's sampler never sees the repeats.
 
 All leaders get the same seeds, which are none of the search's.
+
+By default the confirmation is successive: every leader is trained once, with the first fresh seed, and then only the
+best FINALISTS of them with the others. So five leaders cost nine runs instead of fifteen. The parent's study keeps a
+note of it (PLANNED), and the first worker that comes after the first stage is over registers the second.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,11 +26,20 @@ from cvaeopt.errors import SettingsError, StudyDamaged, StudyError
 from cvaeopt.search.definition import Definition, check_name
 from cvaeopt.search.space import key_of, stream
 from cvaeopt.store import study as studies
-from cvaeopt.store.damage import named
+from cvaeopt.store.damage import damaged, named
 from cvaeopt.store.status import counts
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import ask_stop, workers
 from cvaeopt.text import Advice
+
+FINALISTS: Final = 2
+"""Leaders that the second stage of a successive confirmation trains."""
+
+SEEDS: Final = 3
+"""Runs of each finalist, the one of the first stage included."""
+
+PLANNED: Final = "cvaeopt:confirmation"
+"""User attribute of a study whose confirmation is successive: {"finalists": number, "seeds": number}."""
 
 _SEEDS = {"type": "int", "low": 0, "high": 2**31 - 1}
 
@@ -55,6 +68,8 @@ class Plan:
     definition   the study of the repeats that are still to be registered; None when all of them are
     registered   the confirmations that exist
     over         whether the search itself has ended
+    successive   whether a second stage follows, with the best leaders of the first only
+    later_runs   runs of that second stage, which are registered when the first one is over
     """
 
     study: str
@@ -64,6 +79,8 @@ class Plan:
     definition: Definition | None
     registered: tuple[str, ...]
     over: bool
+    successive: bool = False
+    later_runs: int = 0
 
     @property
     def new_runs(self) -> int:
@@ -83,18 +100,21 @@ class Plan:
             "registered": list(self.registered),
             "new": None if self.definition is None else self.definition.name,
             "new_runs": self.new_runs,
+            "later_runs": self.later_runs,
         }
 
 
 @named
-def plan(storage: Storage, name: str, top: int, seeds: int) -> Plan:
-    """The confirmation of the best `top` settings of study `name` with `seeds` fresh seeds each.
+def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Plan:
+    """The confirmation of the best `top` settings of study `name`.
+
+    seeds   fresh seeds for each of them; None for a successive confirmation
 
     Repeats that an earlier confirmation has are not asked for again. StudyError when there is no such study, it has no
     complete trial, or is a confirmation itself.
     """
     for option, value in (("--top", top), ("--seeds", seeds)):
-        if value < 1:
+        if value is not None and value < 1:
             raise SettingsError(f"{option} {value}.", "Expected: at least 1.")
     study, definition = studies.open_existing(storage, name)
     if definition.confirms is not None:
@@ -104,27 +124,33 @@ def plan(storage: Storage, name: str, top: int, seeds: int) -> Plan:
             "Expected: the study whose leaders it trains again.",
             Advice("For more leaders or seeds:", "confirm", "--study", parent, "--top", "N", "--seeds", "M"),
         )
-    trials = study.get_trials(deepcopy=False)
-    found = leaders(definition, trials)[:top]
+    found = leaders(definition, study.get_trials(deepcopy=False))[:top]
     if not found:
         raise StudyError(
             f"Study '{name}' has no complete trial.",
             "Expected: at least one.",
             Advice("Let a worker finish one:", "worker", "--study", name, "--gpu", "0"),
         )
-    fresh = tuple(fresh_seed(definition.seed, index) for index in range(seeds))
-    known = confirmations(storage, definition)
-    have = {(key_of(one, point), point["seed"]) for one in known for point in one.points()}
-    missing = [{**leader.params, "seed": seed} for seed in fresh for leader in found if (leader.key, seed) not in have]
-    wanted = _definition(storage, definition, missing) if missing else None
+    namesakes = _namesakes(storage, name)
+    known = _of(storage, definition, namesakes)
+    later = 0
+    if seeds is None:
+        missing = _missing(known, found, _fresh_seeds(definition, 1))
+        second, later = _second_stage(storage, definition, known, FINALISTS, SEEDS, len(missing))
+        if not missing:
+            missing, later = second, later - len(second)
+    else:
+        missing = _missing(known, found, _fresh_seeds(definition, seeds))
     return Plan(
         name,
         tuple(found),
-        fresh,
+        _fresh_seeds(definition, seeds or SEEDS),
         definition.epochs,
-        wanted,
+        _definition(storage, definition, missing, namesakes) if missing else None,
         tuple(one.name for one in known),
         over=_ended(storage, definition),
+        successive=seeds is None,
+        later_runs=later,
     )
 
 
@@ -133,6 +159,10 @@ def register(storage: Storage, planned: Plan) -> None:
 
     StudyError when somebody else has registered other repeats under the same name meanwhile.
     """
+    if planned.successive:
+        storage.set_study_user_attr(
+            storage.get_study_id_from_name(planned.study), PLANNED, {"finalists": FINALISTS, "seeds": SEEDS}
+        )
     if planned.definition is None:
         return
     try:
@@ -145,14 +175,119 @@ def register(storage: Storage, planned: Plan) -> None:
 
 
 @named
+def advance(storage: Storage, parent: Definition) -> None:
+    """Register the second stage of a successive confirmation of `parent`, once its first stage is over.
+
+    Nothing happens where none is planned, or it is registered already. Workers that come at the same moment register
+    the same study, which exists once.
+    """
+    namesakes = _namesakes(storage, parent.name)
+    points, _ = _planned(storage, parent, _of(storage, parent, namesakes))
+    if points:
+        studies.create_or_open(storage, _definition(storage, parent, points, namesakes))
+
+
+@named
+def later_runs(storage: Storage, parent: Definition) -> int:
+    """How many runs a second stage has that is planned for `parent` and not registered yet."""
+    return _planned(storage, parent, confirmations(storage, parent))[1]
+
+
+@named
+def runs(storage: Storage, confirmation: Definition) -> list[tuple[dict[str, Any], FrozenTrial]]:
+    """The trials of a confirmation by number, each with the point that was registered for it.
+
+    A trial that somebody else added is passed over. StudyDamaged where a trial names a point that does not exist.
+    """
+    points = confirmation.points()
+    trials = storage.get_all_trials(storage.get_study_id_from_name(confirmation.name), deepcopy=False)
+    found = []
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        # By its place in the queue: a run that was given up at once has no parameters yet.
+        place: int | None = trial.system_attrs.get(studies.ENQUEUED)
+        if place is None:
+            continue
+        if type(place) is not int or place not in range(len(points)):
+            raise damaged(
+                confirmation.name,
+                f", trial {trial.number}",
+                "trial_system_attributes",
+                f"{studies.ENQUEUED!r} = {place!r}",
+                f"a number below {len(points)}, the runs that are registered",
+            )
+        found.append((points[place], trial))
+    return found
+
+
+@named
 def confirmations(storage: Storage, parent: Definition) -> list[Definition]:
     """The definitions of all confirmations of the study `parent`, the first one first.
 
     Those of an earlier study of the same name are passed over.
     """
+    return _of(storage, parent, _namesakes(storage, parent.name))
+
+
+def _of(storage: Storage, parent: Definition, namesakes: Mapping[str, Definition]) -> list[Definition]:
+    """Those of `namesakes` that are confirmations of `parent`, the first one first."""
     mark = _mark(storage, parent)
-    found = [definition for definition in _namesakes(storage, parent.name).values() if definition.confirms == mark]
+    found = [definition for definition in namesakes.values() if definition.confirms == mark]
     return sorted(found, key=lambda definition: _index(definition.name, parent.name))
+
+
+def _missing(known: Iterable[Definition], found: Iterable[Leader], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The points of each leader with each seed that no confirmation in `known` has."""
+    have = {(key_of(one, point), point["seed"]) for one in known for point in one.points()}
+    found = list(found)
+    return [{**leader.params, "seed": seed} for seed in seeds for leader in found if (leader.key, seed) not in have]
+
+
+def _planned(storage: Storage, parent: Definition, known: list[Definition]) -> tuple[list[dict[str, Any]], int]:
+    """As `_second_stage`, of what the parent's study says; nothing where its confirmation is not successive."""
+    attributes = storage.get_study_user_attrs(storage.get_study_id_from_name(parent.name))
+    if PLANNED not in attributes:
+        return [], 0
+    try:
+        finalists, seeds = (int(attributes[PLANNED][key]) for key in ("finalists", "seeds"))
+    except (KeyError, TypeError, ValueError):
+        where, value = "study_user_attributes", f"{PLANNED!r} = {attributes[PLANNED]!r}"
+        raise damaged(parent.name, "", where, value, "the numbers of finalists and of seeds") from None
+    return _second_stage(storage, parent, known, finalists, seeds)
+
+
+def _second_stage(
+    storage: Storage, parent: Definition, known: list[Definition], finalists: int, seeds: int, unregistered: int = 0
+) -> tuple[list[dict[str, Any]], int]:
+    """The points of the second stage that can be registered now, and how many runs of it are still to be registered.
+
+    The first stage are all runs with the first fresh seed; `unregistered` of them are not in `known` yet. It alone
+    decides who is a finalist, so that this does not change while the second stage is trained.
+    """
+    first, *others = _fresh_seeds(parent, seeds)
+    stage = [
+        (Leader(key_of(one, point), (), 0.0, {name: value for name, value in point.items() if name != "seed"}), trial)
+        for one in known
+        for point, trial in runs(storage, one)
+        if point["seed"] == first
+    ]
+    if unregistered or not all(trial.state.is_finished() for _, trial in stage):
+        return [], min(finalists, len(stage) + unregistered) * len(others)
+    ranked = sorted(((value, leader) for leader, trial in stage if (value := _value(trial)) is not None), key=_first)
+    points = _missing(known, [leader for _, leader in ranked[:finalists]], others)
+    return points, len(points)
+
+
+def _first(ranked: tuple[float, Leader]) -> tuple[float, str]:
+    """Sorts the higher value first, and equal ones the same way on every machine."""
+    return -ranked[0], ranked[1].key
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The value of a complete feasible trial, or None."""
+    if trial.state != TrialState.COMPLETE or any(value > 0 for value in trial.constraints.values()):
+        return None
+    value = trial.values[0]
+    return value if math.isfinite(value) else None
 
 
 @named
@@ -183,10 +318,8 @@ def leaders(definition: Definition, trials: Iterable[FrozenTrial]) -> list[Leade
     """
     groups: dict[str, list[tuple[float, FrozenTrial]]] = {}
     for trial in trials:
-        if trial.state != TrialState.COMPLETE or any(value > 0 for value in trial.constraints.values()):
-            continue
-        value = trial.values[0]
-        if math.isfinite(value):
+        value = _value(trial)
+        if value is not None:
             groups.setdefault(key_of(definition, trial.params), []).append((value, trial))
     found = []
     for key, members in groups.items():
@@ -201,8 +334,14 @@ def fresh_seed(seed: int, index: int) -> int:
     return stream(seed, index, "confirmation") >> 1
 
 
-def _definition(storage: Storage, parent: Definition, points: list[dict[str, Any]]) -> Definition:
-    taken = _namesakes(storage, parent.name)
+def _fresh_seeds(parent: Definition, number: int) -> tuple[int, ...]:
+    return tuple(fresh_seed(parent.seed, index) for index in range(number))
+
+
+def _definition(
+    storage: Storage, parent: Definition, points: list[dict[str, Any]], taken: Collection[str]
+) -> Definition:
+    """A new confirmation of `parent` with these points; its name is none of those that are `taken`."""
     name = f"{parent.name}.confirm"
     while name in taken:
         name = f"{parent.name}.confirm-{_index(name, parent.name) + 1}"

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cvaeopt.outcome.intervals import around, interval, paired, pooled_spread, t_quantile
+from cvaeopt.outcome.intervals import around, interval, pooled_spread, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -59,63 +59,3 @@ def test_scatter_is_pooled_over_groups_of_any_level() -> None:
     assert pooled_spread([[1.0], [2.0], []]) == (0.0, 0)
     alone = pooled_spread([[28.0, 28.4, 29.0]])
     assert around(interval([28.0, 28.4, 29.0]).mean, alone[0], 3, alone[1]) == interval([28.0, 28.4, 29.0])
-
-
-tables = st.integers(2, 5).flatmap(
-    lambda blocks: st.lists(st.lists(st.floats(-20, 40), min_size=blocks, max_size=blocks), min_size=2, max_size=4)
-)
-
-
-@given(tables)
-def test_whole_tables_are_compared_by_their_means_and_what_rows_and_columns_leave(rows: list[list[float]]) -> None:
-    table = np.array(rows)
-    found = paired([dict(enumerate(row)) for row in rows])
-    groups, blocks = table.shape
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    freedom = (groups - 1) * (blocks - 1)
-    spread = math.sqrt((rest**2).sum() / freedom)
-    assert found.freedom == freedom and found.spread == pytest.approx(spread, abs=1e-6)
-    apart = found.difference(0, 1)
-    assert apart is not None
-    assert apart[0] == pytest.approx(table[0].mean() - table[1].mean(), abs=1e-6)
-    assert apart[1] == pytest.approx(spread * math.sqrt(2 / blocks), abs=1e-6)
-
-
-@given(
-    st.lists(st.dictionaries(st.integers(0, 4), st.floats(-20, 40), min_size=1), min_size=2, max_size=4),
-    st.lists(st.floats(-30, 30), min_size=5, max_size=5),
-)
-def test_what_a_block_does_to_all_its_groups_is_no_difference(
-    groups: list[dict[int, float]], shifts: list[float]
-) -> None:
-    here = paired(groups)
-    there = paired([{block: value + shifts[block] for block, value in one.items()} for one in groups])
-    assert here.freedom == there.freedom
-    assert here.spread == pytest.approx(there.spread, abs=1e-6)
-    one, other = here.difference(0, 1), there.difference(0, 1)
-    assert (one is None) == (other is None)
-    assume(one is not None)
-    assert one == pytest.approx(other, abs=1e-6)
-    back = here.difference(1, 0)
-    assert back is not None and one is not None and back[0] == pytest.approx(-one[0], abs=1e-6)
-
-
-def test_groups_that_no_block_connects_cannot_be_compared() -> None:
-    found = paired([{0: 28.0, 1: 28.5}, {2: 30.0, 3: 30.1}, {0: 27.0}])
-    assert found.difference(0, 1) is None and found.difference(1, 2) is None
-    assert found.difference(0, 2) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
-
-
-def test_pairing_tells_apart_what_seeds_hide_and_is_wrong_as_often_as_it_says() -> None:
-    draw = np.random.default_rng(0)
-    wrong, shorter = 0, 0
-    for _ in range(500):
-        table = draw.normal(0, 1.2, 4) + draw.normal(0, 0.5, (3, 4))
-        found = paired([dict(enumerate(row)) for row in table])
-        apart = found.difference(0, 1)
-        assert apart is not None
-        half = t_quantile(found.freedom) * apart[1]
-        spread, freedom = pooled_spread(table.tolist())
-        wrong += abs(apart[0]) > half
-        shorter += half < t_quantile(freedom) * spread * math.sqrt(2 / 4)
-    assert 0.03 < wrong / 500 < 0.07 and shorter > 450

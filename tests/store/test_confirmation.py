@@ -77,7 +77,7 @@ def searched(storage: Storage, definition: Definition | None = None) -> optuna.S
     return study
 
 
-def confirmed(storage: Storage, top: int, seeds: int) -> confirmation.Plan:
+def confirmed(storage: Storage, top: int, seeds: int | None) -> confirmation.Plan:
     planned = confirmation.plan(storage, "main", top, seeds)
     confirmation.register(storage, planned)
     return planned
@@ -151,6 +151,67 @@ def test_repeating_the_command_changes_nothing_and_asking_for_more_adds_only_wha
     assert names(storage) == ["main", "main.confirm", "main.confirm-2"]
     every = [point for one in confirmation.confirmations(storage, parent()) for point in one.points()]
     assert len(every) == len({(point["lr"], point["seed"]) for point in every}) == 9
+
+
+def finished(storage: Storage, name: str, values: dict[float, float]) -> None:
+    """End every run of a confirmation with the value of its lr; a run without one diverges."""
+    study, found = open_existing(storage, name)
+    for point in found.points():
+        run = study.ask()
+        for key, dimension in found.search.items():
+            dimension.suggest(key, run)
+        value = values.get(point["lr"])
+        study.tell(run, value, state=TrialState.COMPLETE if value is not None else TrialState.PRUNED)
+
+
+def test_a_successive_confirmation_trains_all_once_and_then_the_best_two_again(storage: Storage) -> None:
+    searched(storage)
+    planned = confirmed(storage, 9, None)
+    assert planned.successive and (planned.new_runs, planned.later_runs) == (4, 4)
+    definition = stored_definition(storage, "main")
+    assert confirmation.later_runs(storage, definition) == 4
+    confirmation.advance(storage, definition)
+    assert names(storage) == ["main", "main.confirm"], "the first stage is not over"
+    again = confirmed(storage, 9, None)
+    assert (again.definition, again.later_runs) == (None, 4)
+    finished(storage, "main.confirm", {1e-3: 30.0, 2e-3: 31.0, 3e-3: 29.0})  # 5e-3 diverges
+    for _ in range(2):  # as two workers do
+        confirmation.advance(storage, definition)
+    assert names(storage) == ["main", "main.confirm", "main.confirm-2"]
+    second = stored_definition(storage, "main.confirm-2").points()
+    assert {(point["lr"], point["seed"]) for point in second} == {
+        (lr, seed) for lr in (1e-3, 2e-3) for seed in planned.seeds[1:]
+    }
+    assert confirmation.later_runs(storage, definition) == 0
+    finished(storage, "main.confirm-2", {1e-3: 20.0, 2e-3: 20.0})  # their rank after all runs changes nothing
+    confirmation.advance(storage, definition)
+    assert names(storage) == ["main", "main.confirm", "main.confirm-2"]
+    assert confirmed(storage, 9, 3).new_runs == 12 - 8, "the full grid can be asked for afterwards"
+
+
+def test_the_second_stage_can_be_asked_for_by_hand(storage: Storage) -> None:
+    searched(storage)
+    confirmed(storage, 3, None)
+    finished(storage, "main.confirm", {1e-3: 30.0, 2e-3: 31.0, 3e-3: 29.0})
+    planned = confirmed(storage, 3, None)
+    assert (planned.new_runs, planned.later_runs) == (4, 0)
+
+
+def test_a_first_stage_without_a_value_has_no_second(storage: Storage) -> None:
+    searched(storage)
+    confirmed(storage, 2, None)
+    finished(storage, "main.confirm", {})
+    definition = stored_definition(storage, "main")
+    confirmation.advance(storage, definition)
+    assert confirmation.later_runs(storage, definition) == 0 and names(storage) == ["main", "main.confirm"]
+
+
+def test_a_full_grid_has_no_second_stage(storage: Storage) -> None:
+    searched(storage)
+    assert confirmed(storage, 2, 1).later_runs == 0
+    finished(storage, "main.confirm", {1e-3: 30.0, 2e-3: 31.0, 3e-3: 29.0})
+    confirmation.advance(storage, stored_definition(storage, "main"))
+    assert names(storage) == ["main", "main.confirm"]
 
 
 def test_the_parents_trials_and_sampler_are_not_disturbed(storage: Storage) -> None:

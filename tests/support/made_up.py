@@ -218,7 +218,7 @@ def run_all(storage: Storage, name: str, value: Any) -> None:
             study.tell(trial, level)
 
 
-def registered(storage: Storage, top: int = 3, seeds: int = 2) -> confirmations.Plan:
+def registered(storage: Storage, top: int = 3, seeds: int | None = 2) -> confirmations.Plan:
     """Register a confirmation of study `made-up`."""
     planned = confirmations.plan(storage, "made-up", top, seeds)
     confirmations.register(storage, planned)
