@@ -27,7 +27,7 @@ import yaml
 
 from cvaeopt import errors
 from cvaeopt.demo_data import writer
-from cvaeopt.run.signals import ASKING
+from cvaeopt.run.signals import STOP_SIGNALS
 from cvaeopt.store.opening import open_storage
 from tests.support.fakes import leases
 from tests.support.postgres import Postgres
@@ -471,7 +471,7 @@ ASKED = 'trap "echo asked; exit 0" TERM; echo ready; while :; do sleep 0.05; don
 
 
 @pytest.mark.parametrize(("supervisor", "code"), [("compose", 0), ("kubernetes", 128 + signal.SIGTERM)])
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_worker_in_a_container_hears_that_it_shall_stop(
     supervisor: str, code: int, number: int, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from cvaeopt.run.signals import ASKING
+from cvaeopt.run.signals import STOP_SIGNALS
 from tests.support.broken_streams import closed_pipe, full_disk
 from tests.support.command import Shop
 
@@ -88,7 +88,7 @@ def test_lost_results_are_no_success_and_a_reader_may_have_enough(done: Shop, wo
     assert (closed.returncode, said) == (0, "")
 
 
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_view_ends_well_with_any_signal(done: Shop, number: signal.Signals) -> None:
     process = command(
         done, "status", "--study", "tiny", "--watch", "-q", stdout=subprocess.PIPE, stderr=subprocess.PIPE

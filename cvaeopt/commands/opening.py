@@ -39,7 +39,7 @@ def open_console(verbose: bool, quiet: bool = False, *, results: bool = True) ->
     """The console of a command; from now on it also prints what the package logs."""
     global _latest
     _latest = Console(quiet=quiet, verbose=verbose, results=results)
-    _latest.hear("cvaeopt")
+    _latest.show_warnings("cvaeopt")
     return _latest
 
 
@@ -80,7 +80,7 @@ def _open(console: Console, url: str, *, create: bool, limit_s: float, start_lim
     from cvaeopt.store.urls import mask
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console.hear("optuna")  # its warnings hold texts from the database
+    console.show_warnings("optuna")  # its warnings hold texts from the database
     conceal_password(console, url)
     shown = mask(url)
     with console.announce(f"{shown} has not answered yet; waiting up to {start_limit_s:.0f} s ..."):

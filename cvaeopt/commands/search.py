@@ -66,8 +66,8 @@ def worker(
     console = open_console(verbose, quiet, results=dry_run)
     file = definition_path(study)
     definition = load_definition(str(file))
-    tether = processes.Tether.inherited()
-    if is_shipped(file) and tether is None:  # the process at the other end has said so already
+    parent = processes.ParentProcess.inherited()
+    if is_shipped(file) and parent is None:  # the process at the other end has said so already
         console.say(f"There is no studies/{study}.toml here: this is the study {study} that comes with cvaeopt.")
     flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
     places = Places.resolve(flags, os.environ, definition.service)
@@ -91,8 +91,8 @@ def worker(
     loaded = load_data(console, root, definition.frame_size)
     store = open_or_create(console, places.storage, opening.START_LIMIT_S)
     with contextlib.ExitStack() as view:
-        listener = view.enter_context(WorkerView(console)).heard if tether is None else tether.tell
-        WorkerProcess(store, loaded, device, folder, listener, remote, tether, reads_study=not quiet).work(definition)
+        listener = view.enter_context(WorkerView(console)).heard if parent is None else parent.tell
+        WorkerProcess(store, loaded, device, folder, listener, remote, parent, reads_study=not quiet).work(definition)
 
 
 def _work_together(

@@ -1,17 +1,17 @@
 """Several trials at once on one device: a parent that keeps K workers running, each in a process of its own.
 
-    parent                                child (`cvaeopt worker`, one trial at a time)
-      |------ tether: stop, now, EOF ------->|   after the epoch; at once; the parent is gone: after the epoch
-      |<----- tether: events as JSON --------|   the first one says that settings, data and study are in order
-      |<----- stderr: warnings and errors ---|   shown with the slot's number in front
+    parent                                    child (`cvaeopt worker`, one trial at a time)
+      |------ socket: stop, now, closed ------->|   stop after the epoch; stop at once; the parent is gone
+      |<----- socket: events as JSON -----------|   the first one says that settings, data and study are in order
+      |<----- stderr: warnings and errors ------|   shown with the number of the child in front
 
-Why processes: a trial's numbers cannot depend on its neighbours, a child that ends, fails or is killed takes nothing
-with it but its own memory, and the next one joins without anybody waiting. Measured against one stacked network and
+Why processes: the numbers of a trial cannot depend on the other trials, a child that ends, fails or is killed frees
+only its own memory, and the next trial starts without anybody waiting. Measured against one stacked network and
 against threads in bench/README.md.
 
-The first child starts alone. What is wrong with the input is then said once, and frames are decoded once; the others
+The first child starts alone, so that a mistake in the input is reported once and frames are decoded once. The others
 start as soon as it is ready, and map the same decoded frames. Children are in process groups of their own and take
-orders over the tether only, so that a Ctrl-C, or a scheduler that signals every process of a job, is not counted twice.
+orders from the socket only. A Ctrl-C, or a scheduler that signals every process of a job, is therefore counted once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cvaeopt.vae import device as devices
 
 log = logging.getLogger(__name__)
 
-_TETHER = "CVAEOPT_TETHER"  # of a child: the descriptor of its end, and how many children there are
+_PARENT = "CVAEOPT_PARENT"  # of a child: the descriptor of its socket, and how many children there are
 _STOP, _NOW = b"s", b"n"
 _CONTEXT_BYTES = 600e6  # what a process needs on a CUDA device before its first tensor
 _POLL_S = 0.1
@@ -57,10 +57,10 @@ def threads_each(size: int, given: int | None, cores: int, openmp: str = "") -> 
 
 
 def memory_fraction(total_bytes: float, size: int) -> float:
-    """The part of a device's memory that each of `size` processes may allocate, so that all have room.
+    """The fraction of a device's memory that each of `size` processes may allocate, so that all have room.
 
-    A neighbour's greed is then never a trial's "out of memory". Half of an even share at least, whatever the processes
-    themselves take.
+    A trial then never runs out of memory because another one took too much. The fraction is at least half of an even
+    share, whatever the processes themselves need.
     """
     even = total_bytes / size
     return max(even - _CONTEXT_BYTES, even / 2) / total_bytes
@@ -69,8 +69,8 @@ def memory_fraction(total_bytes: float, size: int) -> float:
 # ---- the child's side
 
 
-class Tether:
-    """The connection of a worker to the process that started it: orders come in, events go out.
+class ParentProcess:
+    """A worker's connection to the process that started it: orders come in, events go out.
 
     size   how many workers share the device
     """
@@ -82,12 +82,12 @@ class Tether:
         self._ordered = False
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        threading.Thread(target=self._obey, name="tether", daemon=True).start()
+        threading.Thread(target=self._obey, name="parent", daemon=True).start()
 
     @classmethod
-    def inherited(cls) -> Tether | None:
-        """The tether of this process, once; None for a worker that was started by hand."""
-        descriptor, _, size = os.environ.pop(_TETHER, "").partition(",")
+    def inherited(cls) -> ParentProcess | None:
+        """The connection of this process, which can be taken once; None for a worker that was started by hand."""
+        descriptor, _, size = os.environ.pop(_PARENT, "").partition(",")
         if not descriptor:
             return None
         end = socket.socket(fileno=int(descriptor))
@@ -95,12 +95,12 @@ class Tether:
         return cls(end, int(size))
 
     def tell(self, event: events.Event) -> None:
-        """Send one event; nothing when the process that started this one is gone. From any thread."""
+        """Send one event, from any thread. Nothing happens if the parent is gone."""
         with self._sending, contextlib.suppress(OSError):
             self._end.sendall(f"{events.to_json(event)}\n".encode())
 
     def share(self, device: str) -> None:
-        """Limit what this process may allocate on a CUDA `device` to its share; elsewhere nothing."""
+        """Limit what this process may allocate on a CUDA `device` to its share; on another device nothing."""
         if self.size > 1 and device.startswith("cuda"):
             import torch
 
@@ -108,10 +108,10 @@ class Tether:
             torch.cuda.set_per_process_memory_fraction(memory_fraction(total, self.size), device)
 
     def attach(self, stop: Callable[[bool], None]) -> None:
-        """From now on `stop(at once?)` is called when the process that started this one says so.
+        """From now on `stop(at_once)` is called when the parent orders it.
 
-        Before, when there is nothing to save, an order ends the process. One worker may follow another; an order that
-        the first has had holds for the next.
+        Before, when there is nothing to save, an order ends the process. One worker may follow another: an order that
+        the first one received holds for the next one, too.
         """
         with self._lock:
             self._stop = stop
@@ -157,11 +157,11 @@ class Processes:
     """`size` children of one command, kept running until each has ended by itself.
 
     command       of a child
-    environment   of a child; the tether is added
+    environment   of a child; the socket to its parent is added
     heard         is told the children's events and lines, and what becomes of them
-    most_deaths   how often in a row a child may be killed, or fall victim to its device, before its slot is given up
-    pause_s       before the first such restart; doubled each time, up to a minute
-    lasting_s     a child that lived so long has its predecessors' deaths forgiven
+    max_restarts  how often in a row a child that was killed, or that its device failed, is started again
+    pause_s       before the first restart, seconds; doubled each time, up to a minute
+    lasting_s     a child that ran for so many seconds begins a new row of restarts
     """
 
     def __init__(
@@ -171,22 +171,25 @@ class Processes:
         environment: Mapping[str, str],
         heard: Heard,
         *,
-        most_deaths: int = 5,
+        max_restarts: int = 5,
         pause_s: float = 2.0,
         lasting_s: float = 600.0,
     ) -> None:
         self._command = list(command)
         self._environment = dict(environment)
         self._heard = heard
-        self._most_deaths = most_deaths
+        self._max_restarts = max_restarts
         self._pause_s = pause_s
         self._lasting_s = lasting_s
         self._slots = [_Slot(index) for index in range(size)]
         self._stop = signals.Stop(raise_at=None)
 
     def run(self) -> int:
-        """The exit code of all together, see `merged`. The first signal lets every child finish its epoch and
-        save, a second one stops them at once, a third one kills them."""
+        """The exit code of all together, see `merged`.
+
+        The first signal lets every child finish its epoch and save, a second one stops them at once, a third one kills
+        them.
+        """
         with self._stop:
             try:
                 self._slots[0].start_at = 0.0
@@ -225,7 +228,7 @@ class Processes:
         with theirs:
             slot.process = subprocess.Popen(
                 self._command,
-                env={**self._environment, _TETHER: f"{theirs.fileno()},{len(self._slots)}"},
+                env={**self._environment, _PARENT: f"{theirs.fileno()},{len(self._slots)}"},
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -270,7 +273,7 @@ class Processes:
         self._start_others()
         if self._stop:
             # One that was asked to stop before it was ready has nothing to save.
-            slot.code = 0 if -code in signals.ASKING else _as_exit_code(code)
+            slot.code = 0 if -code in signals.STOP_SIGNALS else _as_exit_code(code)
             return
         if code >= 0 and code != TryAgain.exit_code:
             slot.code = code
@@ -278,13 +281,13 @@ class Processes:
             lasted = time.monotonic() - slot.began >= self._lasting_s
             slot.deaths = 1 if lasted else slot.deaths + 1
             what = f"the worker was killed by {_name(-code)}" if code < 0 else f"the worker ended with code {code}"
-            if slot.deaths > self._most_deaths:
+            if slot.deaths > self._max_restarts:
                 slot.code = _as_exit_code(code)
                 self._warn(slot, f"{what}, {count(slot.deaths, 'time')} in a row; given up")
             else:
                 pause_s = min(self._pause_s * 2 ** (slot.deaths - 1), 60.0)
                 slot.start_at = time.monotonic() + pause_s
-                tries = f"{slot.deaths} of {self._most_deaths}"
+                tries = f"{slot.deaths} of {self._max_restarts}"
                 self._warn(slot, f"{what}; started again in {pause_s:.0f} s ({tries})")
         if slot.code is not None and all(other.start_at == float("inf") for other in self._slots if other is not slot):
             # The first one never became ready: what it said holds for all.
@@ -342,8 +345,10 @@ def _name(number: int) -> str:
 
 
 def merged(codes: Sequence[int]) -> int:
-    """One exit code for a supervisor, from those of all children: what needs a person before what may go better next
-    time, and 0 only if all said 0."""
+    """One exit code from those of all children, 0 only if all are 0.
+
+    A code that needs a person comes before one that asks for another try.
+    """
     order = (Interrupted.exit_code, UserError.exit_code, 1, StorageUnreachable.exit_code, TryAgain.exit_code)
     for code in order:
         if code in codes:

@@ -17,7 +17,7 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopNow(KeyboardInterrupt):
@@ -30,8 +30,8 @@ class Stop:
     raise_at   which request raises StopNow in the main thread: 2 where the first one ends the work after its epoch, 1
                where there is no epoch to finish, None where a supervisor only counts
 
-    Inside `with stop:` every signal of `ASKING` is a request; the blocks may be nested. In other threads than the main
-    one the block changes nothing.
+    Inside `with stop:` every signal of `STOP_SIGNALS` is a request; the blocks may be nested. In a thread that is not
+    the main one, the block changes nothing.
     """
 
     def __init__(self, *, raise_at: int | None = 2) -> None:
@@ -46,7 +46,7 @@ class Stop:
     def __enter__(self) -> Self:
         before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in ASKING:
+            for number in STOP_SIGNALS:
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, self._ask)
         self._before.append(before)

@@ -18,7 +18,7 @@ from cvaeopt.run import dashboard_notes
 from cvaeopt.run.events import Listener, StudyOpened, StudyRead, WorkerEnded
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.objective import Objective
-from cvaeopt.run.processes import Tether
+from cvaeopt.run.processes import ParentProcess
 from cvaeopt.run.retention import tidy
 from cvaeopt.run.signals import Stop
 from cvaeopt.run.trial_run import TrialRun
@@ -45,7 +45,7 @@ class WorkerProcess:
 
     listener      is told every event, from several threads
     remote        holds copies of the checkpoints for workers that share no folder
-    tether        to the process that started this one, where several workers share a device
+    parent        the connection to the process that started this one, where several workers share a device
     reads_study   whether the listener is told now and then how the whole study stands
     """
 
@@ -55,7 +55,7 @@ class WorkerProcess:
     artifacts: Path
     listener: Listener
     remote: Checkpoints | None = None
-    tether: Tether | None = None
+    parent: ParentProcess | None = None
     reads_study: bool = True
     stop: Stop = field(default_factory=Stop)
 
@@ -69,10 +69,10 @@ class WorkerProcess:
             if self._train(study, definition).kind == "finished":
                 self._confirm(definition)
 
-    def confirm(self, parent: Definition) -> None:
-        """Train the runs of all confirmations of `parent`, also of those that are registered meanwhile."""
+    def confirm(self, searched: Definition) -> None:
+        """Train the runs of all confirmations of `searched`, also of those that are registered meanwhile."""
         with self.entered():
-            self._confirm(parent)
+            self._confirm(searched)
 
     def baselines(self, study: str) -> dict[str, float]:
         """The baselines of the data, dB, stored with the study; StudyError if the study was measured on other data."""
@@ -91,8 +91,8 @@ class WorkerProcess:
         """
         with self.stop:
             try:
-                if self.tether is not None:
-                    self.tether.share(self.device)
+                if self.parent is not None:
+                    self.parent.share(self.device)
                 yield
             finally:
                 if self.stop.count < 2 and self.remote is not None and not self.remote.close():
@@ -124,24 +124,24 @@ class WorkerProcess:
             stop=self.stop,
             after_trial=tidy_up,
         )
-        if self.tether is not None:
-            self.tether.attach(worker.stop)
+        if self.parent is not None:
+            self.parent.attach(worker.stop)
         self.listener(StudyOpened(definition.name, measured))
         with self._reading(definition.name) if self.reads_study else contextlib.nullcontext():
             ended = worker.run()
         tidy_up()
         return ended
 
-    def _confirm(self, parent: Definition) -> None:
+    def _confirm(self, searched: Definition) -> None:
         worked: set[str] = set()
         while not self.stop:
-            advance(self.storage, parent)
-            names = [one.name for one in unfinished(self.storage, parent) if one.name not in worked]
+            advance(self.storage, searched)
+            names = [one.name for one in unfinished(self.storage, searched) if one.name not in worked]
             if not names:
                 return
             worked.add(names[0])
             study, definition = studies.open_existing(self.storage, names[0])
-            definition = definition.model_copy(update={"service": parent.service})
+            definition = definition.model_copy(update={"service": searched.service})
             if self._train(study, definition).kind != "finished":
                 return
 

@@ -1,6 +1,6 @@
-"""What people see while they wait: progress, tables and one panel an error. Made with rich.
+"""Where a command writes: results to stdout, everything else to stderr. Made with rich.
 
-On a terminal there are live bars; in a pipe one plain line an event. Data goes to stdout, everything else to stderr.
+On a terminal there are live bars; in a pipe each event is one plain line.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ class Console:
 
     quiet     no progress, results only
     verbose   tracebacks with errors
-    results   whether the command is run for what it writes to stdout; False where files or the database hold that, too
-
-    `spell` makes the line of an advised command of its words after `cvaeopt`; set it where the study, the storage or
-    the folder has to be named as the user has named it.
+    results   whether stdout is what the command is run for; False where files or the database hold its results, too
+    spell     makes a line of the words of an advised command; a command sets it so that the study, the storage and the
+              folder are named as the user has named them
     """
 
     def __init__(self, quiet: bool = False, verbose: bool = False, results: bool = True) -> None:
@@ -49,7 +48,7 @@ class Console:
         self.out = Terminal(highlight=False)
         self.err = Terminal(stderr=True, highlight=False)
         self._secrets: dict[str, str] = {}
-        self._screen = threading.RLock()  # lines that move and lines that stay are drawn one after the other
+        self._screen = threading.RLock()  # one thread at a time draws the live lines or prints others
 
     @property
     def live(self) -> bool:
@@ -86,8 +85,8 @@ class Console:
         with self._screen:
             self.err.print(Text(self._clean(text), style=style), soft_wrap=not self.err.is_terminal)
 
-    def hear(self, name: str) -> None:
-        """Say the warnings that the modules below package `name` log."""
+    def show_warnings(self, name: str) -> None:
+        """From now on the warnings that package `name` logs are shown here."""
         log = logging.getLogger(name)
         log.handlers = [_Warnings(self)]
         log.propagate = False
@@ -112,7 +111,7 @@ class Console:
         self.result("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def error(self, error: CvaeoptError) -> None:
-        """The panel of an error: found, expected, what to do; with -v its traceback first."""
+        """A panel with what was found, what was expected and what to do; with -v the traceback first."""
         if self.verbose:
             self.err.print(Text(self._clean("".join(traceback.format_exception(error)))), soft_wrap=True)
         if not self.err.is_terminal:
@@ -133,8 +132,8 @@ class Console:
         return text
 
     @contextlib.contextmanager
-    def moving(self, lines: Callable[[], RenderableType]) -> Iterator[None]:
-        """Draws `lines` at the foot of the terminal, four times a second, until the block ends."""
+    def live_lines(self, lines: Callable[[], RenderableType]) -> Iterator[None]:
+        """Inside the block `lines` are drawn at the foot of the terminal, four times a second."""
         # Live's own thread counts the lines it has to clear without regard for a line printed meanwhile.
         live = Live(get_renderable=lines, console=self.err, auto_refresh=False, transient=True)
         closed = threading.Event()

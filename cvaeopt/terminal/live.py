@@ -37,7 +37,7 @@ class _View:
 
     def __enter__(self) -> Self:
         if self._console.live:
-            self._screen.enter_context(self._console.moving(self.renderable))
+            self._screen.enter_context(self._console.live_lines(self.renderable))
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Whole results in words and tables on stdout: of check-data, dry runs, confirm, score, status and workers."""
+"""The results of check-data, dry runs, confirm, score, status and workers, in words and tables on stdout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cvaeopt.text import BASELINES, baseline_texts, count, duration, short
 GONE = ("stopped", "dead")
 """States of workers that do not run any more."""
 
-_MOST_FAILURES = 5
-_MOST_STOPPED = 3
+_MAX_FAILURES = 5
+_MAX_STOPPED = 3
 
 
 def check_report(console: Console, report: dict[str, Any]) -> None:
@@ -27,8 +27,12 @@ def check_report(console: Console, report: dict[str, Any]) -> None:
         (folder, count, ", ".join(report["sizes"].get(folder, [])) or "-") for folder, count in report["counts"].items()
     ]
     rows += [
-        (f"test sequence {one['name']}", one["labels"], "with true frames" if one["truth"] else "labels only")
-        for one in report["sequences"]
+        (
+            f"test sequence {sequence['name']}",
+            sequence["labels"],
+            "with true frames" if sequence["truth"] else "labels only",
+        )
+        for sequence in report["sequences"]
     ]
     console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # a path must not be folded
     console.show(grid(("what", "files", ""), rows, (1,)))
@@ -61,11 +65,11 @@ def planned(console: Console, facts: dict[str, Any]) -> None:
     console.result(f"Would register {runs} as {facts['new']}." if facts["new"] else "Every run is registered already.")
     rows = [
         (
-            ", ".join(map(str, one["trials"])),
-            f"{one['searched']:.2f}",
-            ", ".join(f"{name} {short(value)}" for name, value in one["params"].items()),
+            ", ".join(map(str, leader["trials"])),
+            f"{leader['searched']:.2f}",
+            ", ".join(f"{name} {short(value)}" for name, value in leader["params"].items()),
         )
-        for one in facts["leaders"]
+        for leader in facts["leaders"]
     ]
     console.show(grid(("trial", "searched, dB", "settings"), rows, (0, 1)))
     console.result(f"Fresh seeds: {', '.join(map(str, facts['seeds']))}")
@@ -106,19 +110,19 @@ def workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
     if not workers:
         console.result("No worker has run here yet.")
         return
-    rows = [
+    shown = [
         (
-            one["id"],
-            one["study"],
-            one["device"],
-            "stopping" if one["stopping"] and one["state"] not in GONE else one["state"],
-            "-" if one["trial"] is None else one["trial"],
-            "-" if one["epoch"] is None else one["epoch"],
-            f"{duration(one['beat_age_s'])} ago",
+            row["id"],
+            row["study"],
+            row["device"],
+            "stopping" if row["stopping"] and row["state"] not in GONE else row["state"],
+            "-" if row["trial"] is None else row["trial"],
+            "-" if row["epoch"] is None else row["epoch"],
+            f"{duration(row['beat_age_s'])} ago",
         )
-        for one in workers
+        for row in workers
     ]
-    console.show(grid(("worker", "study", "device", "state", "trial", "epoch", "last beat"), rows, (4, 5, 6)))
+    console.show(grid(("worker", "study", "device", "state", "trial", "epoch", "last beat"), shown, (4, 5, 6)))
 
 
 def trial_counts(trials: dict[str, int]) -> str:
@@ -168,11 +172,11 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
     if facts["stopped"]:
         whole.add_row("stopped", Text(str(facts["stopped"]), style="yellow"))
     failures = facts["failures"]
-    for index, failure in enumerate(failures[-_MOST_FAILURES:]):
+    for index, failure in enumerate(failures[-_MAX_FAILURES:]):
         label = "" if index else "failed"
         whole.add_row(label, Text(f"trial {failure['number']}: {failure['reason']}", style="red"))
-    if len(failures) > _MOST_FAILURES:
-        whole.add_row("", Text(f"and {len(failures) - _MOST_FAILURES} earlier ones"))
+    if len(failures) > _MAX_FAILURES:
+        whole.add_row("", Text(f"and {len(failures) - _MAX_FAILURES} earlier ones"))
     fresh = facts.get("confirmation")
     if fresh and fresh["table"]:
         ran = f"{fresh['ended']} of {count(fresh['runs'], 'fresh run')} of {len(fresh['leaders'])} leaders ended"
@@ -197,17 +201,19 @@ def _confirmed(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _workers_of_study(workers: list[dict[str, Any]]) -> RenderableType:
-    """Who runs, and the last of those that stopped."""
-    here = [one for one in workers if one["state"] != "stopped"]
-    stopped = sorted((one for one in workers if one["state"] == "stopped"), key=lambda one: float(one["beat_age_s"]))
+    """The workers that run, and the last ones that stopped."""
+    running = [worker for worker in workers if worker["state"] != "stopped"]
+    stopped = sorted(
+        (worker for worker in workers if worker["state"] == "stopped"), key=lambda worker: float(worker["beat_age_s"])
+    )
     table = grid(("worker", "device", "state", "trial", "epoch", "last beat"), (), (3, 4, 5))
-    for one in [*here, *stopped[:_MOST_STOPPED]]:
-        cells = [one[key] for key in ("id", "device", "state", "trial", "epoch")]
+    for worker in [*running, *stopped[:_MAX_STOPPED]]:
+        cells = [worker[key] for key in ("id", "device", "state", "trial", "epoch")]
         texts = ["-" if cell is None else str(cell) for cell in cells]
-        style = {"dead": "red", "stalled": "red", "stopped": "dim", "stopping": "yellow"}.get(one["state"], "")
-        table.add_row(*(Text(text) for text in (*texts, f"{duration(one['beat_age_s'])} ago")), style=style)
+        style = {"dead": "red", "stalled": "red", "stopped": "dim", "stopping": "yellow"}.get(worker["state"], "")
+        table.add_row(*(Text(text) for text in (*texts, f"{duration(worker['beat_age_s'])} ago")), style=style)
     if not workers:
         return Text("No worker yet.")
-    if len(stopped) > _MOST_STOPPED:
-        return Group(table, Text(f"and {len(stopped) - _MOST_STOPPED} that stopped before", style="dim"))
+    if len(stopped) > _MAX_STOPPED:
+        return Group(table, Text(f"and {len(stopped) - _MAX_STOPPED} that stopped before", style="dim"))
     return table

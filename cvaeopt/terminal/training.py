@@ -58,6 +58,6 @@ def training(
     if not console.live:
         yield heard
         return
-    with console.moving(lines):
+    with console.live_lines(lines):
         yield heard
     console.say(f"{title} epoch {rows[-1]['epoch']}/{epochs}: {figures()}" if rows else "")

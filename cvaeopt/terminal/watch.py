@@ -40,12 +40,12 @@ def watch(
         if console.out.is_interactive:
             _watch_live(console, read, every_s, sleep)
             return
-        said = ""
+        before = ""
         for facts in states(console, read, every_s, sleep):
             line = _summary(facts)
-            if line != said:
+            if line != before:
                 console.result(line)
-                said = line
+                before = line
 
 
 def states(
@@ -101,9 +101,9 @@ def _page(facts: dict[str, Any], note: str) -> RenderableType:
 
 def _summary(facts: dict[str, Any]) -> str:
     """A study in one line."""
-    found = facts["best"]
-    best = f"best {found['value']:.2f} dB (trial {found['number']})" if found else "no complete trial yet"
-    workers = sum(one["state"] not in GONE for one in facts["workers"])
+    leader = facts["best"]
+    best = f"best {leader['value']:.2f} dB (trial {leader['number']})" if leader else "no complete trial yet"
+    workers = sum(worker["state"] not in GONE for worker in facts["workers"])
     confirmed = (facts.get("confirmation") or {}).get("best")
     if confirmed:
         best += f", confirmed {confirmed['value']:.2f} dB (trial {confirmed['number']})"

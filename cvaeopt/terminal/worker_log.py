@@ -35,7 +35,9 @@ def time_left_s(facts: dict[str, Any], epoch_s: float) -> float | None:
     """
     trials, budget = facts["trials"], facts["budget"]
     training = [
-        int(one["epoch"] or 0) for one in facts["workers"] if one["trial"] is not None and one["state"] != "dead"
+        int(worker["epoch"] or 0)
+        for worker in facts["workers"]
+        if worker["trial"] is not None and worker["state"] != "dead"
     ]
     workers = len(training) or 1
     begun = sum(training)
@@ -196,7 +198,7 @@ class WorkerLog:
         known = [(float(stored["value"]), int(stored["number"]))] if stored else []
         if self._own_best is not None:
             known.append(self._own_best)
-        return max(known, key=lambda one: one[0], default=None)
+        return max(known, key=lambda pair: pair[0], default=None)
 
     def compared(self, value: float) -> str:
         """A value beside the best of the study and the better of the simple baselines."""

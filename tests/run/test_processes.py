@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from rich.console import Console as Terminal
 
 from cvaeopt.run import events
-from cvaeopt.run.processes import Processes, Tether, memory_fraction, merged, supervise, threads_each
-from cvaeopt.run.signals import ASKING
+from cvaeopt.run.processes import ParentProcess, Processes, memory_fraction, merged, supervise, threads_each
+from cvaeopt.run.signals import STOP_SIGNALS
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.live import ProcessesView
 from tests.support.command import STUDY, Shop
@@ -71,7 +71,7 @@ def test_neighbours_cannot_take_a_devices_memory_from_each_other(size: int, tota
 
 CHILD = """
 import os, pathlib, socket, sys, time
-descriptor, size = os.environ["CVAEOPT_TETHER"].split(",")
+descriptor, size = os.environ["CVAEOPT_PARENT"].split(",")
 end, here = socket.socket(fileno=int(descriptor)), pathlib.Path(sys.argv[1])
 def say(text):
     print(text, file=sys.stderr, flush=True)
@@ -156,14 +156,14 @@ def test_a_device_fault_gets_a_fresh_process(tmp_path: Path) -> None:
 
 def test_a_child_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
     life = "ready(); me = born(); os.kill(os.getpid(), 11) if me != 0 else wait_for(3)"
-    code, heard = together(tmp_path, life, 2, most_deaths=2)
+    code, heard = together(tmp_path, life, 2, max_restarts=2)
     assert code == 128 + signal.SIGSEGV
     assert heard.count("started again") == 2
     assert heard.count("killed by SIGSEGV, 3 times in a row; given up") == heard.count("given up") == 1
 
 
 def test_a_first_child_that_always_dies_ends_all(tmp_path: Path) -> None:
-    code, heard = together(tmp_path, "born(); os.kill(os.getpid(), 9)", 3, most_deaths=1)
+    code, heard = together(tmp_path, "born(); os.kill(os.getpid(), 9)", 3, max_restarts=1)
     assert code == 128 + signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the first and its one repetition
     assert heard.count("given up") == 1
@@ -191,7 +191,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_is_passed_on_once_and_ends_well(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "polite"
     folder.mkdir()
@@ -236,12 +236,12 @@ Processes([sys.executable, "-c", {CHILD + OBEDIENT!r}, {str(tmp_path)!r}], 2, os
 
 def test_a_child_tells_events_and_takes_orders() -> None:
     ours, theirs = socket.socketpair()
-    tether = Tether(theirs, 2)
+    parent = ParentProcess(theirs, 2)
     orders: list[bool] = []
-    tether.attach(orders.append)
+    parent.attach(orders.append)
     told = [events.StudyOpened("tiny", {"copy_first": 20.5}), events.Warned("a line\nand another ☃")]
     for event in told:
-        tether.tell(event)
+        parent.tell(event)
     with ours.makefile(encoding="utf-8") as lines:
         assert [events.from_json(next(lines)) for _ in told] == told
     ours.sendall(b"s")
@@ -250,7 +250,7 @@ def test_a_child_tells_events_and_takes_orders() -> None:
     until(lambda: orders == [False, True])
     ours.close()
     until(lambda: orders == [False, True, False])  # whoever started it is gone: stop after the epoch
-    tether.tell(told[0])  # nobody hears it, and nothing fails
+    parent.tell(told[0])  # nobody hears it, and nothing fails
     theirs.close()
 
 

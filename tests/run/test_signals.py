@@ -10,18 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from cvaeopt.run.signals import ASKING, Stop, StopNow
+from cvaeopt.run.signals import STOP_SIGNALS, Stop, StopNow
 
 
 @pytest.fixture(autouse=True)
 def _handlers_come_back() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in ASKING}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
-    assert {number: signal.getsignal(number) for number in ASKING} == before
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
 
 
-@pytest.mark.parametrize("first", ASKING)
-@pytest.mark.parametrize("second", ASKING)
+@pytest.mark.parametrize("first", STOP_SIGNALS)
+@pytest.mark.parametrize("second", STOP_SIGNALS)
 def test_the_first_signal_is_a_request_and_the_second_an_order(first: signal.Signals, second: signal.Signals) -> None:
     with Stop() as stop:
         assert not stop
@@ -45,9 +45,9 @@ def test_a_request_from_elsewhere_counts_once_and_before_a_signal() -> None:
 
 def test_a_supervisor_counts_signals_and_is_not_interrupted() -> None:
     with Stop(raise_at=None) as stop:
-        for number in ASKING:
+        for number in STOP_SIGNALS:
             signal.raise_signal(number)
-    assert (stop.name, stop.count) == (ASKING[0].name, len(ASKING))
+    assert (stop.name, stop.count) == (STOP_SIGNALS[0].name, len(STOP_SIGNALS))
 
 
 def test_blocks_may_be_nested_and_count_together() -> None:
@@ -59,19 +59,19 @@ def test_blocks_may_be_nested_and_count_together() -> None:
     assert stop.count == 3
 
 
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_what_has_no_epoch_ends_at_the_first_signal(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), Stop(raise_at=1):
         signal.raise_signal(number)
 
 
 def test_a_thread_hears_no_signals_and_changes_no_handler() -> None:
-    before = [signal.getsignal(number) for number in ASKING]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     inside: list[object] = []
 
     def work() -> None:
         with Stop(raise_at=1):
-            inside.extend(signal.getsignal(number) for number in ASKING)
+            inside.extend(signal.getsignal(number) for number in STOP_SIGNALS)
 
     thread = threading.Thread(target=work)
     thread.start()

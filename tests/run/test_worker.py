@@ -36,7 +36,7 @@ from cvaeopt.run.events import (
     Warned,
 )
 from cvaeopt.run.reporter import Reporter
-from cvaeopt.run.signals import ASKING
+from cvaeopt.run.signals import STOP_SIGNALS
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.leases import Lease, LeaseRegistry, Pulse
@@ -440,7 +440,7 @@ def test_a_terminated_worker_finishes_its_epoch_and_the_next_one_goes_on_there(b
     assert [event.epoch for event in bench.events.of(TrialStarted)] == [0, 2]
 
 
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_before_the_first_epoch_leaves_the_trial_untouched(lite: Bench, number: signal.Signals) -> None:
     study = make_study(lite.storage, trials=1)
     fakes = lite.fakes()

@@ -15,7 +15,7 @@ import pytest
 from cvaeopt.errors import Interrupted, StorageUnreachable, TryAgain
 from cvaeopt.run import worker_process
 from cvaeopt.run.events import Event, StudyRead
-from cvaeopt.run.signals import ASKING
+from cvaeopt.run.signals import STOP_SIGNALS
 from cvaeopt.run.worker_process import WorkerProcess
 from tests.support.waiting import until
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_that_could_not_be_uploaded_is_named(tmp_path: Path, caplog
     assert said == f"not all checkpoints reached s3://bucket; they are in {tmp_path} on this machine"
 
 
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_one_signal_waits_for_the_uploads_and_two_do_not(tmp_path: Path, number: signal.Signals) -> None:
     uploads = Uploads()
     place = process(tmp_path, uploads)

@@ -483,7 +483,7 @@ def test_a_retrain_on_a_terminal_fits_and_ends_with_one_line(width: int) -> None
 def test_logged_warnings_are_said() -> None:
     shown = console(pipe)
     log = logging.getLogger("cvaeopt_test")
-    shown.hear(log.name)
+    shown.show_warnings(log.name)
     log.warning("a note could not be written (%s)", "disk full")
     log.info("nothing of interest")
     assert written(shown.err) == "Warning: a note could not be written (disk full)\n"

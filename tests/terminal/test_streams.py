@@ -64,7 +64,7 @@ def test_everything_a_console_shows_may_be_lost(place: Callable[[], Any], why: i
         shown = Console(verbose=True)
         shown.out = Terminal(file=Output(stream), force_terminal=True, width=80)
         shown.err = Terminal(file=Output(stream), force_terminal=True, width=80)
-        with shown.progress() as progress, shown.moving(lambda: Text("lines")):
+        with shown.progress() as progress, shown.live_lines(lambda: Text("lines")):
             progress("decoding", 1, 2)
         with training(shown, "run", 4, []) as heard:
             heard({"epoch": 1, "val_psnr": 20.0, "train_loss": 0.1, "lr": 1e-3, "seconds": 2.0})
