@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -39,16 +40,18 @@ from cvaeopt.errors import (
 from cvaeopt.files import FULL, trouble
 from cvaeopt.run.events import EpochDone, LeaseTaken, Listener, TrialEnded, TrialLeft, TrialStarted, Warned
 from cvaeopt.run.failures import LEARNABLE, kind_of
+from cvaeopt.run.pending_reports import read_reports
 from cvaeopt.run.reporter import Reporter
-from cvaeopt.run.reports import read_reports
 from cvaeopt.run.retention import delete_leftovers
 from cvaeopt.run.timing import Timing
-from cvaeopt.run.trainable import Factory, Trainable
 from cvaeopt.store import damage
 from cvaeopt.store.identity import of
 from cvaeopt.store.leases import CONSTRAINTS, Lease, LeaseRegistry, Outcome
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Place
+
+if TYPE_CHECKING:  # it imports torch, which this module does not need
+    from cvaeopt.run.trial_run import Factory, Trainable
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _MAX_FINISH_S = 900.0  # how long pictures, notes and uploads at a trial's end may take

@@ -2,7 +2,7 @@
 
 The training never waits for a database that does not answer. During an outage reports wait in memory and in a file in
 the trial's folder. They are delivered in order when the database is back, and the pruner is asked after each of them,
-exactly as without the outage. The database is called from a thread of its own, see `reporter_thread`.
+exactly as without the outage. The database is called from a thread of its own, see `database_thread`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvaeopt.errors import LeaseLost, StorageUnreachable
+from cvaeopt.run.database_thread import DatabaseThread, Shared
 from cvaeopt.run.events import Listener, Warned
-from cvaeopt.run.reporter_thread import ReporterThread, Shared
-from cvaeopt.run.reports import Reports, Verdict
+from cvaeopt.run.pending_reports import PendingReports, Verdict
 from cvaeopt.run.timing import Timing
 from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.outage import unreachable
@@ -30,7 +30,7 @@ class Reporter:
         self._timing = timing
         self._clock = timing.clock
         self._shared = Shared(emit, timing)
-        self._thread = ReporterThread(leases, worker, self._shared)
+        self._thread = DatabaseThread(leases, worker, self._shared)
 
     @property
     def stop_asked(self) -> bool:
@@ -66,14 +66,14 @@ class Reporter:
     def begin(
         self, lease: Lease, claimed_at: float, ask_pruner: Callable[[], bool], delivered: set[int], path: Path
     ) -> None:
-        """Renew `lease` and deliver the reports of its trial until `end`; the arguments are those of `Reports`.
+        """Renew `lease` and deliver the reports of its trial until `end`; the arguments are those of `PendingReports`.
 
         claimed_at   when the lease was asked for, by the clock of `Timing`
         """
         shared = self._shared
         with shared.lock:
             shared.renewed_at = claimed_at
-            shared.trial = Reports(lease, ask_pruner, path, set(delivered), self._timing, self._clock())
+            shared.trial = PendingReports(lease, ask_pruner, path, set(delivered), self._timing, self._clock())
             shared.state, shared.message = "running", ""
             shared.wake(beat=True)
 
@@ -180,7 +180,7 @@ class Reporter:
         with self._shared.lock:
             trial.progress_at, trial.deadline_s = self._clock(), seconds
 
-    def _current(self) -> Reports:
+    def _current(self) -> PendingReports:
         trial = self._shared.trial
         assert trial is not None, "no trial has begun"
         return trial
@@ -191,12 +191,12 @@ class Reporter:
         if self._shared.outage_since is None and self._clock() - since >= wait_s:
             self._shared.note_outage(since, f"no answer for {wait_s:g} s")
 
-    def _write_file(self, trial: Reports) -> None:
+    def _write_file(self, trial: PendingReports) -> None:
         if error := trial.write_file():
             message = f"Reports wait in memory only: {trial.path} cannot be written ({error.strerror})."
             self._shared.send(Warned(message))
 
     def _restart_thread(self) -> None:
         if not self._thread.is_alive() and not self._shared.is_closed:
-            self._thread = ReporterThread(self._leases, self._worker, self._shared)
+            self._thread = DatabaseThread(self._leases, self._worker, self._shared)
             self._thread.start()

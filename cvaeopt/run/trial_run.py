@@ -1,4 +1,7 @@
-"""One trial: its training, its checkpoints, and the files and notes that it leaves for people."""
+"""One trial: its training, its checkpoints, and the files and notes that it leaves for people.
+
+`Trainable` is what a worker needs of it, and `TrialRun` is the real one; tests of workers have one without a network.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import logging
 import math
 import platform
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import optuna
 import torch
@@ -24,6 +27,7 @@ from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.retention import delete_older
 from cvaeopt.search.definition import Definition
 from cvaeopt.store.identity import Identity
+from cvaeopt.store.leases import Lease
 from cvaeopt.suggest.estimate import Estimate, estimate
 from cvaeopt.text import short
 from cvaeopt.vae import checkpoint
@@ -36,6 +40,55 @@ _UPLOAD_LIMIT_S = 60.0  # how long `settle` waits for the upload of the last che
 
 SEED = "seed"
 """User attribute of a trial: its training seed."""
+
+
+class Epoch(Protocol):
+    """One finished epoch; `EpochResult` is one."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished, this one included."""
+
+    def row(self) -> dict[str, Any]:
+        """The epoch's line of history.jsonl."""
+
+
+class Trainable(Protocol):
+    """One trial in training."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished; above 0 after a resume."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole trial."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per finished epoch, those before a resume included."""
+
+    def value_of(self, row: dict[str, Any]) -> float:
+        """What is reported for this epoch."""
+
+    def final_value(self) -> float:
+        """What is told when all epochs are trained."""
+
+    def run(self) -> Generator[Epoch, None, None]:
+        """Train the epochs that remain."""
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all; OSError when the disk is full."""
+
+    def settle(self) -> None:
+        """Wait, for a limited time, until the next owner can find the last checkpoint; never raises."""
+
+    def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
+        """Write the files and notes that people look at; never raises."""
+
+
+Factory = Callable[[Trial, Lease], Trainable]
+"""Makes the training of a trial: suggests its settings, opens its folder, restores its newest checkpoint."""
 
 
 class TrialRun:

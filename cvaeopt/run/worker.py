@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 
@@ -34,10 +35,12 @@ from cvaeopt.run.failures import FailuresInARow
 from cvaeopt.run.reporter import Reporter
 from cvaeopt.run.signals import Stop, StopNow
 from cvaeopt.run.timing import Timing
-from cvaeopt.run.trainable import Factory
 from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Beat, Place
+
+if TYPE_CHECKING:  # it imports torch, which this module does not need
+    from cvaeopt.run.trial_run import Factory
 
 _FIRST_PAUSE_S = 0.5  # between two looks for a trial, or for room on a full disk; each pause doubles the next one
 _FULL_DISK_POLLS = 3  # the longest pause between two looks for room is this many times that between looks for a trial

@@ -12,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from cvaeopt.errors import LeaseLost, StorageRefused, StorageUnreachable
 from cvaeopt.run.events import Event, Listener, Outage, Recovered, Stalled, Warned
-from cvaeopt.run.reports import Reports
+from cvaeopt.run.pending_reports import PendingReports
 from cvaeopt.run.timing import Timing
 from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.workers import Beat
@@ -35,7 +35,7 @@ class Shared:
     emit: Listener
     timing: Timing
     lock: threading.Condition = field(default_factory=threading.Condition)
-    trial: Reports | None = None
+    trial: PendingReports | None = None
     state: str = "starting"
     message: str = ""
     stop_asked: bool = False
@@ -87,11 +87,11 @@ class Shared:
             self.errors += 1
 
 
-class ReporterThread(threading.Thread):
+class DatabaseThread(threading.Thread):
     """Makes a round whenever a sign of life is due or it is woken, until `shared.is_closed`."""
 
     def __init__(self, leases: LeaseRegistry, worker: str, shared: Shared) -> None:
-        super().__init__(name="reporter", daemon=True)
+        super().__init__(name="database", daemon=True)
         self._leases = leases
         self._worker = worker
         self._shared = shared
@@ -189,7 +189,7 @@ class ReporterThread(threading.Thread):
             with shared.lock:
                 trial.delete_file()
 
-    def _write(self, trial: Reports, epoch: int, value: float) -> None:
+    def _write(self, trial: PendingReports, epoch: int, value: float) -> None:
         if epoch in trial.delivered:  # it was written before an outage that began at the pruner's question
             return
         asked_at, saved = self._clock(), trial.saved

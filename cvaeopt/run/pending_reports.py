@@ -20,7 +20,7 @@ the trial; somebody else has ended the trial."""
 
 
 @dataclass
-class Reports:
+class PendingReports:
     """The reports of one trial: those that wait, and what the database and the pruner answered to the others.
 
     Two threads use it; it is changed only under the reporter's lock.
