@@ -17,6 +17,7 @@ from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.run.objective import Objective
 from cvaeopt.run.retention import delete_older, tidy
 from cvaeopt.search.space import trial_seed
+from cvaeopt.store import identity
 from cvaeopt.suggest.estimate import estimate
 from cvaeopt.vae import checkpoint, trainer
 from cvaeopt.vae.trainer import Trainer
@@ -100,6 +101,52 @@ def test_the_dashboard_gets_pictures_and_never_a_checkpoint(tmp_path: Path) -> N
     assert {"curves.png", "psnr_per_frame.png", "prediction.gif", "config.json", "history.jsonl"} <= names
     assert not any(name.endswith(".pt") for name in names)
     assert len(list((tmp_path / DASHBOARD_STORE).iterdir())) == len(attached)
+
+
+def as_written_by_an_older_version(folder: RunFolder, path: Path) -> None:
+    """Leave out of a run folder what older versions did not write: settings that have their default, and origins."""
+    defaults = Config.parse({}, "test").plain()
+
+    def known(settings: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in settings.items() if value != defaults[name]}
+
+    folder.config.write_text(json.dumps(known(json.loads(folder.config.read_text()))))
+    payload = checkpoint.read(path)
+    own = payload["cvaeopt"]
+    own["config"] = known(own["config"])
+    own["provenance"].pop("identity")
+    del own["version"]
+    torch.save(payload, path)
+    assert 0 < len(own["config"]) < len(defaults)
+
+
+def test_a_run_folder_of_an_older_version_is_opened_continued_and_reported(tmp_path: Path) -> None:
+    study = new_study()
+    study._storage.set_study_system_attr(study._study_id, identity.KEY, identity.of_older("tiny", 0.0))
+    trial = study.ask()
+    whole = Objective(definition(), DATA, artifacts=tmp_path / "whole").open(trial)
+    expected = [result.val_psnr for result in whole.run()]
+
+    objective = Objective(definition(), DATA, artifacts=tmp_path / "older")
+    first = objective.open(trial, token=1)
+    next(first.run())
+    first.save()
+    as_written_by_an_older_version(first.folder, first.folder.root / "last.1.pt")
+    (first.folder.root.parent / identity.MARKER).unlink()
+    second = objective.open(trial, token=2)
+    assert second.epoch == 1
+    for _ in second.run():
+        second.save()
+    assert [row["val_psnr"] for row in second.history] == expected
+    mine, theirs = second.trainer.model.state_dict(), whole.trainer.model.state_dict()
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+    second.finish("complete", "all epochs trained")
+    as_written_by_an_older_version(second.folder, second.folder.last)
+    loaded = checkpoint.load_model(second.folder.last)
+    assert loaded.epoch == 3 and loaded.config == second.trainer.config
+    assert [row["val_psnr"] for row in second.folder.read_history()] == expected
+    assert {"curves.png", "prediction.gif"} <= {path.name for path in second.folder.root.iterdir()}
 
 
 def test_a_trial_resumes_from_its_newest_checkpoint_and_ends_as_if_never_stopped(tmp_path: Path) -> None:
