@@ -1,7 +1,7 @@
-"""The content of a file of torch.save, read so that nothing in it can run; or why it cannot be read.
+"""Read a file that torch.save wrote, without running any code in it, or say why it cannot be read.
 
-Besides tensors and plain data, only the classes in `ALLOWED` are rebuilt: what people save beside their weights and
-what does nothing when it is made. Every other class is refused by its name.
+Besides tensors and plain data, only objects of the classes in `ALLOWED` are made: people save them beside their
+weights, and making them has no effect. A file with any other class is refused, and the class is named.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch
 
 from cvaeopt.errors import CheckpointError
 
-# A pair gives the name under which another version of Python or numpy writes the same thing. Paths become pure ones,
-# which cannot touch a disk and exist on every system.
+# A pair gives the name under which another version of Python or numpy writes the same class. Paths become pure paths,
+# which have no access to the disk and exist on every system.
 ALLOWED: Final[list[Any]] = [
     argparse.Namespace,
-    *(defaultdict, list, dict, int, float),  # defaultdict(list), as lists of losses are kept
+    *(defaultdict, list, dict, int, float),  # people keep losses in defaultdict(list)
     np.dtype,
     np.ndarray,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
@@ -66,7 +66,7 @@ _BAD_ARCHIVE: Final = (
     ValueError,
     OverflowError,
 )
-# What people take for a checkpoint, by its first bytes.
+# Other files that people pass as a checkpoint, by their first bytes.
 _OTHERS: Final = {
     b"version https://git-lfs": ("it is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull."),
     b"<": ("it is a web page", "Download the file itself, not the page that offers it."),
@@ -76,7 +76,7 @@ _OTHERS: Final = {
 
 
 def content(path: Path) -> Any:
-    """What torch.save put into `path`, tensors on the CPU; CheckpointError says why it cannot be read."""
+    """The content of `path`, with tensors on the CPU; CheckpointError says why it cannot be read."""
     try:
         with path.open("rb") as stream:
             start = stream.read(64)
@@ -91,22 +91,22 @@ def content(path: Path) -> Any:
         _check_archive(path)
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats, which are read all the same
+            warnings.simplefilter("ignore")  # torch warns of old formats, but reads them
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # an old format has no checksums, so its damaged bytes can raise anything
+    except Exception as error:  # an old format has no checksums, so damaged bytes can cause any error
         raise _refused(path, start, error, archive) from None
 
 
 def _check_archive(path: Path) -> None:
-    """CheckpointError unless `path` is a whole zip archive with the checksums that it states, which torch ignores."""
+    """CheckpointError unless `path` is a complete zip archive with right checksums, which torch does not check."""
     if not zipfile.is_zipfile(path):
         raise _unreadable(path, f"it ends after {path.stat().st_size} bytes, in the middle", _CUT)
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            # torch.save can be told to write no checksums; then all of them are 0.
+            # If torch.save was told to write no checksums, all of them are 0.
             known = any(entry.CRC for entry in archive.infolist())
             damaged = archive.testzip() if known else None
     except _BAD_ARCHIVE as error:
@@ -121,7 +121,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _refused(path: Path, start: bytes, error: Exception, archive: bool) -> CheckpointError:
-    """Why torch did not read `path`, in words that help."""
+    """The error for a file that torch could not read: its cause, and what to do."""
     message = str(error)
     if names := _classes(path, message):
         return _unreadable(path, f"it holds objects of {names}, which could run code", _SAVE)
@@ -139,16 +139,16 @@ def _refused(path: Path, start: bytes, error: Exception, archive: bool) -> Check
 
 def _other(start: bytes) -> tuple[str, str]:
     """What a file that begins with `start` is, and what to do."""
-    for beginning, said in _OTHERS.items():
+    for beginning, answer in _OTHERS.items():
         if start.startswith(beginning):
-            return said
+            return answer
     if start[8:9] == b"{":
         return "it is a safetensors file", "Save it with torch.save({'state_dict': weights}, 'weights.pt')."
     return "it was not written by torch.save", "Name another one."
 
 
 def _classes(path: Path, message: str) -> str:
-    """The classes in `path` that are not allowed, at most five of them; empty if that was not the reason."""
+    """The names of at most five classes in `path` that are not allowed; empty if there are none."""
     names: list[str] = []
     with contextlib.suppress(Exception), torch.serialization.safe_globals(ALLOWED):
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
@@ -157,7 +157,7 @@ def _classes(path: Path, message: str) -> str:
 
 
 def _ends_with(path: Path, name: str) -> bool:
-    """Whether `path` was cut within the name of a class, which then looks like a class of its own."""
+    """Whether `path` ends inside the name of a class, so that the cut name looks like another class."""
     tail = name.rpartition(".")[2].encode()
     with path.open("rb") as stream:
         stream.seek(-min(len(tail) + 1, path.stat().st_size), os.SEEK_END)

@@ -1,16 +1,16 @@
-"""One file that holds everything a run needs to continue, and that the lab's tester can load.
+"""Checkpoints: one file has everything that a run needs to continue, and the lab's tester can load it too.
 
-Payload (our own checkpoints):
+The content of our own checkpoints:
     state_dict, optimizer, lr, tfr, last_epoch    the lab's keys. `state_dict` holds the validated weights
                                                   (averaged if `ema` is on), BatchNorm statistics recalibrated
-    cvaeopt.format, .version                      of this file, of the program
+    cvaeopt.format, .version                      of the file, and of the program that wrote it
     cvaeopt.config                                the settings of the run
-    cvaeopt.epoch, .history                       epochs finished, one row each
+    cvaeopt.epoch, .history                       the number of finished epochs, and one row for each
     cvaeopt.training                              tensors of the training weights that differ from `state_dict`
-    cvaeopt.provenance                            where it came from (study, trial, digests, ...)
+    cvaeopt.provenance                            its origin (study, trial, digests, ...)
 
-Nothing in a file can run when it is read (`vae.archive`); the lab's weights are found under whatever name they were
-saved (`vae.weights`); what a run goes on from is checked here, once, before anything of it is used.
+No code in a file is run when it is read (`vae.archive`). The lab's weights are found under any name (`vae.weights`).
+A checkpoint from which a run continues is checked here before anything of it is used.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ Model = TypeVar("Model", bound=BaseModel)
 class Own(BaseModel):
     """The part of a checkpoint that only this program writes, checked.
 
-    config     the settings of the run; one that an older version did not know has its default
-    history    one row per finished epoch, in their order
+    config     the settings of the run; a setting that the file lacks has its default
+    history    one row for each finished epoch, in order
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
@@ -88,11 +88,11 @@ class Own(BaseModel):
 
 
 _FIGURES = ("lr", "train_loss", "train_mse", "val_psnr", "val_psnr_late", "seconds")
-"""What every row of a history has, beside its epoch: what is shown, drawn and compared."""
+"""The keys that every row of a history has, beside its epoch."""
 
 
 class OptimizerState(BaseModel):
-    """The moments of an optimizer, by the number of the parameter; its settings are those of the run."""
+    """The state of an optimizer, such as moments, by the number of the parameter."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
 
@@ -100,7 +100,7 @@ class OptimizerState(BaseModel):
 
 
 class _Run(BaseModel):
-    """What a checkpoint must hold to be continued, beside its weights."""
+    """The parts that a checkpoint needs, beside its weights, so that its run can continue."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
 
@@ -110,9 +110,10 @@ class _Run(BaseModel):
 
 @dataclass(frozen=True)
 class Continuation:
-    """Everything that a run goes on from, its structure checked.
+    """Everything from which a run continues, after its structure was checked.
 
-    weights    the validated weights; `training` has those that training goes on with where they differ
+    weights    the validated weights
+    training   the weights for further training, where they differ from `weights`
     """
 
     own: Own
@@ -123,16 +124,16 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network ready to predict, and what its checkpoint says about it.
+    """A network in evaluation mode, and what its checkpoint says about it.
 
-    config       None for a lab checkpoint, which records no settings
-    epoch        epochs finished (0 if unknown)
-    weights      what was found in the file, under which names
-    output       how frames are made of the generator's output
-    output_from  who says so: the checkpoint's own settings, the user (given), the validation video, or nobody (assumed:
-                 the template's)
-    output_psnr  of each output on the validation video, dB, where that has decided
-    ignored      tensors of the file that were left out on request
+    config       None for a lab checkpoint, which has no settings
+    epoch        number of finished epochs, 0 if unknown
+    weights      the tensors of the file, and their names in it
+    output       how frames are made from the generator's output
+    output_from  the source of `output`: the checkpoint's settings, the user ("given"), a comparison on the validation
+                 video, or the template's default ("assumed")
+    output_psnr  PSNR of each output on the validation video, dB, if the video was used
+    ignored      names of tensors in the file that were left out on request
     """
 
     model: CVAE
@@ -151,7 +152,7 @@ class Loaded:
 def write(path: Path, payload: dict[str, Any]) -> None:
     """Write `payload` to `path`, whole or not at all (OSError when the disk is full)."""
     buffer = io.BytesIO()
-    torch.save(payload, buffer)  # to memory: torch turns a full disk into a RuntimeError that does not say so
+    torch.save(payload, buffer)  # to memory: on a full disk torch raises a RuntimeError that does not name the cause
     with whole(path) as stream:
         stream.write(buffer.getbuffer())
 
@@ -166,9 +167,10 @@ def load_model(
 ) -> Loaded:
     """The network of a checkpoint, ours or the lab's, in evaluation mode on `device`.
 
-    output        how frames are made of its output; default: as its settings say, or as the template does
-    ignore_extra  leave out tensors that this network has not
-    Widths are inferred from the weights. CheckpointError names the first tensor that does not fit.
+    output        how frames are made from its output; None: as its settings say, or else as the template does it
+    ignore_extra  leave out tensors that do not belong to this network
+
+    The widths are taken from the weights. CheckpointError names the first tensor that does not fit.
     """
     payload = read(path)
     own = own_part(payload, path) if _is_own(payload) else None
@@ -196,13 +198,13 @@ def load_model(
 
 
 def own_part(payload: Any, path: Path) -> Own:
-    """The `cvaeopt` part of a payload; CheckpointError if it has none, or is damaged or of another format."""
+    """The `cvaeopt` part of a payload; CheckpointError if it is missing, damaged or of another format."""
     _require_own(payload, path)
     return _checked(Own, payload["cvaeopt"], path)
 
 
 def continuation(path: Path) -> Continuation:
-    """What a run goes on from; CheckpointError if the checkpoint at `path` is not a whole one of ours."""
+    """What a run continues from; CheckpointError if `path` is not a complete checkpoint of this program."""
     payload = read(path)
     _require_own(payload, path)
     run = _checked(_Run, payload, path)
@@ -215,12 +217,13 @@ def continuation(path: Path) -> Continuation:
 def newest(
     paths: list[Path], config: Config, data_digest: str, identities: Collection[str | None] | None = None
 ) -> Path | None:
-    """The checkpoint of this very run with the most finished epochs, or None.
+    """The checkpoint of this run with the most finished epochs, or None.
 
-    Passed over: files that cannot be read, and those of other settings, of other data, or of another study, which may
-    have had the same name. Where that leaves none, a warning says why each was passed over.
+    identities   of the study; a checkpoint must have one of them in its provenance (None stands for a checkpoint
+                 without identity). Without this argument every identity is accepted.
 
-    identities   of the study, as provenance states it (None: not stated); without it any will do
+    Files that cannot be read, and checkpoints of other settings, other data or another study, are ignored. If no file
+    is left, a warning gives the reasons.
     """
     found: list[tuple[int, Path]] = []
     passed: list[str] = []
@@ -242,7 +245,7 @@ def newest(
 
 
 def other_run(own: Own, config: Config, data_digest: str) -> tuple[str, str] | None:
-    """How a checkpoint differs from the run of `config` on the data, and what was expected; None for the same run."""
+    """How a checkpoint differs from the run of `config` on the data, and what was expected; None if it is this run."""
     theirs, mine = own.config.plain(), config.plain()
     for name in mine:
         if theirs[name] != mine[name]:
@@ -261,7 +264,7 @@ _MOMENTS = {
 
 
 def fitting_moments(optimizer: torch.optim.Optimizer, saved: OptimizerState) -> dict[int, dict[str, Any]]:
-    """The state that `optimizer` goes on from; CheckpointError names what does not fit its parameters."""
+    """The saved state for `optimizer`; CheckpointError names what does not fit its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     needed = _MOMENTS[type(optimizer).__name__]
     for number, moments in saved.state.items():
@@ -301,7 +304,7 @@ def _require_own(payload: Any, path: Path) -> None:
 
 
 def _checked(model: type[Model], part: dict[str, Any], path: Path) -> Model:
-    """`part` with the structure of `model`; CheckpointError names the first place that has another."""
+    """`part` as an object of `model`; CheckpointError names the first place that does not fit."""
     try:
         return model.model_validate(part)
     except ValidationError as error:
@@ -317,7 +320,7 @@ def _checked(model: type[Model], part: dict[str, Any], path: Path) -> Model:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Puts `path` before what a CheckpointError found."""
+    """Inside the block, put `path` before the message of a CheckpointError."""
     try:
         yield
     except CheckpointError as error:
@@ -325,7 +328,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _epochs(payload: Any) -> int:
-    """Epochs finished according to a lab checkpoint, however it writes numbers; 0 if it does not say."""
+    """The number of finished epochs in a lab checkpoint, in any type of number; 0 if it is not there."""
     for key in ("last_epoch", "epoch", "current_epoch"):
         value = payload.get(key) if isinstance(payload, dict) else None
         if isinstance(value, Tensor):

@@ -1,6 +1,6 @@
-"""PSNR, KL divergence, and the baselines without which a PSNR says nothing.
+"""PSNR, KL divergence, and the baselines with which a PSNR is compared.
 
-A PSNR is always taken per frame and averaged afterwards, never from the error of a whole batch.
+The PSNR is computed for each frame and then averaged; it is never computed from the error of a whole batch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A frame that is met exactly has no error; this floor turns its infinite PSNR into 100 dB, so that one such
-# frame (the empty studio, say) does not make the mean of a video infinite.
+# A frame that is predicted exactly has an infinite PSNR. With this lower bound of the error it counts as 100 dB, so
+# that one such frame does not make the mean of a video infinite.
 MSE_FLOOR = 1e-10
 
 _CHUNK = 1024  # frames that are turned into floats at once: 25 MB at 32 x 64
@@ -46,7 +46,7 @@ def psnr_per_frame(prediction: Tensor, truth: Tensor) -> Tensor:
 def late_mean(psnr_frames: Tensor | np.ndarray) -> float:
     """Mean over the last third of the frames, in dB: the last ceil(N / 3) of N >= 1 values.
 
-    The first frames of a roll-out are close to the given one; the late ones show whether errors pile up.
+    The first frames of a roll-out are close to the given frame; the late frames show whether errors accumulate.
     """
     values = np.asarray(psnr_frames.detach().cpu() if isinstance(psnr_frames, Tensor) else psnr_frames)
     return float(values[-math.ceil(len(values) / 3) :].mean(dtype=np.float64))
@@ -55,8 +55,8 @@ def late_mean(psnr_frames: Tensor | np.ndarray) -> float:
 def kl_divergence(mu: Tensor, logvar: Tensor, norm: Literal["batch", "element"]) -> Tensor:
     """KL divergence from N(mu, exp(logvar)) to N(0, I) in nats, a scalar, >= 0.
 
-    mu, logvar   (B, ...), one Gaussian an element
-    norm         batch: summed over the latents, divided by B (the lab's); element: the mean per latent
+    mu, logvar   (B, ...), one Gaussian for each element
+    norm         "batch": the sum over all elements divided by B, as in the template; "element": the mean per element
     """
     total = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
     return total / (mu.shape[0] if norm == "batch" else mu.numel())
@@ -64,11 +64,11 @@ def kl_divergence(mu: Tensor, logvar: Tensor, norm: Literal["batch", "element"])
 
 @dataclass(frozen=True)
 class Baselines:
-    """What predictors that have learnt nothing score on the validation video, in dB.
+    """The PSNR of three predictors without a network on the validation video, dB.
 
-    copy_first     repeats the first frame
-    train_mean     shows the mean training frame
-    nearest_pose   shows the training frame whose label is nearest to the given one
+    copy_first     predicts the first frame every time
+    train_mean     predicts the mean of all training frames
+    nearest_pose   predicts the training frame whose label is nearest to the given label
     """
 
     copy_first: float
@@ -83,8 +83,8 @@ class Baselines:
 def baselines(train: Video, val: Video) -> Baselines:
     """The three baselines over validation frames 1.., PSNR per frame, then averaged.
 
-    Needs at least one training and two validation frames. Works through the training video in chunks, so that
-    23,410 training and 630 validation frames of 32 x 64 take seconds and less than 300 MB.
+    There must be at least one training frame and two validation frames. The training video is read in chunks: 23,410
+    training and 630 validation frames of 32 x 64 take seconds and less than 300 MB.
     """
     truth = val.frames[1:]
     nearest = _nearest(train.labels, val.labels[1:])
@@ -119,7 +119,7 @@ def _mean_psnr(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _mean_frame(frames: np.ndarray) -> np.ndarray:
-    """The mean of uint8 frames (N, 3, H, W), float64 (1, 3, H, W), values 0-255, not rounded."""
+    """The mean of uint8 frames (N, 3, H, W) as float64 (1, 3, H, W), values 0-255, not rounded."""
     total = np.zeros(frames.shape[1:], dtype=np.uint64)
     for start in range(0, len(frames), _CHUNK):
         total += frames[start : start + _CHUNK].sum(axis=0, dtype=np.uint64)
@@ -129,7 +129,7 @@ def _mean_frame(frames: np.ndarray) -> np.ndarray:
 def _nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """For each label in `wanted` (V, 3, H, W) the index of the nearest in `known` (N, 3, H, W), int64 (V,).
 
-    Nearest by Euclidean distance of the pictures; the first of equals.
+    The distance is the Euclidean distance of the pictures; of equal distances the first counts.
     """
     best = np.full(len(wanted), np.inf, dtype=np.float32)
     index = np.zeros(len(wanted), dtype=np.int64)
@@ -147,5 +147,5 @@ def _nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _ink(labels: np.ndarray) -> np.ndarray:
-    """Labels as float32 rows (N, 3 * H * W) in [0, 1], white at 0 (mostly zeros lose nothing in float32)."""
+    """Labels as float32 (N, 3 * H * W) in [0, 1], with white as 0: sums of mostly zeros stay exact in float32."""
     return (255 - labels.reshape(len(labels), -1)).astype(np.float32) / 255

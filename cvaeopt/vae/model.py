@@ -1,7 +1,7 @@
 """The lab's five modules, under the lab's names, so that weights interchange with the template.
 
-Every map keeps the frame's height and width: there is no down-sampling anywhere. `F`, `L`, `N`, `D` below are
-the channels F_dim, L_dim, N_dim, D_out_dim; M is any number of frames.
+All feature maps have the height and width of the frame: nothing is down-sampled. In the shapes below, F, L, N and D
+are the numbers of channels F_dim, L_dim, N_dim and D_out_dim, and M is any number of frames.
 
 Source: the lab's template as described in its specification; 1,585,620 parameters at F 128, L 32, N 12, D 192.
 """
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, in_ch, H, W) -> (M, out_ch, H, W)."""
-        # In place where no gradient needs the value before it: the activations are what fills cache and memory.
+        # In place, because no gradient needs the value before it, and activations take most of cache and memory.
         out = functional.leaky_relu_(self.conv1(x), 0.01)
         out = functional.leaky_relu_(self.conv2(out), 0.01)
         return out + x if self.skip is None else self.skip(x).add_(out)
@@ -53,7 +53,7 @@ class DepthConv(nn.Module):
         return self.after_first(self.conv1[0](x), x)
 
     def after_first(self, mixed: Tensor, x: Tensor) -> Tensor:
-        """The block's output when its first 1x1 convolution of `x` is already known (`mixed`)."""
+        """The block's output for `x`, given the output of its first 1x1 convolution, `mixed`."""
         out: Tensor = self.conv2(self.depth_conv(self.conv1[1](mixed)))
         return out.add_(x if self.adaptor is None else self.adaptor(x))
 
@@ -101,7 +101,7 @@ class RGB_Encoder(nn.Sequential):
 
 
 class Label_Encoder(nn.Sequential):
-    """Pose features: (M, 3, H, W) -> (M, L, H, W). Holds the network's only BatchNorm."""
+    """Pose features: (M, 3, H, W) -> (M, L, H, W). It has the only BatchNorm of the network."""
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__(
@@ -119,16 +119,17 @@ class Label_Encoder(nn.Sequential):
         return norm
 
     def before_norm(self, labels: Tensor) -> Tensor:
-        """What the BatchNorm sees: (M, 3, H, W) -> (M, L / 2, H, W)."""
+        """The input of the BatchNorm: (M, 3, H, W) -> (M, L / 2, H, W)."""
         return self[1](self[0](labels))  # type: ignore[no-any-return]
 
     def encode(self, labels: Tensor, statistics: Statistics) -> Tensor:
         """Features of clips of labels: (B, T, 3, H, W) -> (B, T, L, H, W).
 
-        statistics   batch    mean and variance of all B * T labels together; running averages move once
-                     frame    of the B labels of each frame position, in turn, as the template's loop does
-                     stored   the running averages (evaluation)
-                     own      of each single label, which is what a batch of one does in training mode
+        statistics   the mean and variance with which the BatchNorm normalises:
+                     "batch"    of all B * T labels together; the running averages are updated once
+                     "frame"    of the B labels at each frame position in turn, as in the template's loop
+                     "stored"   the running averages, as in evaluation mode
+                     "own"      of each label alone, as in training mode with a batch of one
         """
         batch, length = labels.shape[:2]
         x = self.normalised(self.before_norm(labels.flatten(0, 1)), length, statistics)
@@ -136,7 +137,7 @@ class Label_Encoder(nn.Sequential):
         return features.unflatten(0, (batch, length))  # type: ignore[no-any-return]
 
     def normalised(self, x: Tensor, length: int, statistics: Statistics) -> Tensor:
-        """The BatchNorm of clips of `length` labels, the only step in which they see each other: (M, L / 2, H, W)."""
+        """The BatchNorm's output for clips of `length` labels, (M, L / 2, H, W): only here do labels affect others."""
         norm = self.norm
         if statistics == "own":
             return functional.instance_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
@@ -146,7 +147,7 @@ class Label_Encoder(nn.Sequential):
         return self._batch_norm(x, statistics == "batch")
 
     def after_norm(self, x: Tensor) -> Tensor:
-        """The features of what the BatchNorm has made: (M, L / 2, H, W) -> (M, L, H, W)."""
+        """The features for an output of the BatchNorm: (M, L / 2, H, W) -> (M, L, H, W)."""
         return self[4](x)  # type: ignore[no-any-return]
 
     def _batch_norm(self, x: Tensor, training: bool) -> Tensor:
@@ -236,7 +237,7 @@ class Generator(nn.Sequential):
 
 
 class CVAE(nn.Module):
-    """The five modules; how they are joined over time is `vae.loss` (training) and `vae.rollout`."""
+    """The five modules of the network. `vae.loss` (training) and `vae.rollout` (prediction) apply them over time."""
 
     def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Folders of numbered PNG files: listed in the order of their numbers, checked, decoded.
+"""Folders of numbered PNG files: list them in the order of their numbers, check them and decode them.
 
-A problem goes to a `Report`, so that the same code serves a reader who cannot go on (`stop`) and a check that
-wants to know everything (a method that notes it and returns).
+Each problem is given to a `Report`. `stop` is the one for callers that need good data: it raises the first problem. A
+check passes a function that collects all problems.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Report = Callable[[DataError], None]
 
 _NAME = re.compile(r"[^0-9]*([0-9]+)\.png", re.IGNORECASE)
 _BLOCK = 512  # pictures that are decoded together: 3 MB at 32 x 64
-_THREADS = 8  # PIL decodes without the interpreter lock, and files on a network are waited for
-# What PIL reads without starting another program (it gives PostScript to Ghostscript), each known by its first bytes.
+_THREADS = 8  # PIL decodes without the interpreter lock, and reading from a network takes time
+# The formats that PIL reads without starting another program (PostScript would start Ghostscript).
 _FORMATS = ("PNG", "JPEG", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
-_KINDS = {  # of files that are no such picture, by their first bytes after white space
+_KINDS = {  # kinds of other files, by their first bytes after white space
     b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched (git lfs pull)",
     b"<!doctype html": "a page of HTML",
     b"<html": "a page of HTML",
@@ -59,15 +59,15 @@ class Png:
 
 
 def stop(problem: DataError) -> NoReturn:
-    """The `Report` of a reader who cannot go on: raises the problem."""
+    """A `Report` that raises the problem."""
     raise problem
 
 
 def list_folder(folder: Path, report: Report) -> list[Png]:
     """The PNG files of a folder in the order of the numbers in their names (`17.png`, `frame000017.png`).
 
-    Reports an unreadable or empty folder, a name without one number, and a number that comes twice. Hidden files
-    and files of other kinds are passed over.
+    Reports a folder that is unreadable or empty, a name that does not have exactly one number, and a number that
+    occurs twice. Hidden files and files of other kinds are ignored.
     """
     try:
         with os.scandir(folder) as entries:
@@ -92,7 +92,7 @@ def list_folder(folder: Path, report: Report) -> list[Png]:
         if not match:
             report(
                 DataError(
-                    f"{path} has not one number in its name.",
+                    f"{path} does not have one number in its name.",
                     "Expected a name like 17.png or frame000017.png.",
                     "Rename the file or move it out of the folder.",
                 )
@@ -113,9 +113,9 @@ def list_folder(folder: Path, report: Report) -> list[Png]:
 
 
 def check_pairs(frames_folder: Path, frames: list[Png], labels_folder: Path, labels: list[Png], report: Report) -> None:
-    """Report frames without label, labels without frame, and gaps that both have.
+    """Report frames without a label, labels without a frame, and numbers that are missing in both folders.
 
-    Says nothing of an empty list, which `list_folder` has reported already.
+    An empty list is not reported again, because `list_folder` has reported it.
     """
     if not frames or not labels:
         return
@@ -134,7 +134,7 @@ def check_pairs(frames_folder: Path, frames: list[Png], labels_folder: Path, lab
 
 
 def check_gaps(folder: Path, numbers: list[int], report: Report) -> None:
-    """Report what is missing between rising numbers, or before the first unless that is 0 or 1."""
+    """Report the gaps in the ascending `numbers`, and a first number above 1."""
     if numbers[0] > 1:
         report(
             DataError(
@@ -158,10 +158,12 @@ def check_gaps(folder: Path, numbers: list[int], report: Report) -> None:
 def blocks(
     pngs: list[Png], height: int, width: int, report: Report, sizes: Counter[str] | None = None
 ) -> Iterator[np.ndarray]:
-    """The pictures in order, uint8 (n, 3, height, width) a block; counts their native "WxH" in `sizes`.
+    """The pictures in order, in blocks of uint8 (n, 3, height, width), RGB, resized by PIL (bilinear).
 
-    RGB, PIL bilinear. A picture that cannot be decoded, or is not of the native size that most of the first block
-    have, is reported, and left out where that returns.
+    sizes   counts the native sizes, "WxH"
+
+    A picture is reported and left out if it cannot be decoded, or if its native size is not the most frequent one of
+    the first block.
     """
     sizes = Counter() if sizes is None else sizes
     usual = ""
@@ -215,7 +217,7 @@ def _decode(path: Path, height: int, width: int) -> tuple[np.ndarray, str] | Dat
 
 
 def _what_it_is(data: bytes) -> str:
-    """What a file is that PIL does not take for a picture, in words."""
+    """A description of a file that PIL does not recognise as a picture."""
     if not data:
         return "it is empty"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

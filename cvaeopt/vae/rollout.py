@@ -1,7 +1,7 @@
-"""Free-running prediction: each frame is made from the one predicted before it.
+"""Free-running prediction: each frame is predicted from the previous prediction.
 
-Training, validation and `predict` share this loop. What does not depend on the prediction (pose features, z and
-their share of the first fusion layer) is computed for many frames at once; only the recurrent part is in the loop.
+Training, validation and `predict` share this loop. Pose features, z and their part of the first fusion layer do not
+depend on the prediction, so they are computed for many frames at once; only the recurrent part is in the loop.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from cvaeopt.vae.model import CVAE, Statistics
 Output = Literal["linear", "sigmoid", "clamp"]
 
 CHUNK_FRAMES = 64
-"""Frames whose pose features are held at once: bounds the memory of a roll-out of any length."""
+"""Frames whose pose features are in memory at the same time. It limits the memory of a roll-out of any length."""
 
 
 def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
     """A random generator on `device` whose stream depends on `parts` alone.
 
-    Every draw of a run has its own parts (seed, purpose, epoch), so a resumed run needs no saved state.
+    Every draw of a run has its own parts (seed, purpose, epoch), so no state of a generator must be saved.
     """
     key = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") & (2**63 - 1))
 
 
 def noise(kind: str, scale: float, seed: int, frames: int, N_dim: int, height: int, width: int) -> Tensor:
-    """z of a roll-out, (frames, N_dim, H, W) float32 on the CPU (so that it is the same on every device).
+    """z of a roll-out: (frames, N_dim, H, W) float32 on the CPU, so that it is the same for every device.
 
-    kind   prior (standard normal), zero, or scaled (standard deviation `scale`)
+    kind   "prior": standard normal; "zero"; "scaled": normal with the standard deviation `scale`
     """
     shape = (frames, N_dim, height, width)
     if kind == "zero":
@@ -45,17 +45,17 @@ def noise(kind: str, scale: float, seed: int, frames: int, N_dim: int, height: i
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 [0, 1], the same shape."""
+    """Pixels, uint8 in 0..255, as float32 in [0, 1] of the same shape."""
     return pixels.float().div_(255)
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """float [0, 1] -> uint8 0..255: clipped first, then rounded, so that nothing wraps around."""
+    """Frames as uint8 in 0..255 of the same shape; values outside [0, 1] are clipped before they are rounded."""
     return frames.float().clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 def activate(raw: Tensor, output: Output, training: bool) -> Tensor:
-    """A frame of the generator's raw output; `clamp` acts outside training only."""
+    """Frames from the generator's raw output of the same shape; "clamp" changes nothing in training."""
     if output == "sigmoid":
         return torch.sigmoid(raw)
     if output == "clamp" and not training:
@@ -66,13 +66,13 @@ def activate(raw: Tensor, output: Output, training: bool) -> Tensor:
 def roll_features(
     model: CVAE, first: Tensor, label_features: Tensor, z: Tensor, output: Output, training: bool = False
 ) -> Tensor:
-    """Frames 1..T rolled out from `first` (B, 3, H, W): (B, T, 3, H, W). Call it without gradients.
+    """Frames 1..T predicted from `first` (B, 3, H, W): (B, T, 3, H, W). Call it inside `torch.no_grad`.
 
-    label_features   (B, T, L, H, W), of the frames that are predicted
+    label_features   (B, T, L, H, W), the poses of frames 1..T
     z                (B, T, N, H, W)
     """
     length = label_features.shape[1]
-    # The first 1x1 convolution is linear in (frame, pose, z): pose and z are known for all frames beforehand.
+    # The first 1x1 convolution is linear in (frame, pose, z), and pose and z are known for all frames beforehand.
     frame_channels = model.widths["F_dim"]
     weight, bias = model.Decoder_Fusion.first.weight, model.Decoder_Fusion.first.bias
     known = torch.cat([label_features, z], 2)
@@ -131,9 +131,9 @@ def roll_out(
 def recalibrate(model: CVAE, labels: Tensor) -> None:
     """Set the BatchNorm's running statistics to the exact mean and variance over `labels` (N, 3, H, W) uint8.
 
-    The running averages of training remember the last twenty steps' poses only; with them the validation curve
-    swings by several dB between neighbouring epochs, with these it does not. Sums are in float64, so the result
-    does not depend on the size of the pieces beyond float32 rounding of the convolution.
+    The running averages of training depend on the poses of the last twenty steps only. With them the validation PSNR
+    changes by several dB between neighbouring epochs; with the exact statistics it does not. Sums are in float64, so
+    that only the float32 rounding of the convolution depends on the size of the pieces.
     """
     encoder = model.label_transformation
     norm = encoder.norm

@@ -1,8 +1,8 @@
 """Teacher forcing, KL weight and learning rate as pure functions of (epoch, epochs).
 
-`epoch` counts finished epochs (0 <= epoch < epochs), so the value is the one in force DURING the next epoch.
-The canonical meaning of a setting is one formula; the seed reports' own formulas are kept beside it by name,
-because `kl_anneal_cycle` is a number of cycles in some and a length in epochs in others.
+`epoch` is the number of finished epochs, 0 <= epoch < epochs; the value holds during the next epoch. Each setting has
+one canonical formula. The formulas of the seed reports are kept beside it under their names, because
+`kl_anneal_cycle` is a number of cycles in some reports and a length in epochs in others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cvaeopt.config import Config, KlFormula, TfrFormula
 def teacher_forcing_ratio(
     epoch: int, tfr: float, tfr_sde: int, tfr_d_step: float, formula: TfrFormula = "linear"
 ) -> float:
-    """Probability of teacher forcing in this epoch, in [0, 1].
+    """The probability of teacher forcing in this epoch, in [0, 1].
 
     linear    `tfr` up to and including epoch `tfr_sde`, then `tfr_d_step` less every epoch
     seed000   the same: the template tests `epoch > tfr_sde` after it has counted the epoch
@@ -30,7 +30,7 @@ def teacher_forcing_ratio(
 
 
 def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formula: KlFormula = "fu") -> float:
-    """Weight of the KL term in this epoch, in [0, 1].
+    """The weight of the KL term in this epoch, in [0, 1].
 
     kind      'cyclical', 'monotonic' or 'none' (always 1; seed003: 0 in the first epoch)
     cycle     fu, seed001, seed003: number of cycles over the run; seed000, seed004: epochs of one cycle

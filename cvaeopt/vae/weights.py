@@ -1,8 +1,8 @@
-"""The network's weights in what people save: under which name, behind which prefix, in whichever precision.
+"""Find the weights of the network in a checkpoint that somebody else's program saved.
 
-The tensors of a file are looked at by their full names ("model.module.Generator.7.weight"). What stands before the
-name of one of the five modules is a place; the place that holds the most modules has the weights. Nothing depends on
-how deep it lies or on how often the network was wrapped.
+A tensor has a full name in the file, such as "model.module.Generator.7.weight". The part before the name of one of the
+five modules is called a place, and the place with the most modules has the weights. How deep it is nested, and how
+often the network was wrapped, does not matter.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Path = tuple[Any, ...]  # keys that lead to a value
 _USUAL: Final = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 _MAX_DEPTH: Final = 6
 _MAX_TENSORS: Final = 100_000
-_COUNTER: Final = "num_batches_tracked"  # of a BatchNorm with a fixed momentum: nothing depends on it
+_COUNTER: Final = "num_batches_tracked"  # of a BatchNorm; with a fixed momentum nothing depends on it
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that a file holds, under this network's names.
+    """The weights in a file, under this network's names.
 
-    tensors   name -> tensor, float32 on the CPU, all finite
-    paths     name -> where the tensor stands in the file
-    place     what stands before the names in the file: "", "state_dict", "model.module", ...
-    extra     names of the tensors beside them that belong to no module of this network
+    tensors   tensors by name, float32 on the CPU, all finite
+    paths     the keys that lead to each tensor in the file, by name
+    place     the part before the names in the file: "", "state_dict", "model.module", ...
+    extra     names of tensors at the same place that belong to no module of this network
     """
 
     tensors: dict[str, Tensor]
@@ -45,7 +45,7 @@ class Weights:
 
 
 def find(payload: Any) -> Weights:
-    """The weights in `payload`; CheckpointError lists the names that were found if none are of this network."""
+    """The weights in `payload`; CheckpointError lists the names in it if there are no weights of this network."""
     leaves = [(path, ".".join(map(str, path)).split("."), value) for path, value in _leaves(payload)]
     places: dict[str, dict[str, tuple[Path, Any]]] = {}
     for path, parts, value in leaves:
@@ -73,7 +73,7 @@ def find(payload: Any) -> Weights:
 
 
 def plain(name: str, value: Any) -> Tensor:
-    """A tensor of weights as float32 on the CPU (counts as int64); CheckpointError names one that cannot be used."""
+    """A tensor as float32 on the CPU (a counter as int64); CheckpointError names it if it cannot be used."""
     try:
         tensor = torch.as_tensor(value).detach().cpu()
         usable = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
@@ -103,14 +103,14 @@ def fitting(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of `weights` for a network with the state `own`, and the names of those that are left out.
 
-    What only counts steps may be missing. CheckpointError names tensors that this network has not, unless they are
-    to be ignored.
+    Counters of steps may be missing. CheckpointError names tensors that do not belong to this network, unless they
+    are to be ignored.
     """
     extra = [*(name for name in weights.tensors if name not in own), *weights.extra]
     if extra and not ignore_extra:
         listed = ", ".join(f"'{name}'" for name in extra[:5]) + (f" and {len(extra) - 5} more" if extra[5:] else "")
         raise CheckpointError(
-            f"The weights have {'a tensor' if len(extra) == 1 else 'tensors'} that this network has not: {listed}.",
+            f"The weights have {'a tensor' if len(extra) == 1 else 'tensors'} unknown to this network: {listed}.",
             "Expected: the lab's five modules and nothing else.",
             "--ignore-extra leaves them out; the frames are then not those of the network that was trained.",
         )
@@ -119,7 +119,7 @@ def fitting(
 
 
 def replaced(payload: Any, path: Path, value: Any) -> Any:
-    """`payload` with `value` at `path`; containers on the way are copied, nothing else is."""
+    """`payload` with `value` at `path`; only the containers along `path` are copied."""
     if not path:
         return value
     key, *rest = path
@@ -131,7 +131,7 @@ def replaced(payload: Any, path: Path, value: Any) -> Any:
 
 
 def _leaves(payload: Any) -> Iterator[tuple[Path, Any]]:
-    """Every tensor or array in nested dicts and lists, with the keys that lead to it, in the order of the file."""
+    """Every tensor or array in nested dicts and lists, after the keys that lead to it, in the order of the file."""
     stack: list[tuple[Path, Any]] = [((), payload)]
     seen = 0
     while stack and seen < _MAX_TENSORS:
@@ -145,17 +145,17 @@ def _leaves(payload: Any) -> Iterator[tuple[Path, Any]]:
 
 
 def _rank(place: str, found: Mapping[str, Any]) -> tuple[int, bool, int]:
-    """Smaller is better: most modules first; what an optimizer holds last; the usual names before others."""
+    """The best place has the smallest rank: most modules first, optimizers last, usual names before others."""
     first, *_ = place.split(".")
     usual = _USUAL.index(first) if first in _USUAL else -1 if not place else len(_USUAL)
     return -len({name.partition(".")[0] for name in found}), "optim" in first.lower(), usual
 
 
 def _beside(leaves: list[tuple[Path, list[str], Any]], taken: set[Path], place: str) -> tuple[str, ...]:
-    """Names of the tensors that stand where the weights stand and belong to no module."""
+    """The names of tensors at the same place as the weights that belong to no module."""
     prefix = place.split(".") if place else []
     holders = {path[:-1] for path in taken}
-    # Modules that were saved one by one stand in dicts of their own, side by side.
+    # Modules that were saved one by one are in separate dicts at the same place.
     apart = {path[:-2] for path in taken if len(path) > 1 and str(path[-2]) in MODULES}
     names = []
     for path, parts, value in leaves:
@@ -167,7 +167,7 @@ def _beside(leaves: list[tuple[Path, list[str], Any]], taken: set[Path], place: 
 
 
 def _names(payload: Any, leaves: list[tuple[Path, list[str], Any]]) -> str:
-    """What a file holds instead, in one bounded sentence."""
+    """A short sentence about the content of a file without weights of this network."""
     names = [".".join(parts) for _, parts, _ in leaves] or [
         str(key) for key in (payload if isinstance(payload, dict) else ())
     ]
