@@ -18,6 +18,7 @@ from cvaeopt.outcome.ablation import Comparison, comparison
 from cvaeopt.outcome.export import beaten_baselines, estimator, fresh_estimator
 from cvaeopt.outcome.leaders import Confirmation, table
 from cvaeopt.outcome.report_text import duration, fresh_text, marks, spread, tally, verdict
+from cvaeopt.outcome.retrained import Retrained, find_retrained
 from cvaeopt.outcome.run_files import RunFiles
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
 from cvaeopt.search.definition import Definition
@@ -89,6 +90,7 @@ class ReportData:
     verdict        one sentence: what the study has found
     lost           True if the best trial does not beat every baseline
     best           the trial to recommend: by fresh runs if they are over, else by the search
+    retrained      the run of the study's recipe, if `retrain` has made one beside the artifacts
     searched_best  the trial with the highest value of the search
     spent          epochs trained, by how their trials ended
     epochs_saved   epochs that pruning spared
@@ -130,6 +132,7 @@ class ReportData:
     good_numbers: list[int]
     configs: dict[int, Config]
     run: BestRun
+    retrained: Retrained | None
     compared: Comparison
     failures: list[FailureKind]
     failure_kinds: int
@@ -212,6 +215,7 @@ def report_data(
         good_numbers=[trial.number for trial in good],
         configs=_configs(definition, known),
         run=_best_run(definition, best, folder),
+        retrained=find_retrained(artifacts, definition.name),
         compared=comparison(definition, known, folder),
         failures=failures[:MAX_FAILURES],
         failure_kinds=len(failures),

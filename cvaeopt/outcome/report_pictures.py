@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,13 @@ from PIL import Image
 
 from cvaeopt.outcome import settings_charts, study_charts
 from cvaeopt.outcome.ablation import Comparison
+from cvaeopt.outcome.contour_chart import contour, first_pair
 from cvaeopt.outcome.importance import Importance
 from cvaeopt.outcome.report_data import ReportData
 from cvaeopt.outcome.report_text import short_name
 from cvaeopt.outcome.run_files import RunFiles
 from cvaeopt.pictures import curves, run_pictures
+from cvaeopt.pictures.strip import strip_frames
 
 _SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}
 _RUN_PICTURES: Final = (
@@ -58,10 +61,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A frame of the filmstrip. `mark` is 'best', 'median', 'worst', or ''."""
+
+    picture: Picture
+    number: int
+    psnr: float
+    mark: str
+
+
+@dataclass(frozen=True)
 class ReportPictures:
     """The pictures of each section of the page.
 
     missing   the files of the best trial's run folder that are not on this machine
+    strip     frames of the roll-out, of the retrained run where there is one
     """
 
     overall: list[Picture]
@@ -71,11 +85,15 @@ class ReportPictures:
     run: list[Picture]
     missing: list[str]
     compared: list[Picture]
+    contour: list[Picture]
+    strip: list[Frame]
+    retrained: list[Picture]
 
     @property
     def all(self) -> list[Picture]:
         """Every picture, in the order of the page."""
-        return [*self.overall, *self.settings, *self.schedules, *self.run, self.cost, *self.compared]
+        groups = (self.overall, self.settings, self.contour, self.schedules, self.run, self.retrained, self.compared)
+        return [*itertools.chain(*groups), self.cost]
 
 
 def report_pictures(data: ReportData, shares: list[Importance]) -> ReportPictures:
@@ -93,6 +111,9 @@ def report_pictures(data: ReportData, shares: list[Importance]) -> ReportPicture
         run=run,
         missing=missing,
         compared=_compared(data.compared, data.levels),
+        contour=_contour(data, shares),
+        strip=_strip(data),
+        retrained=_retrained(data),
     )
 
 
@@ -132,6 +153,44 @@ def _settings(data: ReportData, shares: list[Importance]) -> list[Picture]:
     ]
 
 
+def _contour(data: ReportData, shares: list[Importance]) -> list[Picture]:
+    """The two settings that mattered most, if they are numbers and enough trials have them."""
+    pair = first_pair([item.name for item in shares], data.axes)
+    drawn = contour(data.known, *pair, data.metric) if pair else None
+    if pair is None or drawn is None:
+        return []
+    across, up = pair
+    return [Picture("contour.png", drawn, f"{data.metric} over {across.name} and {up.name}, smoothed, and the trials.")]
+
+
+def _strip(data: ReportData) -> list[Frame]:
+    """The roll-out frame by frame, of the run that a reader is to believe in."""
+    files = data.retrained.files if data.retrained else data.run.files
+    if files is None:
+        return []
+    shown = strip_frames(files.folder.root / run_pictures.GIF, files.psnr)
+    return [
+        Frame(
+            Picture(
+                f"frame_{one.number}.png",
+                one.data,
+                f"Frame {one.number}: truth, prediction and pose beside each other, {one.psnr:.1f} dB.",
+            ),
+            one.number,
+            one.psnr,
+            one.mark,
+        )
+        for one in shown
+    ]
+
+
+def _retrained(data: ReportData) -> list[Picture]:
+    if data.retrained is None:
+        return []
+    shown, _ = _curves_of_run(data.retrained.files, "Retrained", data.levels, "retrained")
+    return shown
+
+
 def _good_schedules(data: ReportData) -> list[Picture]:
     """Forcing ratio and KL weight of the good trials as curves, where the study searches what shapes them."""
     searched = any(axis.name.startswith(("tfr", "kl_anneal")) for axis in data.all_axes)
@@ -155,7 +214,7 @@ def _best_run(data: ReportData) -> tuple[list[Picture], list[str]]:
     if files is None or data.best is None:
         return [], []
     title = f"Trial {data.best.number}"
-    shown, missing = _curves_of_run(files, title, data.levels)
+    shown, missing = _curves_of_run(files, title, data.levels, "best")
     for name, text, caption in _RUN_PICTURES:
         content = _content(files.folder.root / name)
         if content is None:
@@ -165,12 +224,14 @@ def _best_run(data: ReportData) -> tuple[list[Picture], list[str]]:
     return shown, missing
 
 
-def _curves_of_run(files: RunFiles, title: str, levels: dict[str, float]) -> tuple[list[Picture], list[str]]:
+def _curves_of_run(
+    files: RunFiles, title: str, levels: dict[str, float], prefix: str
+) -> tuple[list[Picture], list[str]]:
     shown, missing = [], []
     if files.history:
         shown.append(
             Picture(
-                "best_curves.png",
+                f"{prefix}_curves.png",
                 curves.run_curves(files.history, name=title),
                 f"{title}: validation PSNR, losses, forcing ratio, KL weight and learning rate over "
                 f"{len(files.history)} epochs.",
@@ -181,7 +242,7 @@ def _curves_of_run(files: RunFiles, title: str, levels: dict[str, float]) -> tup
     if files.psnr:
         shown.append(
             Picture(
-                "best_psnr_per_frame.png",
+                f"{prefix}_psnr_per_frame.png",
                 curves.psnr_per_frame(np.array(files.psnr), levels, name=title),
                 f"{title}: PSNR of each of {len(files.psnr)} predicted validation frames, mean "
                 f"{statistics.fmean(files.psnr):.2f} dB.",

@@ -16,7 +16,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -27,13 +27,12 @@ from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.rolling import Noise, decided, notes
+from cvaeopt.outcome.run_files import RETRAIN
 from cvaeopt.outcome.score import ScoreSheet, score, write
 from cvaeopt.outcome.transfer import DEFAULT_TRANSFER, Transfer, transfer
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
-
-FACTS: Final = "retrain.json"
 
 
 def resolve(
@@ -99,7 +98,7 @@ def _with_output(config: Config, output: str) -> Config:
 def _begun_output(folder: RunFolder) -> str | None:
     """The output of the run in `folder` if it has begun from given weights."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
-        if json.loads((folder.root / FACTS).read_text())["start"]:
+        if json.loads((folder.root / RETRAIN).read_text())["start"]:
             return str(json.loads(folder.config.read_text())["output"])
     return None
 
@@ -183,7 +182,7 @@ class Retraining:
         A finished run yields nothing. Raises Diverged when a loss is not finite; the last good epoch stays.
         """
         if not self.folder.config.exists():
-            write_json(self.folder.root / FACTS, {"kind": "retrain", **self.provenance})
+            write_json(self.folder.root / RETRAIN, {"kind": "retrain", **self.provenance})
             write_json(self.folder.config, self.config.plain())
         self.folder.write_history(self.trainer.history)
         if self.finished:
@@ -216,11 +215,11 @@ class Retraining:
             return begun_from
         try:
             stored = dict(json.loads(self.folder.config.read_text()))
-            facts = dict(json.loads((self.folder.root / FACTS).read_text()))
+            facts = dict(json.loads((self.folder.root / RETRAIN).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise SettingsError(
                 f"{self.folder.root} cannot be continued: {error}.",
-                f"Expected: {self.folder.config.name} and {FACTS}, as retrain writes them.",
+                f"Expected: {self.folder.config.name} and {RETRAIN}, as retrain writes them.",
                 "Name another folder.",
             ) from None
         mine = self.config.plain()

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cvaeopt.files import RunFolder
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
+
+RETRAIN: Final = "retrain.json"
+"""In the folder of a retrained run: what it was trained from."""
+
+SCORE: Final = "score.json"
+"""Beside it: the score sheet of its best epoch."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,12 @@ class RunFiles:
     @classmethod
     def read(cls, study: Path, number: int) -> RunFiles:
         """The files of trial `number` in the folder of its study."""
-        folder = RunFolder(study / f"{number:05d}")
+        return cls.of(study / f"{number:05d}")
+
+    @classmethod
+    def of(cls, root: Path) -> RunFiles:
+        """The files of the run in `root`."""
+        folder = RunFolder(root)
         return cls(folder, tuple(_read_history(folder)), tuple(_read_psnr(folder)))
 
 

@@ -22,6 +22,7 @@ from cvaeopt.files import write_bytes, write_json
 from cvaeopt.outcome import predict, recipe
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.rolling import Noise, Span, decided, frame_size, notes, roll_frames, told
+from cvaeopt.outcome.run_files import RETRAIN, SCORE
 from cvaeopt.pictures.run_pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
@@ -32,7 +33,6 @@ from cvaeopt.vae.rollout import recalibrate as recalibrate_model
 from cvaeopt.vae.sequences import test_sequences
 from cvaeopt.vae.weights import replaced
 
-SHEET: Final = "score.json"
 STRIP: Final = "film_strip.png"
 
 
@@ -140,8 +140,8 @@ def write(sheet: ScoreSheet, data: Dataset, folder: Path) -> list[Path]:
     )
     rows = {"truth": data.val.frames[1:], "pose": data.val.labels[1:], "prediction": sheet.prediction}
     write_bytes(folder / STRIP, film_strip(rows))
-    write_json(folder / SHEET, sheet.plain())
-    return [folder / SHEET, *made, folder / STRIP]
+    write_json(folder / SCORE, sheet.plain())
+    return [folder / SCORE, *made, folder / STRIP]
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def show(path: Path) -> dict[str, Any]:
     CheckpointError when the file carries no provenance.
     """
     if path.is_dir():
-        names = (predict.PROVENANCE, SHEET, "retrain.json")
+        names = (predict.PROVENANCE, SCORE, RETRAIN)
         inside = next((path / name for name in names if (path / name).is_file()), None)
         if inside is None:
             raise CheckpointError(

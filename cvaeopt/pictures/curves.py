@@ -38,9 +38,6 @@ QUIET: Final = "#6B6B6B"
 FAINT: Final = "#C9CDD2"
 SERIES: Final = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 
-
-"""The same in a line of text."""
-
 WIDTH_IN: Final = 5.6
 _DPI: Final = 170
 _TITLE_CHARACTERS: Final = 52

@@ -20,6 +20,10 @@ from cvaeopt.pictures import curves
 Frames = NDArray[np.uint8]
 
 LAB_FRAME_MS: Final = 20
+COMPARISON_FRAME_MS: Final = 60
+MOST_FRAMES: Final = 120
+"""Frames of the animation; a longer video is thinned evenly, so that the file stays small and quick to make."""
+
 CURVES: Final = "curves.png"
 PSNR_CHART: Final = "psnr_per_frame.png"
 WORST: Final = "worst_frames.png"
@@ -78,17 +82,14 @@ def write_comparison_gif(
     parts: Mapping[str, Frames],
     *,
     scale: int = 4,
-    most_frames: int = 120,
-    frame_ms: int = 60,
 ) -> None:
     """Write several videos of equal size beside each other, each under its name, as one endless GIF.
 
     parts         name -> frames (T, 3, H, W)
     scale         enlargement, nearest neighbour: pixels stay pixels
-    most_frames   a longer video is thinned evenly, so that the file stays small and quick to make
     """
     length = min(len(frames) for frames in parts.values())
-    chosen = thinned(length, most_frames)
+    chosen = thinned(length, MOST_FRAMES)
     height, width = next(iter(parts.values())).shape[2:]
     band = _band(list(parts), (width + _GAP_PX) * scale)
 
@@ -109,7 +110,7 @@ def write_comparison_gif(
             page.paste(255, (0, 0), band.crop((0, 0, large.width, band.height)))
             yield page
 
-    _save_gif(path, pictures(), frame_ms)
+    _save_gif(path, pictures(), COMPARISON_FRAME_MS)
 
 
 def film_strip(rows: Mapping[str, Frames], *, columns: int = 4, scale: int = 3) -> bytes:

@@ -19,7 +19,7 @@ from cvaeopt.outcome import report
 from tests.outcome.test_report import ablation
 from tests.support import chromium
 from tests.support.command import Shop
-from tests.support.made_up import BASELINES, NOON, definition, run_folder, trials
+from tests.support.made_up import BASELINES, NOON, definition, retrained_folder, run_folder, trials
 from tests.support.waiting import LONG_S, until
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,9 @@ def pages(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     root = tmp_path_factory.mktemp("pages")
     found = {"searched": shop.root / "report" / report.PAGE}
     shown = trials(40)
-    run_folder(root / "artifacts", max((one for one in shown if one.value is not None), key=lambda one: one.value))
+    best = max((one for one in shown if one.value is not None), key=lambda one: one.value)
+    run_folder(root / "artifacts", best)
+    retrained_folder(root / "retrain/made-up-500", best)
     compared, grid = ablation(root / "grid")
     studies = {"none": (definition(), []), "all": (definition(), shown), "compared": (compared, grid)}
     for name, (study, those) in studies.items():
@@ -102,6 +104,21 @@ def test_the_rules_find_what_is_wrong(browser: Any) -> None:
         seen.page.set_content("<div style='width: 5000px'>wide</div><img src='http://127.0.0.1:9/x.png'>")
         assert seen.overflow_px() > 0
         assert any("failed" in one for one in seen.complaints) and len(seen.requests) == 1
+
+
+def test_the_filmstrip_moves_without_a_script_and_paper_has_its_three_frames(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    with chromium.visit(browser, width=390) as seen:
+        seen.page.goto(pages["all"].as_uri())
+        strip = seen.page.locator(".strip")
+        assert strip.evaluate("strip => strip.scrollLeft") == 0
+        seen.page.get_by_role("link", name="worst frame").click()
+        seen.page.wait_for_function("document.querySelector('.strip').scrollLeft > 0")
+        worst = seen.page.locator(".strip figure", has_text="worst:")
+        assert worst.evaluate("f => f.getBoundingClientRect().left >= 0 && f.getBoundingClientRect().right <= 390")
+        seen.page.emulate_media(media="print")
+        assert [one.is_visible() for one in strip.locator("figure").all()].count(True) == 3
 
 
 def test_a_report_prints_on_a_few_sheets(browser: Any, pages: dict[str, Path]) -> None:

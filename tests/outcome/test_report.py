@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from cvaeopt.files import RunFolder
-from cvaeopt.outcome import report, settings_charts, study_charts
+from cvaeopt.outcome import contour_chart, report, settings_charts, study_charts
 from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.trials import axes, best_of, facts
 from cvaeopt.pictures import curves
@@ -27,7 +29,7 @@ from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
 from cvaeopt.store.study import create_or_open
-from tests.support.made_up import BASELINES, NOON, definition, fill, history, run_folder, trials
+from tests.support.made_up import BASELINES, NOON, definition, fill, history, retrained_folder, run_folder, trials
 
 OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
 
@@ -145,6 +147,51 @@ def test_the_best_run_is_shown_and_what_is_missing_is_named(tmp_path: Path):
     folder.history.write_text("{torn")
     again = page(tmp_path, shown, artifacts=tmp_path / "artifacts")
     assert "history.jsonl, prediction.gif" in again.text
+
+
+def test_the_retrained_run_is_shown_beside_the_searchs_best(tmp_path: Path):
+    shown = trials(16)
+    best = max((t for t in shown if t.value is not None), key=lambda t: t.value or 0.0)
+    run_folder(tmp_path / "artifacts", best)
+    retrained_folder(tmp_path / "retrain/other-500", best, study="other")
+    assert "The retrained run" not in page(tmp_path, shown, artifacts=tmp_path / "artifacts").text
+    folder = retrained_folder(tmp_path / "retrain/made-up-500", best)
+    found = page(tmp_path, shown, artifacts=tmp_path / "artifacts")
+    assert "The retrained run: made-up-500" in found.text
+    assert f"The settings of trial {best.number}, trained for 10 epochs. Its best epoch, 8, has\n31.25 dB" in found.text
+    assert (tmp_path / "out/retrained_curves.png").exists()
+    (folder.root / "score.json").write_text("{torn")
+    assert "The retrained run" not in page(tmp_path, shown, artifacts=tmp_path / "artifacts").text
+
+
+def test_the_filmstrip_leads_to_the_best_median_and_worst_frame_without_a_script(tmp_path: Path):
+    shown = trials(16)
+    assert "frame by frame" not in page(tmp_path, shown).text
+    run_folder(tmp_path / "artifacts", max((t for t in shown if t.value is not None), key=lambda t: t.value or 0.0))
+    found = page(tmp_path, shown, artifacts=tmp_path / "artifacts")
+    assert not found.all("script")
+    links = [link["href"] for link in found.all("a")]
+    assert links == ["#frame-1", "#frame-5", "#frame-9"]  # 9 frames, from 30 dB falling to 25 dB
+    identifiers = {attributes.get("id") for _, attributes in found.tags}
+    assert {link.removeprefix("#") for link in links} <= identifiers
+    assert found.text.count("frame 5, 27.5 dB") == 1
+
+
+def test_the_contour_shows_the_two_numbers_that_mattered_most(tmp_path: Path):
+    def contours(found: Page) -> list[str]:
+        return [picture["alt"] for picture in found.all("img") if "smoothed" in picture["alt"]]
+
+    assert contours(page(tmp_path / "few", trials(9))) == []
+    (text,) = contours(page(tmp_path / "many", trials(40)))
+    assert "tfr" in text and "lr" in text and "kl_anneal_type" not in text
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(-50, 50)), min_size=1, max_size=30))
+def test_the_smoothed_plane_stays_within_the_values(points: list[tuple[float, float, float]]):
+    at, values = np.array([point[:2] for point in points]), np.array([point[2] for point in points])
+    plane = contour_chart.smoothed(at, values)
+    assert plane.count() > 0
+    assert values.min() - 1e-9 <= plane.min() and plane.max() <= values.max() + 1e-9
 
 
 def test_failures_are_listed_with_their_reasons_and_cost_is_counted(tmp_path: Path):

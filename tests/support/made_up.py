@@ -178,7 +178,19 @@ def history(curve: dict[int, float]) -> list[dict[str, Any]]:
 
 def run_folder(artifacts: Path, trial: FrozenTrial, study: str = "made-up") -> RunFolder:
     """The run folder that a finished trial leaves."""
-    folder = RunFolder.of_trial(artifacts, study, trial.number)
+    return _finished(RunFolder.of_trial(artifacts, study, trial.number), trial, f"{study} / trial {trial.number}")
+
+
+def retrained_folder(root: Path, trial: FrozenTrial, study: str = "made-up") -> RunFolder:
+    """The folder that a finished retraining of a trial's settings leaves."""
+    folder = _finished(RunFolder(root), trial, "best.pt")
+    (root / "retrain.json").write_text(json.dumps({"kind": "retrain", "study": study, "trial": trial.number}))
+    sheet = {"epoch": 8, "val_psnr": 31.25, "val_psnr_late": 30.5}
+    (root / "score.json").write_text(json.dumps({"kind": "score", **sheet}))
+    return folder
+
+
+def _finished(folder: RunFolder, trial: FrozenTrial, title: str) -> RunFolder:
     folder.root.mkdir(parents=True)
     rows = history(trial.intermediate_values)
     folder.write_history(rows)
@@ -191,7 +203,7 @@ def run_folder(artifacts: Path, trial: FrozenTrial, study: str = "made-up") -> R
         prediction=truth // 2 + 40,
         truth=truth,
         labels=255 - truth,
-        title=f"{study} / trial {trial.number}",
+        title=title,
     )
     return folder
 
