@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from cvaeopt.errors import DataError
 from cvaeopt.vae.dataset import FOLDERS, Dataset, clip_starts, list_videos, load, require_clips
 from cvaeopt.vae.frame_cache import Progress
 from cvaeopt.vae.metrics import Baselines, baselines
-from cvaeopt.vae.png_folder import blocks
+from cvaeopt.vae.png_folder import Report, blocks
 from cvaeopt.vae.sequences import has_sequences, sequence_files, sequence_names
 
 _CLIP_FRAMES = 16  # the length of the lab's clips
@@ -53,32 +53,23 @@ class CheckReport:
         return {"ok": self.ok, **asdict(self), "root": str(self.root)}
 
 
-@dataclass
-class _Problems:
-    """All problems are counted, and the first ones are kept."""
-
-    shown: list[str] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, error: DataError) -> None:
-        self.count += 1
-        if len(self.shown) < _MAX_PROBLEMS:
-            self.shown.append(str(error))
-
-
 def check(root: Path, height: int = 32, width: int = 64, *, progress: Progress | None = None) -> CheckReport:
     """A report on the data folder `root` with videos of (height, width) pixels; bad data is reported, never raised.
 
     A folder without problems is decoded into its cache, so that the next `load` need not decode it. Test sequences are
     optional, but those that exist must have no problems.
     """
-    problems = _Problems()
-    listing = list_videos(root, problems.add)
+    problems: list[str] = []
+
+    def report(found: str, expected: str, todo: str) -> None:
+        problems.append(str(DataError(found, expected, todo)))
+
+    listing = list_videos(root, report)
     counts = {folder: len(pngs) for folder, pngs in listing.items()}
     sizes: dict[str, Counter[str]] = {folder: Counter() for folder in listing}
     dataset: Dataset | None = None
     obstacle: DataError | None = None
-    if not problems.count:
+    if not problems:
         try:
             dataset = load(root, height, width, progress=progress)
         except DataError as error:
@@ -86,18 +77,18 @@ def check(root: Path, height: int = 32, width: int = 64, *, progress: Progress |
     done = 0
     for folder, pngs in listing.items():
         # All pictures of a folder that loads have one size. Otherwise every file is opened to find all problems.
-        for block in blocks(pngs[:1] if dataset else pngs, height, width, problems.add, sizes[folder]):
+        for block in blocks(pngs[:1] if dataset else pngs, height, width, report, sizes[folder]):
             done += len(block)
             if progress and not dataset:
                 progress("checking frames", done, sum(counts.values()))
-    if obstacle and not problems.count:
-        problems.add(obstacle)  # the pictures are good, but there is no room for the cache
+    if obstacle and not problems:  # the pictures are good, but there is no room for the cache
+        problems.append(str(obstacle))
     if dataset:
         try:
             require_clips(dataset, _CLIP_FRAMES, 1.0)
         except DataError as error:
-            problems.add(error)
-    sequences = _check_sequences(root, height, width, problems, progress)
+            problems.append(str(error))
+    sequences = _check_sequences(root, height, width, report, progress)
     return CheckReport(
         root=root,
         height=height,
@@ -108,21 +99,21 @@ def check(root: Path, height: int = 32, width: int = 64, *, progress: Progress |
         clips=len(clip_starts(counts[FOLDERS[0]], _CLIP_FRAMES, 1.0)),
         digest=dataset.digest if dataset else None,
         baselines=baselines(dataset.train, dataset.val) if dataset else None,
-        problems=problems.shown,
-        problem_count=problems.count,
+        problems=problems[:_MAX_PROBLEMS],
+        problem_count=len(problems),
     )
 
 
 def _check_sequences(
-    root: Path, height: int, width: int, problems: _Problems, progress: Progress | None
+    root: Path, height: int, width: int, report: Report, progress: Progress | None
 ) -> list[dict[str, Any]]:
     """Check all test sequences, and decode their pictures; one row for each sequence."""
-    names = sequence_names(root, problems.add) if has_sequences(root) else []
+    names = sequence_names(root, report) if has_sequences(root) else []
     rows = []
     for done, name in enumerate(names, 1):
-        listed = sequence_files(root, name, problems.add)
+        listed = sequence_files(root, name, report)
         for pngs in (listed.first, listed.labels, listed.truth):
-            for _ in blocks(pngs, height, width, problems.add):
+            for _ in blocks(pngs, height, width, report):
                 pass
         rows.append({"name": name, "labels": len(listed.labels), "truth": bool(listed.truth)})
         if progress:

@@ -106,18 +106,16 @@ def require_clips(dataset: Dataset, train_vi_len: int, partial: float) -> list[i
 def list_videos(root: Path, report: Report) -> Listing:
     """The files of both videos. If nothing is reported, frames and labels have partners and no gaps."""
     if not root.is_dir():
-        report(_not_a_data_folder(root, root))
+        _report_missing(root, root, report)
         return {folder: [] for folder in FOLDERS}
     listing = {folder: list_part(root, folder, report) for folder in FOLDERS}
     for frames, labels in (FOLDERS[:2], FOLDERS[2:]):
         check_pairs(root / frames, listing[frames], root / labels, listing[labels], report)
     if len(listing["val/val_img"]) == 1:
         report(
-            DataError(
-                f"{root / 'val/val_img'} holds a single frame, {listing['val/val_img'][0].path.name}.",
-                "Expected a validation video of at least 2 frames: the first is given, the others are predicted.",
-                "Copy the whole video there.",
-            )
+            f"{root / 'val/val_img'} holds a single frame, {listing['val/val_img'][0].path.name}.",
+            "Expected a validation video of at least 2 frames: the first is given, the others are predicted.",
+            "Copy the whole video there.",
         )
     return listing
 
@@ -126,13 +124,13 @@ def list_part(root: Path, folder: str, report: Report) -> list[Png]:
     """The files of one folder of the layout, such as "val/val_img", in the order of their numbers."""
     if (root / folder).is_dir():
         return list_folder(root / folder, report)
-    report(_not_a_data_folder(root, root / folder))
+    _report_missing(root, root / folder, report)
     return []
 
 
-def _not_a_data_folder(root: Path, missing: Path) -> DataError:
+def _report_missing(root: Path, missing: Path, report: Report) -> None:
     near = next((path.parent.parent for path in sorted(root.glob("*/train/train_img"))), None)
-    return DataError(
+    report(
         f"{missing} {'is not a folder' if missing.exists() else 'does not exist'}.",
         f"Expected a data folder with {', '.join(FOLDERS)}.",
         f"Did you mean {near}?" if near else "Check the path, or make a set with `cvaeopt demo-data DIR`.",

@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from cvaeopt.errors import DataError
 
-Report = Callable[[DataError], None]
+Report = Callable[[str, str, str], None]  # (found, expected, todo), the parts of a DataError
 
 _NAME = re.compile(r"[^0-9]*([0-9]+)\.png", re.IGNORECASE)
 _BLOCK = 512  # pictures that are decoded together: 3 MB at 32 x 64
@@ -58,9 +58,9 @@ class Png:
     mtime_ns: int
 
 
-def stop(problem: DataError) -> NoReturn:
+def stop(found: str, expected: str, todo: str) -> NoReturn:
     """A `Report` that raises the problem."""
-    raise problem
+    raise DataError(found, expected, todo)
 
 
 def list_folder(folder: Path, report: Report) -> list[Png]:
@@ -74,16 +74,18 @@ def list_folder(folder: Path, report: Report) -> list[Png]:
             found = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
         listed = [(name, (folder / name).stat()) for name in found if name.lower().endswith(".png")]
     except OSError as error:
-        report(DataError(f"{folder} cannot be read: {error.strerror}.", todo="Check the path and its permissions."))
+        report(
+            f"{folder} cannot be read: {error.strerror}.",
+            "Expected a folder that can be read.",
+            "Check the path and its permissions.",
+        )
         return []
     if not listed:
         others = f" (but {len(found)} other files, such as {found[0]})" if found else ""
         report(
-            DataError(
-                f"{folder} holds no PNG file{others}.",
-                "Expected frames named 0.png, 1.png, ... or frame000000.png, ...",
-                "Copy the frames there.",
-            )
+            f"{folder} holds no PNG file{others}.",
+            "Expected frames named 0.png, 1.png, ... or frame000000.png, ...",
+            "Copy the frames there.",
         )
     by_number: dict[int, Png] = {}
     for name, status in listed:
@@ -91,21 +93,17 @@ def list_folder(folder: Path, report: Report) -> list[Png]:
         match = _NAME.fullmatch(name)
         if not match:
             report(
-                DataError(
-                    f"{path} does not have one number in its name.",
-                    "Expected a name like 17.png or frame000017.png.",
-                    "Rename the file or move it out of the folder.",
-                )
+                f"{path} does not have one number in its name.",
+                "Expected a name like 17.png or frame000017.png.",
+                "Rename the file or move it out of the folder.",
             )
             continue
         number = int(match[1])
         if number in by_number:
             report(
-                DataError(
-                    f"{path} has the same number as {by_number[number].path.name}.",
-                    "Expected one file for each number.",
-                    "Remove one of them.",
-                )
+                f"{path} has the same number as {by_number[number].path.name}.",
+                "Expected one file for each number.",
+                "Remove one of them.",
             )
             continue
         by_number[number] = Png(number, path, status.st_size, status.st_mtime_ns)
@@ -124,11 +122,9 @@ def check_pairs(frames_folder: Path, frames: list[Png], labels_folder: Path, lab
         for png in pngs:
             if png.number not in partners:
                 report(
-                    DataError(
-                        f"{png.path} has no partner in {folder}.",
-                        f"Expected a file with the number {png.number} in both folders.",
-                        "Copy the missing file, or remove this one.",
-                    )
+                    f"{png.path} has no partner in {folder}.",
+                    f"Expected a file with the number {png.number} in both folders.",
+                    "Copy the missing file, or remove this one.",
                 )
     check_gaps(frames_folder, sorted(framed | labelled), report)
 
@@ -137,21 +133,17 @@ def check_gaps(folder: Path, numbers: list[int], report: Report) -> None:
     """Report the gaps in the ascending `numbers`, and a first number above 1."""
     if numbers[0] > 1:
         report(
-            DataError(
-                f"{folder} starts at number {numbers[0]}: {numbers[0] - 1}.png is missing.",
-                "Expected numbers from 0 or 1 on.",
-                "Copy the missing frames, or renumber the others.",
-            )
+            f"{folder} starts at number {numbers[0]}: {numbers[0] - 1}.png is missing.",
+            "Expected numbers from 0 or 1 on.",
+            "Copy the missing frames, or renumber the others.",
         )
     for before, after in itertools.pairwise(numbers):
         if after != before + 1:
             missing = f"{before + 1}.png is" if after == before + 2 else f"{before + 1}.png to {after - 1}.png are"
             report(
-                DataError(
-                    f"{folder} has a gap in its numbers: {missing} missing.",
-                    "Expected every number once: a clip must not jump.",
-                    "Copy the missing frames, or renumber those after the gap.",
-                )
+                f"{folder} has a gap in its numbers: {missing} missing.",
+                "Expected every number once: a clip must not jump.",
+                "Copy the missing frames, or renumber those after the gap.",
             )
 
 
@@ -176,14 +168,12 @@ def blocks(
             pictures = []
             for png, result in zip(block, decoded, strict=True):
                 if isinstance(result, DataError):
-                    report(result)
+                    report(result.found, result.expected, result.todo)
                 elif result[1] != usual:
                     report(
-                        DataError(
-                            f"{png.path} is {result[1]} pixels.",
-                            f"Expected {usual}, like the rest of its folder.",
-                            "Replace the file.",
-                        )
+                        f"{png.path} is {result[1]} pixels.",
+                        f"Expected {usual}, like the rest of its folder.",
+                        "Replace the file.",
                     )
                 else:
                     pictures.append(result[0])

@@ -97,10 +97,12 @@ def roll_chunks(
     output: Output,
     statistics: Statistics = "stored",
 ) -> Iterator[Tensor]:
-    """The frames of `roll_out` in pieces (B, <= CHUNK_FRAMES, 3, H, W), for sequences of any length.
+    """Frames 1..T predicted from the first frame and the poses of frames 1..T, in pieces (B, <= CHUNK_FRAMES, 3, H, W).
 
-    labels   (B, T, 3, H, W) uint8 or float; only a piece at a time is moved to the model's device
-    z        (B, T, N, H, W), on any device
+    first        (B, 3, H, W) float in [0, 1]
+    labels       (B, T, 3, H, W), uint8 or float in [0, 1]; one piece at a time is moved to the model's device
+    z            (B, T, N, H, W) on any device, see `noise`
+    statistics   of the label encoder's BatchNorm: "stored" or "own", see `Label_Encoder.encode`
     """
     device = next(model.parameters()).device
     previous = first.to(device)
@@ -112,19 +114,6 @@ def roll_chunks(
             frames = roll_features(model, previous, features, z[:, start : start + CHUNK_FRAMES].to(device), output)
         previous = frames[:, -1]
         yield frames
-
-
-def roll_out(
-    model: CVAE, first: Tensor, labels: Tensor, z: Tensor, output: Output, statistics: Statistics = "stored"
-) -> Tensor:
-    """Frames 1..T predicted from the first one and the poses of frames 1..T: (B, T, 3, H, W) float.
-
-    first        (B, 3, H, W) float in [0, 1]
-    labels       (B, T, 3, H, W), float in [0, 1] or uint8: the poses of the frames that are predicted
-    z            (B, T, N, H, W), see `noise`
-    statistics   of the label encoder's BatchNorm: `stored` (evaluation) or `own`
-    """
-    return torch.cat(list(roll_chunks(model, first, labels, z, output, statistics)), 1)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cvaeopt.errors import DataError
 from cvaeopt.vae.dataset import list_part
 from cvaeopt.vae.png_folder import Png, Report, blocks, check_gaps, check_pairs, stop
 
@@ -84,30 +83,24 @@ def sequence_names(root: Path, report: Report) -> list[str]:
             names[folder] = {path.name for path in (root / folder).iterdir() if path.is_dir() and path.name[0] != "."}
         except OSError:
             report(
-                DataError(
-                    f"{root / folder} is not a folder that can be read.",
-                    f"Expected test sequences in {_FRAMES}/0, {_LABELS}/0 and so on.",
-                    "Check the path.",
-                )
+                f"{root / folder} is not a folder that can be read.",
+                f"Expected test sequences in {_FRAMES}/0, {_LABELS}/0 and so on.",
+                "Check the path.",
             )
             return []
     for here, there in ((_FRAMES, _LABELS), (_LABELS, _FRAMES)):
         for name in sorted(names[here] - names[there], key=_natural):
             report(
-                DataError(
-                    f"{root / here / name} has no partner {root / there / name}.",
-                    "Expected a first frame and labels for each test sequence.",
-                    "Copy the missing folder, or remove the other.",
-                )
+                f"{root / here / name} has no partner {root / there / name}.",
+                "Expected a first frame and labels for each test sequence.",
+                "Copy the missing folder, or remove the other.",
             )
     both = sorted(names[_FRAMES] & names[_LABELS], key=_natural)
     if not both:
         report(
-            DataError(
-                f"{root / _FRAMES} holds no test sequence.",
-                f"Expected folders {_FRAMES}/0, {_FRAMES}/1 and so on.",
-                "Copy them there.",
-            )
+            f"{root / _FRAMES} holds no test sequence.",
+            f"Expected folders {_FRAMES}/0, {_FRAMES}/1 and so on.",
+            "Copy them there.",
         )
     return both
 
@@ -126,19 +119,15 @@ def sequence_files(root: Path, name: str, report: Report) -> SequenceFiles:
     truth = frames if len(frames) == len(labels) else []
     if len(frames) > 1 and not truth:
         report(
-            DataError(
-                f"{frames_folder} holds {len(frames)} frames and {labels_folder} {len(labels)} labels.",
-                "Expected the first frame alone, or as many frames as labels.",
-                "Remove the others, or copy the missing ones.",
-            )
+            f"{frames_folder} holds {len(frames)} frames and {labels_folder} {len(labels)} labels.",
+            "Expected the first frame alone, or as many frames as labels.",
+            "Remove the others, or copy the missing ones.",
         )
     if len(labels) == 1:
         report(
-            DataError(
-                f"{labels_folder} holds a single label, {labels[0].path.name}.",
-                "Expected at least 2: the first belongs to the given frame.",
-                "Copy the whole sequence there.",
-            )
+            f"{labels_folder} holds a single label, {labels[0].path.name}.",
+            "Expected at least 2: the first belongs to the given frame.",
+            "Copy the whole sequence there.",
         )
     if labels:
         check_gaps(labels_folder, [png.number for png in labels], report)

@@ -30,7 +30,7 @@ def test_a_roll_out_in_pieces_is_the_frame_by_frame_loop(
     z = rollout.noise("prior", 1.0, 7, length, 4, 8, 12)
     whole, rollout.CHUNK_FRAMES = rollout.CHUNK_FRAMES, chunk
     try:
-        rolled = rollout.roll_out(model, first, labels, z[None], output)[0]
+        rolled = torch.cat(list(rollout.roll_chunks(model, first, labels, z[None], output)), 1)[0]
     finally:
         rollout.CHUNK_FRAMES = whole
     expected = plain.roll_out(model, first, labels[0].float() / 255, z, output)
@@ -41,9 +41,11 @@ def test_sequences_rolled_out_together_do_not_touch_each_other() -> None:
     model = network()
     first, labels = torch.rand(3, 3, 8, 12), torch.rand(3, 5, 3, 8, 12)
     z = torch.randn(3, 5, 4, 8, 12)
-    together = rollout.roll_out(model, first, labels, z, "linear")
+    together = torch.cat(list(rollout.roll_chunks(model, first, labels, z, "linear")), 1)
     for one in range(3):
-        alone = rollout.roll_out(model, first[one : one + 1], labels[one : one + 1], z[one : one + 1], "linear")
+        alone = torch.cat(
+            list(rollout.roll_chunks(model, first[one : one + 1], labels[one : one + 1], z[one : one + 1], "linear")), 1
+        )
         torch.testing.assert_close(together[one], alone[0], rtol=1e-4, atol=1e-5)
 
 
