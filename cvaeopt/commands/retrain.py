@@ -72,12 +72,12 @@ def train(
     if epochs is not None and "num_epoch" in changes:
         raise SettingsError(f"num_epoch is set beside --epochs {epochs}.", "Expected: the number of epochs once.")
     changes |= {} if epochs is None else {"num_epoch": epochs}
-    options = _Options.checked(start, data, gpu, threads, patience, dry_run, as_json)
+    options = _Options(data, gpu, threads, start, output, ignore_extra, patience, dry_run, as_json)
     file = recipe or Path("template")
-    plan = _plan(file, chosen, _Start(start, output, ignore_extra), None, "absolute", changes)
+    plan = _plan(file, chosen, options, None, "absolute", changes)
     name = f"{file.stem}-{plan.config.num_epoch}-{plan.config.digest()[:6]}"
     folder = RunFolder(out or Path("storage") / "train" / name)
-    _run(console, plan, folder, options)
+    _run(console, plan, folder)
 
 
 def retrain(
@@ -111,68 +111,46 @@ def retrain(
     from cvaeopt.outcome.transfer import DEFAULT_TRANSFER
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
-    chosen, begun = recipes.read(recipe), _Start(start, output, ignore_extra)
-    options = _Options.checked(start, data, gpu, threads, patience, dry_run, as_json)
-    plan = _plan(recipe, chosen, begun, epochs, transfer or DEFAULT_TRANSFER, _overrides(override or []))
+    options = _Options(data, gpu, threads, start, output, ignore_extra, patience, dry_run, as_json)
+    mode, changes = transfer or DEFAULT_TRANSFER, _overrides(override or [])
+    plan = _plan(recipe, recipes.read(recipe), options, epochs, mode, changes)
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{plan.config.num_epoch}")
-    _run(console, plan, folder, options)
+    _run(console, plan, folder)
 
 
 @dataclass(frozen=True)
 class _Options:
-    """How a run is done and shown.
+    """The options that train and retrain share, as they were given."""
 
-    given    options on the command line, as a dry run shows them
-    root     the data folder
-    device   where it trains; a dry run chooses none
-    """
-
-    given: dict[str, Any]
-    root: Path
-    device: str
+    data: Path | None
+    gpu: str | None
+    threads: int | None
+    start: Path | None
+    output: Literal["linear", "sigmoid", "clamp"] | None
+    ignore_extra: bool
     patience: int | None
     dry_run: bool
     as_json: bool
 
-    @classmethod
-    def checked(
-        cls,
-        start: Path | None,
-        data: Path | None,
-        gpu: str | None,
-        threads: int | None,
-        patience: int | None,
-        dry_run: bool,
-        as_json: bool,
-    ) -> _Options:
-        """The options, the device chosen before torch is loaded. CheckpointError or DataError for what is missing."""
-        from cvaeopt.vae import device as devices
 
-        if start is not None:
-            require_checkpoint(start)
-        root = data_folder(data)
-        device = "cpu" if dry_run else devices.use(gpu, threads)
-        return cls({"data": data, "gpu": gpu, "start": start}, root, device, patience, dry_run, as_json)
-
-
-def _run(console: Console, plan: _Plan, folder: RunFolder, options: _Options) -> None:
-    """Do what was planned in `folder`, from where it stands, and show the score at its end."""
-    if options.dry_run:
-        _show_plan(console, plan, options.root, folder, options.given)
+def _run(console: Console, plan: _Plan, folder: RunFolder) -> None:
+    """Train as planned in `folder`, after the epochs that it has already, and show the score at the end."""
+    if plan.options.dry_run:
+        _show_plan(console, plan, folder)
         return
-    run = _retraining(console, plan, options.root, folder, options.device, options.patience)
+    run = _retraining(console, plan, folder)
     _say_where_it_stands(console, run)
     _train(console, run)
     if not run.finished:
         epoch, last = run.epoch, run.config.num_epoch
-        if options.as_json:
+        if plan.options.as_json:
             console.json({"kind": "stopped", "folder": str(folder.root), "epoch": epoch, "epochs": last})
         else:
             console.result(f"Stopped after epoch {epoch} of {last}; the same command continues {folder.root}.")
         return
     with writing(folder.root, folder=True):
         sheet = run.finish()
-    if options.as_json:
+    if plan.options.as_json:
         console.json(sheet.plain())
     else:
         show.score(console, sheet.plain())
@@ -180,19 +158,12 @@ def _run(console: Console, plan: _Plan, folder: RunFolder, options: _Options) ->
 
 
 @dataclass(frozen=True)
-class _Start:
-    """The checkpoint whose weights a run starts from, None for fresh weights; and how it is to be read."""
-
-    path: Path | None
-    output: Literal["linear", "sigmoid", "clamp"] | None
-    ignore_extra: bool
-
-
-@dataclass(frozen=True)
 class _Plan:
-    """What a retrain will do.
+    """What a run will do.
 
     file      where the recipe is
+    root      the data folder
+    device    where it trains; a dry run chooses none
     mode      how schedules carry over to another number of epochs
     carried   the recipe's settings for the new number of epochs; the recipe's own where none was given
     changes   settings that were given on the command line
@@ -201,7 +172,9 @@ class _Plan:
 
     file: Path
     recipe: Recipe
-    start: _Start
+    options: _Options
+    root: Path
+    device: str
     mode: Transfer
     carried: Config
     changes: dict[str, Any]
@@ -209,18 +182,27 @@ class _Plan:
 
 
 def _plan(
-    file: Path, recipe: Recipe, start: _Start, epochs: int | None, mode: Transfer, changes: dict[str, Any]
+    file: Path, recipe: Recipe, options: _Options, epochs: int | None, mode: Transfer, changes: dict[str, Any]
 ) -> _Plan:
+    """The plan, its device chosen before torch is loaded; CheckpointError or DataError for what is missing."""
+    from cvaeopt.vae import device as devices
+
+    output = options.output
+    if options.start is not None:
+        require_checkpoint(options.start)
+    root = data_folder(options.data)
+    device = "cpu" if options.dry_run else devices.use(options.gpu, options.threads)
     from cvaeopt.outcome.retrain import resolve
 
     carried = resolve(recipe, epochs, mode)
-    if start.output is not None and start.path is None:
+    if output is not None and options.start is None:
         raise SettingsError(
-            f"--output {start.output} says how the network of --from makes frames, and there is no --from.",
-            todo=f"Use --set output={start.output} for a run with fresh weights.",
+            f"--output {output} says how the network of --from makes frames, and there is no --from.",
+            todo=f"Use --set output={output} for a run with fresh weights.",
         )
-    changes = {**({"output": start.output} if start.output else {}), **changes}
-    return _Plan(file, recipe, start, mode, carried, changes, resolve(recipe, epochs, mode, changes))
+    changes = {**({"output": output} if output else {}), **changes}
+    config = resolve(recipe, epochs, mode, changes)
+    return _Plan(file, recipe, options, root, device, mode, carried, changes, config)
 
 
 def _overrides(given: Sequence[str]) -> dict[str, Any]:
@@ -239,16 +221,17 @@ def _overrides(given: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _show_plan(console: Console, plan: _Plan, root: Path, folder: RunFolder, given: dict[str, Any]) -> None:
-    """What `retrain --dry-run` prints."""
+def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
+    """Show what the run would do."""
     from cvaeopt.outcome.retrain import differences
     from cvaeopt.vae.checkpoint import load_model
 
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder.", "Expected: a data folder.", "Name another one with --data.")
-    tables: dict[str, dict[str, Any]] = {"run": shown(**given)}
-    if plan.start.path is not None:
-        loaded = load_model(plan.start.path, output=plan.start.output, ignore_extra=plan.start.ignore_extra)
+    options = plan.options
+    if not plan.root.is_dir():
+        raise DataError(f"{plan.root} is no folder.", "Expected: a data folder.", "Name another one with --data.")
+    tables: dict[str, dict[str, Any]] = {"run": shown(data=options.data, gpu=options.gpu, start=options.start)}
+    if options.start is not None:
+        loaded = load_model(options.start, output=options.output, ignore_extra=options.ignore_extra)
         tables["weights"] = {"epoch": loaded.epoch, "output": shown_output(loaded)}
     tables["provenance"] = {key: value for key, value in plan.recipe.origin.items() if value is not None}
     if plan.carried.num_epoch != plan.recipe.settings.num_epoch:
@@ -260,26 +243,24 @@ def _show_plan(console: Console, plan: _Plan, root: Path, folder: RunFolder, giv
     show.resolved(console, f"Would train {count(plan.config.num_epoch, 'epoch')} into {folder.root}.", tables)
 
 
-def _retraining(
-    console: Console, plan: _Plan, root: Path, folder: RunFolder, device: str, patience: int | None
-) -> Retraining:
+def _retraining(console: Console, plan: _Plan, folder: RunFolder) -> Retraining:
     """The run of `plan` in `folder`, with its data loaded; new, or continued."""
     from cvaeopt.outcome.retrain import Retraining, with_output_of
 
-    config, start = plan.config, plan.start
-    loaded = load_data(console, root, (config.frame_H, config.frame_W))
+    config, options = plan.config, plan.options
+    loaded = load_data(console, plan.root, (config.frame_H, config.frame_W))
     if "output" not in plan.changes:
-        config, notes = with_output_of(start.path, config, loaded, folder, ignore_extra=start.ignore_extra)
+        config, notes = with_output_of(options.start, config, loaded, folder, ignore_extra=options.ignore_extra)
         for note in notes:
             console.warn(note)
     return Retraining(
         config,
         loaded,
         folder,
-        device=device,
-        start=start.path,
-        ignore_extra=start.ignore_extra,
-        patience=patience,
+        device=plan.device,
+        start=options.start,
+        ignore_extra=options.ignore_extra,
+        patience=options.patience,
         metric=str(plan.recipe.provenance.get("metric", "val_psnr")),
         provenance={"recipe": plan.file.name, **plan.recipe.origin},
     )
@@ -297,7 +278,7 @@ def _say_where_it_stands(console: Console, run: Retraining) -> None:
 
 
 def _train(console: Console, run: Retraining) -> None:
-    """Train what is left, until a signal asks to stop after the epoch; Interrupted by a second one."""
+    """Train the remaining epochs, or until a signal asks to stop after the epoch; Interrupted by a second signal."""
     last, folder = run.config.num_epoch, run.folder.root
     try:
         with (
@@ -318,7 +299,7 @@ def _train(console: Console, run: Retraining) -> None:
 
 @contextlib.contextmanager
 def _announced_stop(console: Console) -> Iterator[Stop]:
-    """What signals ask of this process inside the block; the first one is answered with a line."""
+    """Inside the block signals ask this process to stop; a line answers the first one."""
     stop, closed = Stop(), threading.Event()
 
     def announce() -> None:  # in a thread: the line that a signal interrupts may be writing to the same stream
