@@ -1,4 +1,4 @@
-"""optuna-dashboard behind our own doors: who may ask, what may be written, and how a stored file is handed out."""
+"""Serve optuna-dashboard with checks in front of it: who may send requests, what may be changed, how files are sent."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 Layer = Callable[["WSGIApplication"], "WSGIApplication"]
-"""A WSGI middleware: it looks at a request before the application does, and may answer it itself."""
+"""A WSGI middleware: it gets a request before the application does, and may answer it."""
 
 log = logging.getLogger(__name__)
 
-_IDLE_S = 30.0  # a connection that sends or takes nothing for so long is closed
+_IDLE_S = 30.0  # a connection without traffic for so long is closed
 _READING = ("GET", "HEAD", "OPTIONS")
 _NETLOC = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([\w.-]+))(?::\d*)?", re.IGNORECASE)
 _LOCAL_ADDRESS = "cvaeopt.local_address"
-# Pages and data of the dashboard itself. All other paths are files that somebody uploaded.
+# Paths of the dashboard's own pages and data. All other paths are files that somebody uploaded.
 _OWN = re.compile(r"/|/favicon\.ico|/(?:dashboard|static|api|csv|incompatible-rdb-schema)(?:/.*)?", re.DOTALL)
-# Types that no browser runs as a page: shown in place, without the parameters that were stored with them.
+# Types that no browser runs as a page. They are shown in place, without the parameters that were stored with them.
 _SHOWN = re.compile(r"image/(?:png|jpeg|gif|webp|bmp)|audio/[\w.+-]+|video/[\w.+-]+")
 _SHOWN_TEXTS = ("text/plain", "text/csv", "application/json", "application/x-ndjson", "application/jsonl")
 
@@ -48,9 +48,9 @@ def application(
 ) -> WSGIApplication:
     """optuna-dashboard for `storage`, with every check in front of it.
 
-    bound       address that is listened on
+    bound       the address at which the server listens
     names       other names under which browsers reach it
-    layers      more middlewares, which see only requests that passed the checks; the last one sees them first
+    layers      more middlewares; they get only requests that passed the checks, and the last one gets them first
     """
     from optuna_dashboard import wsgi
 
@@ -66,9 +66,9 @@ def application(
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """Listens on `host` and `port` from its creation on; each request has a thread, so that none waits for another.
+    """A server that listens at `host` and `port` as soon as it is made, with a thread for each request.
 
-    SettingsError if nothing can listen there.
+    SettingsError if it cannot listen there.
     """
 
     daemon_threads = True
@@ -86,13 +86,13 @@ class Server(ThreadingMixIn, WSGIServer):
             ) from None
 
     def server_bind(self) -> None:
-        """As in the base class, without asking the network for this machine's name, which may take long."""
+        """Bind as the base class does, but without looking up this machine's name, which may take long."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke, or was idle for too long, is nobody's fault."""
+        """Log a connection that broke, or was idle for too long; this is not an error."""
         log.debug("The connection from %s ended early.", client_address, exc_info=True)
 
 
@@ -107,10 +107,10 @@ class _Request(WSGIRequestHandler):
 
 
 def for_own_pages(app: WSGIApplication, bound: str, names: Sequence[str] = ()) -> WSGIApplication:
-    """`app` for requests under a name of this server, which write only if a page of this server sent them.
+    """`app` for requests under a name of this server; those that change something must come from its own pages.
 
-    A page of another server can let its own name point to this machine (DNS rebinding): the browser then takes both
-    for the same site, and only the header Host still tells them apart.
+    The owner of another page can let its host name point to this machine (DNS rebinding). The browser then takes both
+    for the same site, and only the header Host shows the difference.
     """
     allowed = [_plain_name(name) for name in names]
 
@@ -148,7 +148,7 @@ def for_own_pages(app: WSGIApplication, bound: str, names: Sequence[str] = ()) -
 
 
 def without_writing(app: WSGIApplication) -> WSGIApplication:
-    """`app` for requests that only read."""
+    """`app` that refuses every request that changes something."""
 
     def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in _READING:
@@ -165,7 +165,7 @@ def without_writing(app: WSGIApplication) -> WSGIApplication:
 
 
 def safe_answers(app: WSGIApplication) -> WSGIApplication:
-    """`app` whose uploaded files are never run as pages of this server, and whose pages no other site can frame."""
+    """`app` with headers that keep browsers from running uploaded files, and other sites from framing its pages."""
 
     def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         uploaded = _OWN.fullmatch(environ.get("PATH_INFO") or "/") is None
@@ -185,7 +185,7 @@ def safe_answers(app: WSGIApplication) -> WSGIApplication:
 
 
 def refuse(environ: WSGIEnvironment, start_response: StartResponse, *parts: str) -> list[bytes]:
-    """The answer 403 with found, expected, what to do; in the form in which the dashboard's pages show a reason."""
+    """Answer 403 with what was found, what was expected and what to do, so that the dashboard's pages show it."""
     reason = " ".join(parts)
     for_page = environ.get("PATH_INFO", "").startswith("/api/")
     body = (json.dumps({"reason": reason}) if for_page else f"{reason}\n").encode()
@@ -200,7 +200,7 @@ def refuse(environ: WSGIEnvironment, start_response: StartResponse, *parts: str)
 
 
 def _as_file(stored: str) -> dict[str, str]:
-    """The headers under which an uploaded file of the `stored` type is handed out."""
+    """The headers for an uploaded file whose stored type is `stored`."""
     kind = stored.partition(";")[0].strip().lower()
     headers = {"Content-Security-Policy": "default-src 'none'; sandbox"}
     if kind in _SHOWN_TEXTS:
@@ -211,11 +211,11 @@ def _as_file(stored: str) -> dict[str, str]:
 
 
 def _plain_name(given: str) -> str:
-    """The name in `--allow-host`, as browsers send it; SettingsError if it is none."""
+    """The name in `--allow-host` as browsers send it; SettingsError if it is not a name."""
     name = _host(_netloc(given))
     if name is None:
         raise SettingsError(
-            f"--allow-host {given!r} is no name of a host.",
+            f"--allow-host {given!r} is not the name of a host.",
             "Expected: a name or an address, without https:// and without a path.",
             "Write it as in --allow-host lab.example.",
         )
@@ -223,7 +223,7 @@ def _plain_name(given: str) -> str:
 
 
 def _netloc(address: str) -> str:
-    """A name or an address as it stands in a URL."""
+    """A name or an address as it is written in a URL."""
     return f"[{address}]" if address.count(":") > 1 and not address.startswith("[") else address
 
 

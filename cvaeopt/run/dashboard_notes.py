@@ -1,8 +1,7 @@
 """What the dashboard shows beside Optuna's own charts: files of the trials, and notes that summarise a study.
 
-All of it is for people to read. When two workers write at the same time it may be one trial behind. No trial fails
-because of it, or waits long for it: `keep_up` is called between two trials, sends a fixed number of queries, and only
-logs its errors.
+People read it, and no program does. If two workers write at the same time, it may be one trial behind. `keep_up` is
+called between two trials, sends a limited number of queries and only logs its errors, so no trial fails because of it.
 """
 
 from __future__ import annotations

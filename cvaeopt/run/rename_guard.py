@@ -1,7 +1,7 @@
-"""Optuna's dashboard, which may not rename our studies: it copies the trials under the new name and deletes the study.
+"""Keep Optuna's dashboard from renaming our studies, because it copies the trials to a new study and deletes the old.
 
-The definition, the budget and the leases stay behind, and the trials get other ids: no worker could go on with the
-copy. Studies of other programs are renamed as ever.
+Definition, budget and leases would not be copied, and the trials would have other ids, so no worker could continue the
+copy. Studies of other programs can still be renamed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RENAME = re.compile(r"/api/studies/(\d+)/rename/?")
 
 
 def refuse_renames(application: WSGIApplication, storage: Storage) -> WSGIApplication:
-    """`application`, Optuna's dashboard on `storage`, with a refusal in place of the renaming of one of our studies."""
+    """`application`, which is Optuna's dashboard on `storage`, without the renaming of our studies."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = _RENAME.fullmatch(environ.get("PATH_INFO", ""))

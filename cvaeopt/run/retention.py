@@ -1,4 +1,4 @@
-"""Which files of a trial stay on the disk, and which are deleted, and when.
+"""Decide which files of a trial stay on the disk, and delete the others.
 
 Settings, history and pictures of every trial stay. The checkpoints of finished trials are deleted, except those of the
 study's best trials. Checkpoints of earlier owners of a trial, and scratch files, are deleted as soon as a newer owner
@@ -24,7 +24,7 @@ _undeletable: set[Path] = set()
 
 
 def delete(path: Path) -> bool:
-    """Whether `path` is gone; never raises.
+    """Delete `path`; returns whether it is gone, and never raises.
 
     A file that may not be deleted, for example because it belongs to another user, must not make a trial fail.
     """
@@ -52,7 +52,7 @@ def delete_older(folder: Path, token: int) -> None:
 
 
 def delete_leftovers(folder: Path) -> None:
-    """Delete what no owner of a finished trial needs: files of delivered reports, and scratch files of killed ones."""
+    """Delete the files that nobody needs after the end of a trial: delivered reports, and scratch files."""
     for path in [*folder.glob("reports.*.jsonl"), *folder.glob(".*.part")]:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

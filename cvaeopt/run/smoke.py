@@ -1,7 +1,7 @@
-"""The smoke study: everything once, tiny, on the CPU, through the commands that users type.
+"""The smoke study: run every part of the program once, with a tiny study on the CPU, through the users' commands.
 
-Two worker processes share one SQLite file. What is checked at the end is what a user would look at: all trials of
-the budget are there, the recipe trains, the submission has its rows, the page is written.
+Two worker processes share one SQLite file. At the end the results are checked: all trials of the budget are complete,
+the recipe can be trained, the submission has its rows, and the report is written.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ STUDY = "smoke.toml"
 RETRAIN_EPOCHS = 3
 
 
-class SmokeFailure(CvaeoptError):  # noqa: N818 - what it is about is a run, not a mistake
-    """A step of the smoke study did not do what it should."""
+class SmokeFailure(CvaeoptError):  # noqa: N818 - it describes a run
+    """A step of the smoke study failed."""
 
 
 def run(folder: Path | None = None) -> Iterator[str]:
-    """Run the smoke study in `folder` (default: a scratch folder that is deleted); yields what was done, step by step.
+    """Run the smoke study in `folder` (None: a temporary folder) and yield a line of text after each step.
 
     Raises SmokeFailure with the output of the command that failed.
     """
@@ -42,7 +42,7 @@ def run(folder: Path | None = None) -> Iterator[str]:
 
 
 class _Shell:
-    """Runs `cvaeopt` in one folder, with everything it writes below it."""
+    """Runs `cvaeopt` commands that write into one folder only."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -56,7 +56,7 @@ class _Shell:
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """`cvaeopt ARGUMENTS` in the background, both outputs piped together."""
+        """Start `cvaeopt ARGUMENTS`, with standard output and errors in one pipe."""
         return subprocess.Popen(
             [sys.executable, "-m", "cvaeopt.cli", *arguments],
             cwd=self.root,
@@ -83,7 +83,7 @@ def _output(process: subprocess.Popen[str], arguments: tuple[str, ...]) -> str:
 
 def _steps(shell: _Shell) -> Iterator[str]:
     root = shell.root
-    # Less than `demo-data` draws, so that it takes seconds.
+    # Fewer frames than `demo-data` draws, so that it takes seconds.
     writer.write(root / "data", clips=8, val_frames=24, sequences=2, sequence_frames=16)
     shell.run("check-data", "data")
     yield "demonstration data drawn"
@@ -94,7 +94,7 @@ def _steps(shell: _Shell) -> Iterator[str]:
             _output(worker, arguments)
     finally:
         for worker in workers:
-            if worker.poll() is None:  # a failure, or Ctrl-C, left it behind
+            if worker.poll() is None:  # after a failure or Ctrl-C
                 worker.kill()
                 worker.communicate()
     facts = json.loads(shell.run("status", "--study", STUDY, "--json"))

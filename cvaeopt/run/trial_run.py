@@ -154,7 +154,7 @@ class TrialRun:
         return checkpoint.newest([*fetched, *([here] if here else [])], config, digest, accepted)
 
     def _describe(self) -> None:
-        """Write with the trial what it is trained on, and with which versions and seed."""
+        """Write device, versions, seed and digests into the attributes of the trial."""
         config = self.trainer.config
         attributes: dict[str, Any] = {
             SEED: config.seed,
@@ -231,7 +231,7 @@ class TrialRun:
         }
 
     def settle(self) -> None:
-        """Wait, for a minute at most, until the last checkpoint is where other machines find it; never raises."""
+        """Wait, for a minute at most, until other machines can find the last checkpoint; never raises."""
         if self._remote is not None and not self._remote.flush(_UPLOAD_LIMIT_S):
             log.warning(
                 "Trial %d: its last checkpoint (epoch %d) did not reach %s. On another machine the trial goes on from "
@@ -242,7 +242,7 @@ class TrialRun:
             )
 
     def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
-        """Write what people want to see: history, pictures, attributes, a note. Never makes the trial fail.
+        """Write history, pictures, attributes and a note; errors are logged and never make the trial fail.
 
         The checkpoint of a complete trial becomes last.pt. Checkpoints that nobody needs are deleted later, by
         `tidy`: if this worker is killed before it has told the study, the next worker continues from them.

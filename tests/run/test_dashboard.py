@@ -119,7 +119,7 @@ def test_more_hosts_are_allowed_by_name(room: Room) -> None:
 @pytest.mark.parametrize("name", ["https://lab.example", "lab.example/x", "", "a b", "*"])
 def test_a_name_that_is_none_is_refused(room: Room, name: str) -> None:
     room.options["names"] = [name]
-    with pytest.raises(SettingsError, match="is no name of a host"):
+    with pytest.raises(SettingsError, match="is not the name of a host"):
         room.ask("GET", "/")
 
 
