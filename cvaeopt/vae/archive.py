@@ -15,7 +15,6 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,11 +23,18 @@ import torch
 
 from cvaeopt.errors import CheckpointError
 
+
+def _dict(*_: Any) -> dict[Any, Any]:
+    """Return a plain dict in place of a defaultdict, which torch creates but then refuses to fill."""
+    return {}
+
+
 # A pair gives the name under which another version of Python or numpy writes the same class. Paths become pure paths,
 # which have no access to the disk and exist on every system.
 ALLOWED: Final[list[Any]] = [
     argparse.Namespace,
-    *(defaultdict, list, dict, int, float),  # people keep losses in defaultdict(list)
+    (_dict, "collections.defaultdict"),
+    *(list, dict, int, float, str, set, tuple),  # what a defaultdict makes: people keep losses in defaultdict(list)
     np.dtype,
     np.ndarray,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
@@ -129,6 +135,8 @@ def _refused(path: Path, start: bytes, error: Exception, archive: bool) -> Check
         return _unreadable(
             path, "it was pickled with a newer protocol", "Save it with torch.save's own pickle_protocol."
         )
+    if reason := re.search(r"WeightsUnpickler error:\s*(.+)", message):
+        return _unreadable(path, f"torch does not rebuild all that it holds: {reason[1].strip()[:200]}", _SAVE)
     if archive:
         return _unreadable(path, f"its bytes are damaged: {message.splitlines()[0] if message else error!r}", _COPY)
     ended = isinstance(error, EOFError | IndexError | struct.error) or "EOF" in message or "GLOBAL" in message

@@ -161,6 +161,7 @@ def _beside(leaves: list[tuple[Path, list[str], Any]], taken: set[Path], place: 
     for path, parts, value in leaves:
         together = path[:-1] in holders and ("." in str(path[-1]) or value.ndim > 0)
         aside = path[:-2] in apart and len(path) > 1 and "optim" not in str(path[-2]).lower()
+        aside = aside and isinstance(path[-1], str) and isinstance(value, Tensor)  # a list of figures is no module
         if path not in taken and (together or aside):
             names.append(".".join(parts[len(prefix) :] if parts[: len(prefix)] == prefix else parts))
     return tuple(names)
