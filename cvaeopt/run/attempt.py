@@ -47,6 +47,7 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.store import damage
 from cvaeopt.store.identity import of
 from cvaeopt.store.leases import CONSTRAINTS, Lease, LeaseRegistry, Outcome
+from cvaeopt.store.optuna_private import forget_trials
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Place
 
@@ -88,7 +89,7 @@ class Session:
     def read_trial(self, lease: Lease) -> FrozenTrial:
         """The trial of `lease` before it is trained; StudyError if it was deleted."""
         # Optuna's `ask` reads all trials first, for the sampler and for its cache of ids.
-        self.study._thread_local.cached_all_trials = None
+        forget_trials(self.study)
         self.study.get_trials(deepcopy=False)
         try:
             return self.storage.get_trial(lease.trial_id)

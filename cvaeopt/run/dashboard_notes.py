@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import optuna
@@ -24,6 +23,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cvaeopt.errors import StorageUnreachable
+from cvaeopt.store.optuna_private import id_of, storage_of, trial_for_note, trial_id_of
+from cvaeopt.store.ranking import ranked
 from cvaeopt.store.status import FAILED, status
 from cvaeopt.store.storage import Storage
 from cvaeopt.text import BASELINES, STATES, count, short
@@ -62,7 +63,7 @@ def attach(trial: Trial, store: FileSystemArtifactStore, paths: Sequence[Path]) 
     The file is written first and its entry second: an entry without a file shows a broken picture, and the dashboard
     cannot delete a study that has one.
     """
-    storage = trial.study._storage
+    storage = storage_of(trial.study)
     shown = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial, storage=storage)}
     for path in paths:
         artifact_id = shown.get(path.name, str(uuid.uuid4()))
@@ -76,7 +77,7 @@ def attach(trial: Trial, store: FileSystemArtifactStore, paths: Sequence[Path]) 
                 with contextlib.suppress(ArtifactNotFound):
                     store.remove(artifact_id)
             raise
-        storage.set_trial_system_attr(trial._trial_id, f"artifacts:{artifact_id}", json.dumps(asdict(entry)))
+        storage.set_trial_system_attr(trial_id_of(trial), f"artifacts:{artifact_id}", json.dumps(asdict(entry)))
 
 
 def note_text(text: str) -> str:
@@ -108,11 +109,11 @@ def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactSto
     """
     ended = study.get_trials(deepcopy=False, states=_FINISHED)
     kept = _best(ended, keep) | _latest(ended, keep)
-    losing = {trial._trial_id: trial for trial in ended if trial.number not in kept}
+    losing = {trial_id_of(trial): trial for trial in ended if trial.number not in kept}
     if not losing:
         return []
     thinned: list[int] = []
-    for trial_id, shown in storage.artifacts(study._study_id).items():
+    for trial_id, shown in storage.artifacts(id_of(study)).items():
         pictures = [key for key, entry in shown.items() if str(entry["mimetype"]).startswith("image/")]
         if trial_id not in losing or not pictures or len(thinned) == _MAX_TRIALS_AT_ONCE:
             continue
@@ -121,7 +122,7 @@ def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactSto
                 store.remove(picture)
         if storage.forget_artifacts(trial_id, pictures):  # true for only one of several workers
             thinned.append(losing[trial_id].number)
-            body = _notes(storage.get_study_system_attrs(study._study_id)).get(trial_id, "")
+            body = _notes(storage.get_study_system_attrs(id_of(study))).get(trial_id, "")
             addition = (
                 f"Its pictures left the dashboard, which keeps those of the best {keep} and the latest {keep} trials; "
                 "the files are still in its folder."
@@ -133,13 +134,13 @@ def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactSto
 def write_notes(storage: Storage, study: optuna.Study) -> None:
     """Bring the notes of the study and of its best trial up to date, and write one for trials that ended without."""
     facts = status(storage, study.study_name)
-    attributes = storage.get_study_system_attrs(study._study_id)
+    attributes = storage.get_study_system_attrs(id_of(study))
     notes = _notes(attributes)
     by_number = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     best = by_number.get(facts["best"]["number"]) if facts["best"] else None
     explained = 0
     for trial in by_number.values():
-        body = before = notes.get(trial._trial_id, "")
+        body = before = notes.get(trial_id_of(trial), "")
         if not body and trial.state in _FINISHED and explained < _MAX_TRIALS_AT_ONCE:
             body = explanation(trial)
             explained += 1
@@ -148,10 +149,10 @@ def write_notes(storage: Storage, study: optuna.Study) -> None:
         if best is not None and trial.number == best.number:
             body = f"{BEST}: {_of_baselines(facts)}.\n\n{body}"
         if body != before:
-            _save(storage, study, trial._trial_id, body)
+            _save(storage, study, trial_id_of(trial), body)
     before = notes.get(None, "")
     theirs = before.partition(BELOW)[2] if BELOW in before else (f"\n\n{before}" if before else "")
-    body = f"{summary(facts, study._study_id)}\n\n---\n{BELOW}{theirs}"
+    body = f"{summary(facts, id_of(study))}\n\n---\n{BELOW}{theirs}"
     if body != before:
         _save(storage, study, None, body)
 
@@ -221,8 +222,7 @@ def _why(reason: str) -> str:
 
 
 def _best(ended: Iterable[FrozenTrial], keep: int) -> set[int]:
-    complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
-    return {trial.number for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number))[:keep]}
+    return {trial.number for trial in ranked(ended)[:keep]}
 
 
 def _latest(ended: Iterable[FrozenTrial], keep: int) -> set[int]:
@@ -247,6 +247,4 @@ def _save(storage: Storage, study: optuna.Study, trial_id: int | None, body: str
     """Replace the note of a trial, finished or not, or the study's (None)."""
     from optuna_dashboard import save_note
 
-    # These are the attributes of a trial that `save_note` reads. Optuna's own class would ask the sampler for settings.
-    trial = SimpleNamespace(storage=storage, study=study, _trial_id=trial_id)
-    save_note(study if trial_id is None else trial, body)
+    save_note(study if trial_id is None else trial_for_note(storage, study, trial_id), body)

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.store.identity import of
+from cvaeopt.store.ranking import ranked
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoin
     Checkpoints of trials that still run are never touched. The copies in `remote` are deleted soon afterwards.
     """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
-    kept = {trial.number for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number))[:keep_best]}
+    kept = {trial.number for trial in ranked(finished)[:keep_best]}
     identity = of(study)
     deleted = []
     for trial in finished:

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
 from cvaeopt.errors import SettingsError, StudyDamaged
+from cvaeopt.store.optuna_private import contains
 from cvaeopt.store.storage import Storage
 
 _UNREADABLE = (
@@ -313,7 +314,7 @@ def _parameter(study: str, where: str, row: Mapping[str, Any]) -> Iterator[Study
     name, value = row["param_name"], row["param_value"]
     try:
         within = json_to_distribution(row["distribution_json"])
-        inside = _number(value) and within._contains(float(value))
+        inside = _number(value) and contains(within, float(value))
         shown = within.to_external_repr(value) if inside else value
     except Exception:  # whatever Optuna meets in a range that it did not write
         found, expected = f"{name!r}: distribution_json = {_short(row['distribution_json'])}", "a range of Optuna's"

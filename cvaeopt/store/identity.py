@@ -24,6 +24,7 @@ import optuna
 
 from cvaeopt.errors import StudyError
 from cvaeopt.files import RunFolder, digest, inside, umask, write_json
+from cvaeopt.store.optuna_private import id_of, storage_of
 
 KEY: Final = "cvaeopt:identity"
 """System attribute of a study: its identity."""
@@ -103,7 +104,7 @@ class Identity:
 
 def of(study: optuna.Study) -> Identity:
     """The identity of a study."""
-    return stated(study.study_name, study._storage.get_study_system_attrs(study._study_id).get(KEY))
+    return stated(study.study_name, storage_of(study).get_study_system_attrs(id_of(study)).get(KEY))
 
 
 def given(study: optuna.Study) -> Identity:
@@ -111,7 +112,7 @@ def given(study: optuna.Study) -> Identity:
     known = of(study)
     if known.value:
         return known
-    study._storage.set_study_system_attr(study._study_id, KEY, new())
+    storage_of(study).set_study_system_attr(id_of(study), KEY, new())
     return of(study)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, and_, case, or_, select, update
 
 from cvaeopt.errors import StudyGone
 from cvaeopt.store.damage import explained
-from cvaeopt.store.optuna_private import STUDIES
+from cvaeopt.store.optuna_rows import STUDIES
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import study_table
 

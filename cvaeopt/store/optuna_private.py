@@ -1,7 +1,7 @@
-"""Everything that this program does with private parts of Optuna: methods and attributes with a leading underscore,
-and the columns of its tables.
+"""Everything that this program does with private parts of Optuna, which are those with a leading underscore.
 
-No other module touches them. A new release of Optuna may move them; a test names what it then has moved.
+No other module touches them; the columns of Optuna's tables are in `optuna_rows`. A new release of Optuna may move
+both: tests/store/test_optuna_private.py then names what has moved.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import json
 from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import Connection, String, cast, column, orm, select, table
+from optuna.study import Study
+from optuna.trial import BaseTrial, FrozenTrial, TrialState, create_trial
+from sqlalchemy import Connection, orm, select
 
+from cvaeopt.store.optuna_rows import SYSTEM_ATTRS, read_trials, trial_attributes
 from cvaeopt.store.tables import lease_table
-from cvaeopt.store.trial_reader import read_trials
 
 T = TypeVar("T")
 
@@ -55,17 +58,6 @@ WRITING: Final = (
     "set_trial_system_attr",
 )
 """The methods of RDBStorage that are repeated as they are, during an outage."""
-
-# Optuna's tables, as far as queries of ours read them. Columns have no type, so that a damaged row can be read too.
-STUDIES = table("studies", column("study_id"), column("study_name"))
-STUDY_ATTRS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
-TRIALS = table(
-    "trials", column("trial_id"), column("number"), column("study_id"), column("state"), column("datetime_complete")
-)
-VALUES = table("trial_values", column("trial_id"), column("value"), column("value_type"))
-STEPS = table("trial_intermediate_values", column("trial_id"), column("step"))
-USER_ATTRS = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
-SYSTEM_ATTRS = table("trial_system_attributes", column("trial_id"), column("key"), column("value_json"))
 
 
 class RepeatedStorage(RDBStorage, abc.ABC):
@@ -239,28 +231,31 @@ for _name in (*READING, *WRITING):
     setattr(RepeatedStorage, _name, _repeated(_name, _name in READING))
 
 
-def trial_states(connection: Connection, study_id: int) -> list[tuple[int, int, str]]:
-    """(trial_id, number, state) of all trials of the study, by number."""
-    rows = connection.execute(
-        select(TRIALS.c.trial_id, TRIALS.c.number, cast(TRIALS.c.state, String))
-        .where(TRIALS.c.study_id == study_id)
-        .order_by(TRIALS.c.number)
-    )
-    return [(trial_id, number, state) for trial_id, number, state in rows]
+def id_of(study: Study) -> int:
+    """The id of a study in its database."""
+    return study._study_id
 
 
-def trial_attributes(
-    connection: Connection, study_id: int, source: Any, keys: tuple[str, ...] | str
-) -> dict[tuple[int, str], Any]:
-    """The attributes of the study's trials by (trial_id, key).
+def trial_id_of(trial: BaseTrial) -> int:
+    """The id of a trial in its database."""
+    return int(trial._trial_id)  # type: ignore[attr-defined]
 
-    source   USER_ATTRS or SYSTEM_ATTRS
-    keys     the keys wanted, or the string that they start with
-    """
-    wanted = source.c.key.startswith(keys) if isinstance(keys, str) else source.c.key.in_(keys)
-    rows = connection.execute(
-        select(source.c.trial_id, source.c.key, source.c.value_json)
-        .select_from(source.join(TRIALS, TRIALS.c.trial_id == source.c.trial_id))
-        .where(TRIALS.c.study_id == study_id, wanted)
-    )
-    return {(trial_id, key): json.loads(value) for trial_id, key, value in rows}
+
+def storage_of(study: Study) -> BaseStorage:
+    """The storage that a study is in."""
+    return study._storage
+
+
+def forget_trials(study: Study) -> None:
+    """Make the next call in this thread read the study's trials again."""
+    study._thread_local.cached_all_trials = None
+
+
+def contains(distribution: BaseDistribution, value: float) -> bool:
+    """Whether `value`, in the form in which the database keeps it, lies within the distribution."""
+    return distribution._contains(value)
+
+
+def trial_for_note(storage: BaseStorage, study: Study, trial_id: int) -> Any:
+    """What `optuna_dashboard.save_note` reads of a trial. Optuna's own class would ask the sampler for settings."""
+    return SimpleNamespace(storage=storage, study=study, _trial_id=trial_id)

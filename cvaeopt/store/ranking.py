@@ -15,7 +15,7 @@ from typing import NamedTuple
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, String, cast, func, select
 
-from cvaeopt.store.optuna_private import SYSTEM_ATTRS, TRIALS, VALUES
+from cvaeopt.store.optuna_rows import SYSTEM_ATTRS, TRIALS, VALUES
 
 
 class Best(NamedTuple):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, String, cast, func, select
 
 from cvaeopt.search.definition import Definition
 from cvaeopt.store.damage import named
-from cvaeopt.store.optuna_private import STEPS, TRIALS, USER_ATTRS, VALUES, trial_attributes, trial_states
+from cvaeopt.store.optuna_rows import STEPS, TRIALS, USER_ATTRS, VALUES, trial_attributes, trial_states
 from cvaeopt.store.ranking import Best, best_row
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import require

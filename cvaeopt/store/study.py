@@ -19,7 +19,7 @@ from cvaeopt.search import space
 from cvaeopt.search.definition import Definition
 from cvaeopt.store import identity, ranking
 from cvaeopt.store.damage import named
-from cvaeopt.store.optuna_private import STUDIES, STUDY_ATTRS, trial_states
+from cvaeopt.store.optuna_rows import STUDIES, STUDY_ATTRS, trial_states
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import lease_table, study_table
 from cvaeopt.suggest.sampler import pruner_for, sampler_for

@@ -1,7 +1,8 @@
-"""Reads the trials of a study with plain queries: Optuna's own reading makes an object of every reported epoch.
+"""Optuna's tables, and what is read from them with plain queries.
 
-With 5,000 trials of up to 100 epochs that took 10 s and 0.7 GB in every process that asked for its first suggestion;
-this takes a tenth of both (bench/suggest.py).
+Optuna's own reading makes an object of every reported epoch. With 5,000 trials of up to 100 epochs that took 10 s and
+0.7 GB in every process that asked for its first suggestion; `read_trials` takes a tenth of both (bench/suggest.py).
+Columns have no type where that lets a damaged row be read.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnElement, Connection, DateTime, column, or_, select, table, true
+from sqlalchemy import ColumnElement, Connection, DateTime, String, cast, column, or_, select, table, true
 from sqlalchemy.sql.expression import TableClause
 
-_STUDIES: Final = table("studies", column("study_id"))
-_TRIALS: Final = table(
+STUDIES: Final = table("studies", column("study_id"), column("study_name"))
+STUDY_ATTRS: Final = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+TRIALS: Final = table(
     "trials",
     column("trial_id"),
     column("study_id"),
@@ -29,17 +31,17 @@ _TRIALS: Final = table(
     column("datetime_start", DateTime),
     column("datetime_complete", DateTime),
 )
-_PARAMS: Final = table(
+PARAMS: Final = table(
     "trial_params",
     *(column(name) for name in ("trial_id", "param_id", "param_name", "param_value", "distribution_json")),
 )
-_VALUES: Final = table("trial_values", *(column(name) for name in ("trial_id", "objective", "value", "value_type")))
-_STEPS: Final = table(
+VALUES: Final = table("trial_values", *(column(name) for name in ("trial_id", "objective", "value", "value_type")))
+STEPS: Final = table(
     "trial_intermediate_values",
     *(column(name) for name in ("trial_id", "step", "intermediate_value", "intermediate_value_type")),
 )
-_USER_ATTRS: Final = table("trial_user_attributes", *(column(name) for name in ("trial_id", "key", "value_json")))
-_SYSTEM_ATTRS: Final = table("trial_system_attributes", *(column(name) for name in ("trial_id", "key", "value_json")))
+USER_ATTRS: Final = table("trial_user_attributes", *(column(name) for name in ("trial_id", "key", "value_json")))
+SYSTEM_ATTRS: Final = table("trial_system_attributes", *(column(name) for name in ("trial_id", "key", "value_json")))
 
 _NOT_FINITE: Final = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 _MAX_ROWS: Final = 10_000  # fetched at once, which takes less time than row by row
@@ -55,12 +57,12 @@ def read_trials(
 
     KeyError if there is no such study. Other errors, such as ValueError, come from damaged rows.
     """
-    found = []
+    found: list[tuple[int, FrozenTrial]] = []
     for chosen in _conditions(ids, newer_than):
-        found += _read(connection, (_TRIALS.c.study_id == study_id) & chosen, states)
-    if not found and connection.execute(select(_STUDIES).where(_STUDIES.c.study_id == study_id)).first() is None:
+        found += _read(connection, (TRIALS.c.study_id == study_id) & chosen, states)
+    if not found and connection.execute(select(STUDIES).where(STUDIES.c.study_id == study_id)).first() is None:
         raise KeyError(f"there is no study with the id {study_id}")
-    return sorted(found, key=lambda trial: trial._trial_id)
+    return [trial for _, trial in sorted(found, key=lambda pair: pair[0])]
 
 
 def _conditions(ids: set[int], newer_than: int) -> Iterator[ColumnElement[bool]]:
@@ -69,40 +71,42 @@ def _conditions(ids: set[int], newer_than: int) -> Iterator[ColumnElement[bool]]
         yield true()
         return
     older = sorted(one for one in ids if one <= newer_than)
-    yield or_(_TRIALS.c.trial_id.in_(older[:_MAX_IDS]), _TRIALS.c.trial_id > newer_than)
+    yield or_(TRIALS.c.trial_id.in_(older[:_MAX_IDS]), TRIALS.c.trial_id > newer_than)
     for start in range(_MAX_IDS, len(older), _MAX_IDS):
-        yield _TRIALS.c.trial_id.in_(older[start : start + _MAX_IDS])
+        yield TRIALS.c.trial_id.in_(older[start : start + _MAX_IDS])
 
 
 def _read(
     connection: Connection, chosen: ColumnElement[bool], states: Container[TrialState] | None
-) -> list[FrozenTrial]:
+) -> list[tuple[int, FrozenTrial]]:
+    """The chosen trials, each after its id."""
+
     def rows(of: TableClause) -> Iterator[Any]:
         """The rows of a table that belong to the chosen trials."""
-        joined = of.join(_TRIALS, _TRIALS.c.trial_id == of.c.trial_id)
+        joined = of.join(TRIALS, TRIALS.c.trial_id == of.c.trial_id)
         result = connection.execute(select(*of.c).select_from(joined).where(chosen))
         return itertools.chain.from_iterable(result.partitions(_MAX_ROWS))
 
-    trials = connection.execute(select(_TRIALS).where(chosen)).all()
+    trials = connection.execute(select(TRIALS).where(chosen)).all()
     if states is not None:
         trials = [row for row in trials if TrialState[row.state] in states]
     if not trials:
         return []
     params: defaultdict[int, list[tuple[int, str, float, str]]] = defaultdict(list)
-    for trial_id, param_id, name, value, text in rows(_PARAMS):
+    for trial_id, param_id, name, value, text in rows(PARAMS):
         params[trial_id].append((param_id, name, value, text))
     values: defaultdict[int, dict[int, float]] = defaultdict(dict)
     curves: defaultdict[int, dict[int, float]] = defaultdict(dict)
-    for of, numbers in ((_VALUES, values), (_STEPS, curves)):
+    for of, numbers in ((VALUES, values), (STEPS, curves)):
         for trial_id, place, value, kind in rows(of):
             numbers[trial_id][place] = _number(value, kind)
     notes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     system: defaultdict[int, dict[str, Any]] = defaultdict(dict)
-    for of, attributes in ((_USER_ATTRS, notes), (_SYSTEM_ATTRS, system)):
+    for of, attributes in ((USER_ATTRS, notes), (SYSTEM_ATTRS, system)):
         for trial_id, key, text in rows(of):
             attributes[trial_id][key] = json.loads(text)
     return [
-        _trial(row, sorted(params[key]), values[key], curves[key], notes[key], system[key])
+        (key, _trial(row, sorted(params[key]), values[key], curves[key], notes[key], system[key]))
         for key, row in ((row.trial_id, row) for row in trials)
     ]
 
@@ -143,3 +147,30 @@ def _number(value: Any, kind: str) -> float:
 def _distribution(text: str) -> BaseDistribution:
     """The distribution that is written as JSON; the trials of a study share theirs."""
     return json_to_distribution(text)
+
+
+def trial_states(connection: Connection, study_id: int) -> list[tuple[int, int, str]]:
+    """(trial_id, number, state) of all trials of the study, by number."""
+    rows = connection.execute(
+        select(TRIALS.c.trial_id, TRIALS.c.number, cast(TRIALS.c.state, String))
+        .where(TRIALS.c.study_id == study_id)
+        .order_by(TRIALS.c.number)
+    )
+    return [(trial_id, number, state) for trial_id, number, state in rows]
+
+
+def trial_attributes(
+    connection: Connection, study_id: int, source: Any, keys: tuple[str, ...] | str
+) -> dict[tuple[int, str], Any]:
+    """The attributes of the study's trials by (trial_id, key).
+
+    source   USER_ATTRS or SYSTEM_ATTRS
+    keys     the keys wanted, or the string that they start with
+    """
+    wanted = source.c.key.startswith(keys) if isinstance(keys, str) else source.c.key.in_(keys)
+    rows = connection.execute(
+        select(source.c.trial_id, source.c.key, source.c.value_json)
+        .select_from(source.join(TRIALS, TRIALS.c.trial_id == source.c.trial_id))
+        .where(TRIALS.c.study_id == study_id, wanted)
+    )
+    return {(trial_id, key): json.loads(value) for trial_id, key, value in rows}

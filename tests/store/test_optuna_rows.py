@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cvaeopt.store import trial_reader
+from cvaeopt.store import optuna_rows
 from cvaeopt.store.opening import open_storage
 
 DISTRIBUTIONS = {
@@ -46,7 +46,7 @@ def texts(trials: list[FrozenTrial]) -> list[str]:
 
 
 def test_the_trials_are_those_that_optuna_reads(ready_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial_reader, "_MAX_IDS", 7)  # so that several queries are needed
+    monkeypatch.setattr(optuna_rows, "_MAX_IDS", 7)  # so that several queries are needed
     draw = random.Random(0)
     with open_storage(ready_url) as storage:
         optuna.create_study(study_name="other", storage=storage).add_trials([drawn(draw) for _ in range(5)])
