@@ -11,7 +11,7 @@ have gaps. Three things follow that means and pooled spreads get wrong:
   the rest is beside the spread of the settings (empirical Bayes, or best linear unbiased prediction).
 - A setting with one run is drawn further than one with three, so that they can be ranked together.
 
-In simulations with the noise of real trainings the 95 % interval of the winner holds its true value in 94-97 % of
+In simulations with the noise of real trainings the 95 % interval of the winner holds its true value in 93-97 % of
 confirmations, and its estimate is optimistic by less than 0.1 dB (tests/outcome/test_two_way.py).
 
 Sources: Searle, Casella and McCulloch, Variance Components (1992), chapters 5 and 7; Satterthwaite, Biometrics

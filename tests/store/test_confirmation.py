@@ -189,6 +189,22 @@ def test_a_successive_confirmation_trains_all_once_and_then_the_best_two_again(s
     assert confirmed(storage, 9, 3).new_runs == 12 - 8, "the full grid can be asked for afterwards"
 
 
+def test_workers_that_come_at_the_same_moment_register_the_second_stage_once(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched(storage)
+    confirmed(storage, 3, None)
+    finished(storage, "main.confirm", {1e-3: 30.0, 2e-3: 31.0, 3e-3: 29.0})
+    definition = stored_definition(storage, "main")
+    before = confirmation._namesakes(storage, "main")
+    confirmation.advance(storage, definition)
+    with monkeypatch.context() as late:  # the other worker has read the studies before this one registered any
+        late.setattr(confirmation, "_namesakes", lambda *_: before)
+        confirmation.advance(storage, definition)
+    assert names(storage) == ["main", "main.confirm", "main.confirm-2"]
+    assert len(open_existing(storage, "main.confirm-2")[0].get_trials()) == 4
+
+
 def test_the_second_stage_can_be_asked_for_by_hand(storage: Storage) -> None:
     searched(storage)
     confirmed(storage, 3, None)
