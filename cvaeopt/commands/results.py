@@ -1,4 +1,4 @@
-"""The commands that keep what a study found: export-best, fetch, report and show."""
+"""The commands that use a study's results: export-best, fetch, report and show."""
 
 from __future__ import annotations
 

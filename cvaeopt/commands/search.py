@@ -67,7 +67,7 @@ def worker(
     file = definition_path(study)
     definition = load_definition(str(file))
     parent = processes.ParentProcess.inherited()
-    if is_shipped(file) and parent is None:  # the process at the other end has said so already
+    if is_shipped(file) and parent is None:  # otherwise the parent has printed this already
         console.say(f"There is no studies/{study}.toml here: this is the study {study} that comes with cvaeopt.")
     flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
     places = Places.resolve(flags, os.environ, definition.service)

@@ -1,4 +1,4 @@
-"""What a worker tells whoever watches it: small facts, printed by the console, collected by tests.
+"""What a worker reports to whoever watches it: small facts, which the console prints and tests collect.
 
 A worker that another process started sends them to it as lines of JSON, see `to_json`.
 """
@@ -51,7 +51,7 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class LeaseTaken:
-    """The worker continues a trial that another worker left; `epoch` epochs were reported."""
+    """The worker continues a trial that another worker stopped training; `epoch` epochs were reported."""
 
     number: int
     token: int
@@ -101,10 +101,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Outage:
-    """The database does not answer since `seconds`; `said` is its last word. Training goes on."""
+    """The database has not answered for `seconds`; `reason` is its last error. Training goes on."""
 
     seconds: float
-    said: str
+    reason: str
 
 
 @dataclass(frozen=True)

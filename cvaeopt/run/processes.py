@@ -46,7 +46,7 @@ Heard = Callable[[int, events.Event | str], None]
 
 
 def threads_each(size: int, given: int | None, cores: int, openmp: str = "") -> int:
-    """CPU threads of each of `size` workers: as `given`, else so many that together they have one a core.
+    """CPU threads of each of `size` workers: as `given`, else an even share of the cores.
 
     openmp   OMP_NUM_THREADS, which may ask for fewer
     """
@@ -140,7 +140,7 @@ class ParentProcess:
 
 @dataclass
 class _Slot:
-    """A place for one child, and the child that has it now."""
+    """One child at a time, and what became of those before it."""
 
     index: int
     process: subprocess.Popen[str] | None = None
@@ -258,7 +258,7 @@ class Processes:
                     self._heard(slot.index, events.from_json(line))
 
     def _start_others(self) -> None:
-        """Let the children start that have waited until one of them was ready."""
+        """Start the waiting children as soon as one is ready."""
         if not self._stop and any(slot.ready for slot in self._slots):
             for slot in self._slots:
                 if slot.process is None and not slot.deaths:
@@ -290,7 +290,7 @@ class Processes:
                 tries = f"{slot.deaths} of {self._max_restarts}"
                 self._warn(slot, f"{what}; started again in {pause_s:.0f} s ({tries})")
         if slot.code is not None and all(other.start_at == float("inf") for other in self._slots if other is not slot):
-            # The first one never became ready: what it said holds for all.
+            # The first child never became ready, and the others would fail in the same way.
             for other in self._slots:
                 other.code = slot.code
 

@@ -57,7 +57,7 @@ class Stop:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def ask_once(self, number: int) -> None:
-        """As if `number` had been the first signal; nothing when there was one. From any thread."""
+        """Count `number` as the first signal, from any thread; nothing changes if there was one already."""
         self.name = self.name or signal.Signals(number).name
         self.count = max(self.count, 1)
 

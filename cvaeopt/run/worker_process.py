@@ -113,7 +113,7 @@ class WorkerProcess:
         def tidy_up() -> None:
             self._tidy_up(study, definition)
 
-        tidy_up()  # what a worker left that could not tidy up itself
+        tidy_up()  # after a worker that was killed
         worker = Worker(
             study,
             self.storage,
@@ -136,7 +136,7 @@ class WorkerProcess:
         worked: set[str] = set()
         while not self.stop:
             advance(self.storage, searched)
-            names = [one.name for one in unfinished(self.storage, searched) if one.name not in worked]
+            names = [study.name for study in unfinished(self.storage, searched) if study.name not in worked]
             if not names:
                 return
             worked.add(names[0])

@@ -70,13 +70,13 @@ class Console:
         return f"{text.sentence} {self.spell(text.command)}" if isinstance(text, Advice) else text
 
     def say(self, text: str, style: str = "") -> None:
-        """One line of progress on stderr; nothing when quiet."""
+        """One line of progress on stderr; nothing if quiet."""
         if not self.quiet:
             with self._screen:
                 self.err.print(Text(self._advised(text), style=style), soft_wrap=not self.err.is_terminal)
 
     def warn(self, text: str) -> None:
-        """One line that should not be missed, on stderr, also when quiet."""
+        """One line about something that is not as it should be, on stderr, also if quiet."""
         with self._screen:
             self.err.print(Text(f"Warning: {self._clean(text)}", style="yellow"), soft_wrap=not self.err.is_terminal)
 
@@ -115,8 +115,8 @@ class Console:
         if self.verbose:
             self.err.print(Text(self._clean("".join(traceback.format_exception(error)))), soft_wrap=True)
         if not self.err.is_terminal:
-            said = " ".join(filter(None, (error.found, error.expected, self._advised(error.todo))))
-            self.err.print(Text(self._clean(f"Error: {said}")), soft_wrap=True)
+            text = " ".join(filter(None, (error.found, error.expected, self._advised(error.todo))))
+            self.err.print(Text(self._clean(f"Error: {text}")), soft_wrap=True)
             return
         parts = [Text(self._clean(part)) for part in (error.found, error.expected, error.todo) if part]
         if error.todo:
@@ -182,15 +182,15 @@ class Console:
             yield self._plain_progress()
 
     def _plain_progress(self) -> Callable[[str, int, int], None]:
-        said_at: dict[str, float] = {}
+        shown_at: dict[str, float] = {}
 
         def report(what: str, done: int, total: int) -> None:
             now = time.monotonic()
-            last = said_at.setdefault(what, now)
+            last = shown_at.setdefault(what, now)
             if last == math.inf or (done < total and now - last < _PLAIN_EVERY_S):
                 return
             self.say(f"{what}: {done} of {total}")
-            said_at[what] = math.inf if done >= total else now
+            shown_at[what] = math.inf if done >= total else now
 
         return report
 

@@ -28,8 +28,8 @@ def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[
 def live_width(terminal: Terminal) -> int:
     """Columns of lines that move.
 
-    Few enough that narrowing a window to 80 columns leaves no trace of them, and that the ^C which a terminal echoes
-    does not begin a line of its own.
+    At most 77: a window that is narrowed to 80 columns then does not fold them, and the ^C that a terminal echoes
+    still fits behind them.
     """
     return min(80, terminal.width) - 3
 
@@ -45,7 +45,7 @@ def epoch_bar(epoch: int, epochs: int, pace_s: float, since_s: float, width: int
     pace_s    seconds of an epoch, 0 if unknown
     since_s   seconds since the last epoch ended
     """
-    # Between two epochs the bar moves with the clock, but never pretends that the epoch is done.
+    # Between two epochs the bar moves with the clock, but never as far as the end of the epoch.
     share = min(since_s / pace_s, 0.95) if pace_s and epoch < epochs else 0.0
     text = f"epoch {epoch}/{epochs}"
     if pace_s:

@@ -1,4 +1,4 @@
-"""What a worker shows while it works: a few live lines on a terminal, one plain line an event in a pipe.
+"""What a worker shows while it works: a few live lines on a terminal; in a pipe one plain line for each event.
 
 On a terminal:
 
@@ -24,6 +24,7 @@ from rich.text import Text
 from cvaeopt.run.events import Event
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.layout import epoch_bar, folded, live_width
+from cvaeopt.terminal.results import GONE
 from cvaeopt.terminal.worker_log import WorkerLog, settings
 from cvaeopt.text import count, sparkline
 
@@ -66,7 +67,7 @@ class WorkerView(_View):
                 self._console.say(f"{self._who()}{line.text}", line.style)
 
     def _who(self) -> str:
-        # Two workers often write to one terminal or log: the process says which of them speaks.
+        # Several workers often write to one terminal or log: the process id tells whose line it is.
         parts = self._log.worker.split("-")
         return f"[{parts[-2]}] " if len(parts) > 2 and not self._console.live else ""
 
@@ -95,7 +96,7 @@ class WorkerView(_View):
         ended = trials["complete"] + trials["pruned"] + trials["failed"]
         total = facts["budget"]["trials"]
         parts = [f"{ended} of {count(total, 'trial')}" if total is not None else count(ended, "trial")]
-        workers = sum(one["state"] not in ("stopped", "dead") for one in facts["workers"])
+        workers = sum(worker["state"] not in GONE for worker in facts["workers"])
         parts.append(count(workers, "worker"))
         if log.best is not None:
             parts.append(f"best {log.best[0]:.2f} dB (trial {log.best[1]})")
@@ -109,7 +110,7 @@ class WorkerView(_View):
 class ProcessesView(_View):
     """Shows the events and the lines of several workers on `console`, each with its slot in front.
 
-    On a terminal the newest epoch of each worker stands at the foot, and only what is worth keeping moves up.
+    On a terminal the newest epoch of each worker is drawn at the foot; all other lines are printed above.
     """
 
     def __init__(self, console: Console, size: int) -> None:
@@ -118,13 +119,13 @@ class ProcessesView(_View):
         self._latest = [""] * size
         self._shown_once: set[str] = set()
 
-    def heard(self, slot: int, said: Event | str) -> None:
+    def heard(self, slot: int, event: Event | str) -> None:
         """Show one event of the worker in `slot`, or one line that it wrote to stderr."""
-        if isinstance(said, str):
-            style = {"Warning": "yellow", "Error": "red"}.get(said.partition(":")[0], "")
-            self._console.pass_on(f"[{slot}] {said}", style)
+        if isinstance(event, str):
+            style = {"Warning": "yellow", "Error": "red"}.get(event.partition(":")[0], "")
+            self._console.pass_on(f"[{slot}] {event}", style)
             return
-        for line in self._logs[slot].lines(said):
+        for line in self._logs[slot].lines(event):
             text = f"[{slot}] {line.text}"
             if line.kind == "warning":
                 self._console.pass_on(f"[{slot}] Warning: {line.text}", "yellow")

@@ -131,7 +131,7 @@ def trial_counts(trials: dict[str, int]) -> str:
 
 
 def study_table(facts: dict[str, Any]) -> RenderableType:
-    """Everything `status` knows, as one thing that can be refreshed."""
+    """Everything that `status` shows, as one block that can be drawn again."""
     trials, best, budget = facts["trials"], facts["best"], facts["budget"]
     limits = [count(budget["trials"], "trial") if budget["trials"] else "any number of trials"]
     limits[0] += f" of {count(budget['epochs'], 'epoch')}"
@@ -181,14 +181,14 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
     if fresh and fresh["table"]:
         ran = f"{fresh['ended']} of {count(fresh['runs'], 'fresh run')} of {len(fresh['leaders'])} leaders ended"
         best = fresh["best"]
-        said = f": trial {best['number']}, {best['value']:.2f} dB" if best else ""
-        whole.add_row("confirmed", Text(f"{ran}{said}; see {', '.join(fresh['studies'])}"))
+        winner = f": trial {best['number']}, {best['value']:.2f} dB" if best else ""
+        whole.add_row("confirmed", Text(f"{ran}{winner}; see {', '.join(fresh['studies'])}"))
         return Group(whole, Text(), _confirmed(fresh["table"]), Text(), _workers_of_study(facts["workers"]))
     return Group(whole, Text(), _workers_of_study(facts["workers"]))
 
 
 def _verdict(fresh: Mapping[str, Any]) -> str:
-    """Whether the search's best value still counts beside its confirmation."""
+    """Which counts: the best value of the search, or the mean of the fresh runs."""
     if fresh["best"]:
         return "the highest of the search; what counts is the confirmed mean"
     if fresh["ended"] < fresh["runs"]:

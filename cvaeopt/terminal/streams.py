@@ -1,4 +1,4 @@
-"""Text on its way to stdout and stderr: writing it never stops the work, and it holds nothing that a terminal obeys.
+"""stdout and stderr: writing never stops the work, and no control character reaches the terminal.
 
 Output      a stream whose writes cannot fail: a reader that is gone, a full disk, a closed terminal or an alphabet
             without the character cost the text, never the command
@@ -33,7 +33,7 @@ def shown(text: str) -> str:
 
 
 class Terminal(Console):
-    """rich's console; see `shown` for what is left out of all that is printed."""
+    """rich's console; `shown` says which characters are removed from all that is printed."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of `renderable`; those that rich itself makes to move the cursor are kept."""

@@ -1,4 +1,4 @@
-"""What `retrain` shows of one run while it trains."""
+"""What `train` and `retrain` show of a run while it trains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cvaeopt.text import duration, sparkline
 def training(
     console: Console, title: str, epochs: int, history: Sequence[dict[str, Any]], metric: str = "val_psnr"
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A callback for each finished epoch's row: a bar with the curve, or one line an epoch in a pipe.
+    """A callback for the row of each finished epoch: it moves a bar with the curve, or prints a line in a pipe.
 
     history   rows of the epochs that were trained before
     """

@@ -19,7 +19,7 @@ from cvaeopt.text import count
 
 
 def stream_json(console: Console, read: Callable[[], dict[str, Any]]) -> None:
-    """What `read` answers as one JSON object a line, again and again until Ctrl-C."""
+    """What `read` returns, as one JSON object in each line, again and again until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
         for facts in states(console, read):
             console.json(facts, indent=None)
@@ -33,8 +33,8 @@ def watch(
 ) -> None:
     """`status` again and again until Ctrl-C; in a pipe, a line for every change.
 
-    On a terminal it has the screen for itself, and leaves the last state behind. A database that goes away is
-    waited for; one that is not there at first is an error.
+    On a terminal it takes the whole screen, and prints the last state when it ends. If the database stops answering it
+    is waited for; if it does not answer the first time, that is an error.
     """
     with contextlib.suppress(KeyboardInterrupt):
         if console.out.is_interactive:
@@ -54,7 +54,7 @@ def states(
     every_s: float = 2.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[dict[str, Any]]:
-    """What `read` answers, again and again while somebody reads stdout; an outage is said once on stderr."""
+    """What `read` returns, again and again while somebody reads stdout; stderr names an outage once."""
     before = ""
     for facts, note in _readings(console, read, every_s, sleep):
         if not note:
@@ -67,7 +67,7 @@ def states(
 def _readings(
     console: Console, read: Callable[[], dict[str, Any]], every_s: float, sleep: Callable[[float], None]
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """The newest answer of `read`, and what is wrong if it is not of now. The first reading may raise."""
+    """What `read` last returned, and why it is old, if it is. The first reading may raise."""
     facts, note = read(), ""
     while console.lost is None:
         yield facts, note

@@ -16,8 +16,8 @@ from cvaeopt.text import BASELINES, baseline_texts, count, duration, short, spar
 class Line:
     """One line about a worker.
 
-    kind   "warning": shown also when quiet; "epoch": the next one makes it old; "baselines": the same for every worker
-           of the study; "" otherwise
+    kind   "warning" is shown also when quiet, "epoch" is replaced by the next epoch, "baselines" is equal for all
+           workers of the study; "" is any other line
     """
 
     text: str
@@ -26,12 +26,12 @@ class Line:
 
 
 def time_left_s(facts: dict[str, Any], epoch_s: float) -> float | None:
-    """How long the workers that run now need for the rest of a study, seconds; None when nobody can say.
+    """How long the workers that run now need for the rest of a study, seconds; None if the budget does not tell.
 
     facts     as `status` gives them
     epoch_s   seconds of one epoch of one worker
 
-    Trials still to come are taken to be as long as those that ended: pruned ones count with what they were trained.
+    Trials to come are assumed to take as many epochs as the trials that ended took on average, pruned ones included.
     """
     trials, budget = facts["trials"], facts["budget"]
     training = [
@@ -58,7 +58,7 @@ def settings(params: dict[str, Any]) -> str:
 
 
 class WorkerLog:
-    """Follows a worker: `lines` turns each event into words, and the attributes hold what is known now.
+    """Follows a worker: `lines` turns each event into words, and the attributes hold the present state.
 
     live   whether the trial in training is drawn elsewhere: then its beginning and its epochs are no lines
 
@@ -67,7 +67,7 @@ class WorkerLog:
     trial     the trial in training, None between two
     epoch     epochs finished of it; `epoch_at` is when the last one ended, by `clock`
     curve     the values of its epochs that were trained here, dB
-    facts     what `status` said last of the whole study
+    facts     the whole study as `status` last showed it
     note      what the worker waits for, or ""
     """
 
@@ -92,7 +92,7 @@ class WorkerLog:
         self.note = ""
 
     def lines(self, event: events.Event) -> list[Line]:
-        """Note one event, and say it in lines, if there is anything to say."""
+        """Take in one event; returns the lines that describe it, which may be none."""
         match event:
             case events.StudyOpened():
                 self._open(event)
@@ -123,9 +123,9 @@ class WorkerLog:
             case events.Waiting(reason=reason):
                 self.note = f"waiting: {reason}"
                 return [Line(self.note)]
-            case events.Outage(seconds=seconds, said=said):
-                self.note = f"the database does not answer ({said})"
-                text = f"the database has not answered for {duration(seconds)} ({said}); training goes on, "
+            case events.Outage(seconds=seconds, reason=reason):
+                self.note = f"the database does not answer ({reason})"
+                text = f"the database has not answered for {duration(seconds)} ({reason}); training goes on, "
                 return [Line(f"{text}reports are kept and delivered later", kind="warning")]
             case events.Recovered(seconds=seconds, delivered=delivered):
                 self.note = ""
@@ -193,7 +193,7 @@ class WorkerLog:
 
     @property
     def best(self) -> tuple[float, int] | None:
-        """Value and trial of the best of the study: what the database said, or better ones of this worker since."""
+        """Value and number of the study's best trial: the last one read, or a better one of this worker."""
         stored = self.facts["best"] if self.facts else None
         known = [(float(stored["value"]), int(stored["number"]))] if stored else []
         if self._own_best is not None:
@@ -212,7 +212,7 @@ class WorkerLog:
         return text
 
     def study_left(self) -> str:
-        """How long the rest of the study takes, in words; "" when nobody can say."""
+        """How long the rest of the study takes, in words; "" if that is unknown."""
         if self.facts is None or not self.pace_s:
             return ""
         left_s = time_left_s(self.facts, self.pace_s)
