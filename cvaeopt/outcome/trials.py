@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from cvaeopt.store.ranking import is_feasible, place, value_of
 from cvaeopt.text import STATES, State
 
 if TYPE_CHECKING:
@@ -84,23 +85,22 @@ def axes(trials: Sequence[FrozenTrial], *, constant: bool = False) -> list[Axis]
 def best_of(trials: Iterable[TrialFacts]) -> TrialFacts | None:
     """The complete trial with the highest value (the first of equals), or None."""
     complete = [trial for trial in trials if trial.value is not None]
-    return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+    return min(complete, key=lambda trial: place(trial.value or 0.0, trial.number), default=None)
 
 
 def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
     attributes = trial.user_attrs
     # A diverged trial is told to Optuna as pruned, so that samplers learn from it; for people it failed.
-    bad = attributes.get("failed") or any(value > 0 for value in trial.constraints.values())
+    bad = attributes.get("failed") or not is_feasible(trial.constraints)
     state: State = "failed" if bad else STATES[trial.state.name]
     if left and state == "running":
         state = "waiting"
-    value = trial.values[0] if state == "complete" and trial.values else None
     curve = tuple((step, level) for step, level in sorted(trial.intermediate_values.items()) if math.isfinite(level))
     seconds = attributes.get("seconds")
     return TrialFacts(
         number=trial.number,
         state=state,
-        value=value if value is not None and math.isfinite(value) else None,
+        value=value_of(trial) if state == "complete" else None,
         params=dict(trial.params),
         curve=curve,
         # As `status` counts: an epoch that was reported was spent, also one that is trained again after a crash.

@@ -16,12 +16,13 @@ from typing import Any, Final, TypeVar, cast
 
 from optuna.distributions import json_to_distribution
 from optuna.exceptions import StorageInternalError
-from sqlalchemy import Connection, column, select, table
+from sqlalchemy import Column, Connection, Float, Integer, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
 from cvaeopt.errors import SettingsError, StudyDamaged
 from cvaeopt.store.optuna_private import contains
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 _UNREADABLE = (
     ArithmeticError,
@@ -163,54 +164,21 @@ _OF_TRIAL: Final[Mapping[str, Mapping[str, Check]]] = {
     "trial_user_attributes": {"key": _text, "value_json": _json(lambda value: True)},
     "trial_system_attributes": {"key": _text, "value_json": _json(lambda value: True)},
 }
+_JSON_COLUMNS: Final[Mapping[str, Check]] = {"definition": _json(_table), "facts": _json(_facts)}
+
+
+def _of_type(of: Column[Any]) -> Check:
+    """What a column of our own tables must hold, by its type."""
+    if of.name in _JSON_COLUMNS:
+        return _JSON_COLUMNS[of.name]
+    if of.table is lease_table and of.name == "state":
+        return _one_of("open", "done")
+    check = _integer if isinstance(of.type, Integer) else _number if isinstance(of.type, Float) else _text
+    return _or_null(check) if of.nullable else check
+
+
 _OWN: Final[Mapping[str, Mapping[str, Check]]] = {
-    "cvaeopt_study": {
-        "study_id": _integer,
-        "definition": _json(_table),
-        "digest": _text,
-        "seed": _integer,
-        "created_at": _number,
-        "trials": _or_null(_integer),
-        "epochs": _integer,
-        "total_epochs": _or_null(_integer),
-        "wall_clock_s": _or_null(_number),
-        "facts": _json(_facts),
-        "stopped_reason": _or_null(_text),
-        "started_at": _or_null(_number),
-        "alive_at": _or_null(_number),
-        "grace_until": _or_null(_number),
-    },
-    "cvaeopt_lease": {
-        "slot": _integer,
-        "trial_id": _integer,
-        "number": _integer,
-        "state": _one_of("open", "done"),
-        "owner": _or_null(_text),
-        "token": _integer,
-        "expires_at": _number,
-        "attempt": _integer,
-        "attempt_epoch": _integer,
-        "epochs_reserved": _integer,
-        "epochs_done": _integer,
-        "folder": _text,
-        "checkpoint_epoch": _or_null(_integer),
-        "checkpoint_host": _or_null(_text),
-    },
-    "cvaeopt_worker": {
-        "id": _text,
-        "host": _text,
-        "pid": _integer,
-        "kernel": _text,
-        "device": _text,
-        "state": _text,
-        "trial": _or_null(_integer),
-        "epoch": _or_null(_integer),
-        "started_at": _number,
-        "beat_at": _number,
-        "ttl_s": _number,
-        "stop": _integer,
-        "message": _text,
-    },
+    own.name: {of.name: _of_type(of) for of in own.c} for own in (study_table, lease_table, worker_table)
 }
 
 
@@ -218,7 +186,7 @@ def _damaged(connection: Connection, study: str) -> Iterator[StudyDamaged]:
     """What is wrong with the study's rows; columns are read as they are, without a type that could refuse them."""
     for name, checks in _OWN.items():
         key = "name" if name == "cvaeopt_study" else "study"
-        for row in _rows(connection, name, [key, *checks], key, [study]):
+        for row in _rows(connection, name, list(checks), key, [study]):
             yield from _wrong(study, "", name, row, checks)
     for row in _rows(connection, "studies", ["study_id", "study_name"], "study_name", [study]):
         yield from _of_study(connection, study, row["study_id"])

@@ -28,7 +28,7 @@ class Best(NamedTuple):
 
 def value_of(trial: FrozenTrial) -> float | None:
     """The value by which the trial is ranked, dB; None if it is not ranked."""
-    if trial.state != TrialState.COMPLETE or not is_feasible(trial.constraints):
+    if trial.state != TrialState.COMPLETE or not trial.values or not is_feasible(trial.constraints):
         return None
     value = trial.values[0]
     return value if math.isfinite(value) else None

@@ -101,15 +101,8 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
         "failures": trials.failures,
         "stopped": None if _is_met(entry, trials) else entry["stopped_reason"],
         "workers": [
-            {
-                "id": worker.id,
-                "host": worker.host,
-                "device": worker.device,
-                "state": worker.state,
-                "trial": worker.trial,
-                "epoch": worker.epoch,
-                "beat_age_s": round(worker.beat_age_s, 1),
-            }
+            {key: getattr(worker, key) for key in ("id", "host", "device", "state", "trial", "epoch")}
+            | {"beat_age_s": round(worker.beat_age_s, 1)}
             for worker in workers(storage, name)
         ],
     }

@@ -189,17 +189,11 @@ def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[st
 def _shown(row: Row[Any], now: float) -> WorkerRow:
     age_s = max(now - row.beat_at, 0.0)
     dead = row.state != "stopped" and age_s > row.ttl_s
+    same = {name: getattr(row, name) for name in ("id", "study", "host", "pid", "device", "trial", "epoch", "message")}
     return WorkerRow(
-        id=row.id,
-        study=row.study,
-        host=row.host,
-        pid=row.pid,
-        device=row.device,
+        **same,
         state="dead" if dead else row.state,
-        trial=row.trial,
-        epoch=row.epoch,
         beat_age_s=age_s,
         uptime_s=max(now - row.started_at, 0.0),
         stopping=bool(row.stop),
-        message=row.message,
     )

@@ -259,7 +259,7 @@ DAMAGES = {
     "constraints of text": (
         """UPDATE trial_system_attributes SET value_json = '"bad"' WHERE trial_id = 2 AND key LIKE 'constraints%'""",
         "Study 'main', trial 1: a row of trial_system_attributes is damaged",
-        status,
+        lambda storage, name: plan(storage, name, 3, 3),
     ),
     "a number of epochs that is text": (
         "UPDATE cvaeopt_study SET trials = 'many' WHERE name = 'main'",
