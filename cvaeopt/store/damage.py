@@ -1,7 +1,7 @@
-"""Which row of the database is damaged: asked when reading a study has failed, so that it costs nothing before.
+"""Which row of the database is damaged. The rows are searched only after reading a study has failed.
 
-Rows come from whoever can write to the database: another program, an editor, a disk. SQLite keeps any value in any
-column, JSON is text to every database, and Optuna trusts what it reads.
+Another program, an editor or a faulty disk may have changed a row. SQLite keeps any value in any column, JSON is text
+to every database, and Optuna does not check what it reads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _UNREADABLE = (
     StorageInternalError,
     SQLAlchemyError,
 )
-"""What reading a damaged row, or working with what it holds, may raise."""
+"""The errors that a damaged row may cause when it is read or its content is used."""
 
 Check = Callable[[Any], bool]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,9 +43,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @contextlib.contextmanager
 def explained(storage: Storage, study: str) -> Iterator[None]:
-    """Within the block, an error that a damaged row of `study` can cause becomes StudyDamaged, which names the row.
+    """Within the block, an error that a damaged row of `study` has caused becomes StudyDamaged, which names the row.
 
-    Errors with another cause stay what they are.
+    Errors with another cause are not changed.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def explained(storage: Storage, study: str) -> Iterator[None]:
 
 
 def named(function: F) -> F:
-    """`function(storage, study, ...)` inside `explained`; `study` is a name, or a definition, which has one."""
+    """`function(storage, study, ...)` inside `explained`; `study` is a name, or a definition, whose name is taken."""
 
     @functools.wraps(function)
     def call(storage: Storage, study: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,14 +108,14 @@ def _numbers(value: Any) -> bool:
 
 
 def _facts(value: Any) -> bool:
-    """As `study.record_facts` writes them."""
+    """Facts as `study.record_facts` writes them."""
     if not _table(value):
         return False
     return _text(value.get("data_digest", "")) and _numbers(value.get("baselines", {}))
 
 
 def _constraint(value: Any) -> bool:
-    """As older versions of Optuna write them."""
+    """Constraints as Optuna 4 writes them: a list of numbers."""
     return isinstance(value, list) and all(map(_number, value))
 
 
@@ -149,7 +149,7 @@ _ATTRIBUTES: Final[Mapping[str, Check]] = {
     "cvaeopt:digest": _text,
     "cvaeopt:identity": _text,
 }
-"""What the attributes that this program reads must hold; those of others may hold any JSON."""
+"""What the attributes that this program reads must hold; an attribute of another program may hold any JSON."""
 
 _KIND: Final = _one_of("FINITE", "INF_POS", "INF_NEG", "NAN")
 
@@ -183,7 +183,7 @@ _OWN: Final[Mapping[str, Mapping[str, Check]]] = {
 
 
 def _damaged(connection: Connection, study: str) -> Iterator[StudyDamaged]:
-    """What is wrong with the study's rows; columns are read as they are, without a type that could refuse them."""
+    """What is wrong with the study's rows. Columns are read without a type, because a type could refuse a value."""
     for name, checks in _OWN.items():
         key = "name" if name == "cvaeopt_study" else "study"
         for row in _rows(connection, name, list(checks), key, [study]):
@@ -257,7 +257,7 @@ def _wrong(
 def _attribute(
     study: str, where: str, name: str, row: Mapping[str, Any], checks: Mapping[str, Check]
 ) -> Iterator[StudyDamaged]:
-    """As `_wrong`; what an attribute of ours holds is checked too."""
+    """As `_wrong`; the content of an attribute of ours is checked, too."""
     wrong = list(_wrong(study, where, name, row, checks))
     yield from wrong
     if wrong:
@@ -278,13 +278,13 @@ def _value(study: str, where: str, name: str, row: Mapping[str, Any]) -> Iterato
 
 
 def _parameter(study: str, where: str, row: Mapping[str, Any]) -> Iterator[StudyDamaged]:
-    """A parameter whose range cannot be read, or that is outside of it."""
+    """A parameter whose range cannot be read, or whose value is outside of its range."""
     name, value = row["param_name"], row["param_value"]
     try:
         within = json_to_distribution(row["distribution_json"])
         inside = _number(value) and contains(within, float(value))
         shown = within.to_external_repr(value) if inside else value
-    except Exception:  # whatever Optuna meets in a range that it did not write
+    except Exception:  # Optuna may raise anything for a range that it did not write
         found, expected = f"{name!r}: distribution_json = {_short(row['distribution_json'])}", "a range of Optuna's"
         yield damaged(study, where, "trial_params", found, expected)
         return

@@ -1,11 +1,11 @@
-"""Which study a file belongs to: every study has an identity of its own, which its name is not.
+"""Which study a file belongs to: a name may be used twice, so every study has an identity, too.
 
-A study that was deleted and started again has the same name, the same settings and the same trial numbers, and so have
-studies of equal names in two databases. Their files must not be mixed. The identity is random, is made with the study
-and stands in the attributes of the study, so that it moves with its rows; checkpoints carry it in their provenance.
+A study that was deleted and started again has the same name, the same settings and the same trial numbers. So have
+two studies of equal names in two databases. Their files must not be mixed. The identity is random. It is made with the
+study and kept in the study's attributes, so that it moves with the study's rows. Checkpoints hold it, too.
 
-The files of a study are in `artifacts/NAME`, where `study.json` says whose folder it is. Where the folder belongs to
-another study, or nobody knows to whom, they are in `artifacts/NAME@IDENTITY`. Nothing is ever moved or taken over.
+The files of a study are in `artifacts/NAME`, where `study.json` says which study the folder belongs to. If the folder
+belongs to another study, or does not say to which, they are in `artifacts/NAME@IDENTITY`. No file is ever moved.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ KEY: Final = "cvaeopt:identity"
 """System attribute of a study: its identity."""
 
 MARKER: Final = "study.json"
-"""The file in a study's folder that says whose folder it is."""
+"""The file in a study's folder that says which study the folder belongs to."""
 
 _OLD: Final = "old-"
-_UNKNOWN: Final = "?"  # the owner of a folder that does not say whose it is
+_UNKNOWN: Final = "?"  # the owner of a folder that does not name one
 _VALID: Final = re.compile(r"(old-)?[0-9a-f]{12}")
 
 
@@ -43,7 +43,7 @@ def new() -> str:
 
 
 def of_older(name: str, created_at: float) -> str:
-    """The identity of a study that an older version of this program made, the same for whoever asks."""
+    """The identity of a study that an older version of this program made; every process computes the same one."""
     return f"{_OLD}{digest([name, created_at])}"
 
 
@@ -51,7 +51,7 @@ def of_older(name: str, created_at: float) -> str:
 class Identity:
     """The identity of study `study`.
 
-    value   '' for a study that has none: one of another program, or of an older version that no worker has opened
+    value   '' for a study without one: another program made it, or an older version did and no worker has opened it
     """
 
     study: str
@@ -59,7 +59,7 @@ class Identity:
 
     @property
     def is_old(self) -> bool:
-        """Whether files without an identity may be this study's: it is as old as they are."""
+        """Whether files without an identity may belong to this study, because it is as old as such files."""
         return not self.value or self.value.startswith(_OLD)
 
     @property
@@ -69,7 +69,7 @@ class Identity:
 
     @property
     def objects(self) -> str:
-        """What stands before the trials' numbers in an object store."""
+        """The prefix of the trials' numbers in an object store."""
         return self.study if self.is_old else f"{self.study}/{self.value}"
 
     def find(self, artifacts: Path) -> Path:
@@ -83,9 +83,10 @@ class Identity:
         return usual if mine else own
 
     def claim(self, artifacts: Path) -> Path:
-        """`find`, with the folder made and marked as this study's; a folder that cannot be made is no error here.
+        """`find`, with the folder made and marked as this study's; it is no error here if the folder cannot be made.
 
-        Any number of workers, of several studies, may call it at the same time: a folder appears with its mark.
+        Any number of workers, of several studies, may call it at the same time, because a folder and its mark appear
+        in one step.
         """
         folder = self.find(artifacts)
         if not self.value or _owner(folder) is not None:
@@ -93,7 +94,7 @@ class Identity:
         with contextlib.suppress(OSError):
             _make(folder, {"study": self.study, "identity": self.value})
         folder = self.find(artifacts)
-        if _owner(folder) is None:  # nothing can be written there now: later, this name needs no mark
+        if _owner(folder) is None:  # nothing can be written there now; this name will need no mark later
             return folder.with_name(f"{inside(artifacts, self.study).name}@{self.value}")
         return folder
 
@@ -108,7 +109,7 @@ def of(study: optuna.Study) -> Identity:
 
 
 def given(study: optuna.Study) -> Identity:
-    """`of`; a study that plain Optuna made gets an identity when its first trial is trained."""
+    """As `of`; a study that plain Optuna made gets its identity here, when its first trial is trained."""
     known = of(study)
     if known.value:
         return known
@@ -117,7 +118,7 @@ def given(study: optuna.Study) -> Identity:
 
 
 def stated(name: str, value: Any) -> Identity:
-    """The identity of study `name` from its attribute; StudyError if that is damaged: it becomes part of paths."""
+    """The identity of study `name` from its attribute; StudyError if it is damaged, as it is used in paths."""
     if value is None:
         return Identity(name)
     if not isinstance(value, str) or not _VALID.fullmatch(value):
@@ -130,7 +131,7 @@ def stated(name: str, value: Any) -> Identity:
 
 
 def _owner(folder: Path) -> str | None:
-    """The identity that `folder` is marked with; "?" if it has files and no mark; None if it is not there, or empty."""
+    """The identity that `folder` is marked with; "?" if it has files and no mark; None if it is missing or empty."""
     try:
         marked = json.loads((folder / MARKER).read_text())
         return str(marked["identity"])
@@ -143,7 +144,7 @@ def _owner(folder: Path) -> str | None:
 
 
 def _make(folder: Path, mark: dict[str, str]) -> None:
-    """Make `folder` with its mark at once; OSError if it is there and not empty, or cannot be made."""
+    """Make `folder` and its mark in one step; OSError if it exists and is not empty, or cannot be made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:

@@ -1,4 +1,4 @@
-"""What an error of the database means: an outage, which passes, or a refusal, which somebody must put right."""
+"""What an error of the database means: an outage, which passes, or a refusal, whose cause somebody must correct."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ _POSTGRES_OUTAGES = ("08", "40001", "40P01", "25006", "25P03", "53", "55P03", "5
 # Authorization, database, rights; statements that were prepared on another connection of a pooler.
 _POSTGRES_REFUSALS = ("28", "3D000", "42501", "26000", "42P05")
 
-# libpq tells no SQLSTATE when a connection is not made, only words. What is not known here counts as an outage: a
-# server that speaks another language is then waited for, which costs a minute; a worker must not end while the server
-# starts, whatever the language.
+# When no connection is made, libpq gives a text and no SQLSTATE. An unknown text counts as an outage. A refusal in
+# another language then costs a minute of waiting, but a worker never ends because the server is only starting.
 _REFUSED_WORDS = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|pg_hba\.conf rejects"
     r"|unsupported startup parameter|unrecognized configuration parameter|invalid value for parameter"
@@ -47,19 +46,19 @@ _PASSING_WORDS = re.compile(
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error itself, or what Optuna has wrapped in a StorageInternalError."""
+    """The error itself, or the one that Optuna has wrapped in a StorageInternalError."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         return error.__cause__
     return error
 
 
 def first_line(error: BaseException) -> str:
-    """The line of what the driver said that says most, without SQL and parameters."""
+    """The most informative line of the driver's message, without SQL and parameters."""
     cause = cause_of(error)
     if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.orig is not None:
         cause = cause.orig
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    # Of several attempts (two addresses of a host) the one that was answered.
+    # If the host has several addresses, this chooses the attempt that got an answer.
     return next((line for line in lines if _REFUSED_WORDS.search(line)), lines[0]).rstrip(".")
 
 
@@ -83,7 +82,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """True if the server, a pooler or the driver has said that it will not do this, now or later."""
+    """True if the server, a pooler or the driver refuses this call, and would refuse it later, too."""
     cause = cause_of(error)
     if not isinstance(cause, sqlalchemy.exc.DBAPIError) or isinstance(cause.orig, sqlite3.Error):
         return False
@@ -95,7 +94,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def refused(url: str, said: str) -> StorageRefused:
-    """The error for a database that answered and said no; `said` is its own words, `url` is masked."""
+    """The error for a database that answered with a refusal; `said` is its message, `url` is masked."""
     todo = "Check user, password, database, rights and --storage."
     if "startup parameter" in said:
         todo = "Behind PgBouncer, set ignore_startup_parameters = options in its settings."
@@ -105,7 +104,7 @@ def refused(url: str, said: str) -> StorageRefused:
 
 
 def unreachable(url: str, outage_s: float, said: str) -> StorageUnreachable:
-    """The error for a database that did not answer for `outage_s` seconds; `said` is its last word."""
+    """The error for a database that did not answer for `outage_s` seconds; `said` is its last message."""
     if re.search(r"disk is full|No space left", said):
         return StorageUnreachable(
             f"The database {url} could not be written for {outage_s:.0f} s ({said}).",

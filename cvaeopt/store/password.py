@@ -8,14 +8,15 @@ from pathlib import Path
 from cvaeopt.errors import UserError
 
 VARIABLE = "PGPASSWORD_FILE"
-"""Names the file. libpq's own PGPASSFILE needs another form, and a file that nobody else may read; the files of
-`docker compose` secrets keep the owner and the permissions that they have outside, and must suit several users."""
+"""The environment variable that names the file. libpq's own PGPASSFILE needs another format, and a file that nobody
+else may read. The secrets of `docker compose` keep the owner and the permissions that they have on the host, and
+several users must read them."""
 
 
 def from_file() -> str | None:
-    """The password in the file that PGPASSWORD_FILE names; None if that, or PGPASSWORD, says otherwise.
+    """The password in the file that PGPASSWORD_FILE names; None without that variable, or if PGPASSWORD is set.
 
-    Line ends behind it do not count, as for the PostgreSQL image. UserError if it cannot be read.
+    Line ends after the password are ignored, as the PostgreSQL image does. UserError if the file cannot be read.
     """
     path = os.environ.get(VARIABLE)
     if not path or os.environ.get("PGPASSWORD"):

@@ -1,4 +1,4 @@
-"""A study in the storage: created once by whoever is first, verified by everybody else, counted, ranked."""
+"""A study in the storage: the first worker creates it, and every other worker verifies its definition."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ ENQUEUED = "cvaeopt:enqueued"
 """System attribute of a trial that waited in the study from its start: the index of its point."""
 
 MARK = "cvaeopt:digest"
-"""System attribute of a study that ties it to its row in cvaeopt_study: SQLite gives the id of a deleted study to the
-next one, so that the id alone does not say that the row is this study's."""
+"""System attribute that connects a study with its row in cvaeopt_study. The id is not enough, because SQLite
+gives the id of a deleted study to the next one."""
 
 _SHOWN_DIFFERENCES = 3
 
 
 @named
 def create_or_open(storage: Storage, definition: Definition) -> Study:
-    """The study of `definition`, created (with its enqueued points, once) if it is not there yet.
+    """The study of `definition`, created with its enqueued points if it does not exist yet.
 
     Any number of workers may call this at the same time, and any of them may be killed in it.
     StudyError if a study of this name was created from another definition or by another program.
@@ -69,7 +69,7 @@ def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
         if before.get(key) != after.get(key)
     ]
     if not found:
-        return "the settings under [search] stand in another order"
+        return "the settings under [search] are in another order"
     more = f"; and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
     return "; ".join(found[:_SHOWN_DIFFERENCES]) + more
 
@@ -183,7 +183,7 @@ def _entry(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def _identify(storage: Storage, entry: dict[str, Any]) -> None:
-    """Give a study that an older version made its identity; of several callers the first one does."""
+    """Give an identity to a study that an older version made; of several callers only the first does so."""
     mine = identity.of_older(entry["name"], entry["created_at"])
     study_id = entry["study_id"]
 
@@ -201,11 +201,12 @@ def _identify(storage: Storage, entry: dict[str, Any]) -> None:
 
 @named
 def identity_of(storage: Storage, name: str) -> identity.Identity:
-    """Whose files are those of study `name`; StudyError for an unknown study."""
+    """The identity of study `name`, which its files have; StudyError for an unknown study."""
     return identity.stated(name, require(storage, name)["identity"])
 
 
 def _current(connection: Connection, name: str) -> dict[str, Any] | None:
+    """The study's row with its identity; None if there is none, or if it belongs to a study that was deleted."""
     own = STUDY_ATTRS.alias()
     rows = connection.execute(
         select(study_table, STUDY_ATTRS.c.value_json, own.c.value_json.label("identity"))
@@ -229,7 +230,7 @@ def _current(connection: Connection, name: str) -> dict[str, Any] | None:
 
 
 def _create(storage: Storage, definition: Definition) -> None:
-    """Make the study, its row and its waiting trials; of several callers the first one does."""
+    """Make the study, its row and its waiting trials; of several callers only the first does so."""
     points = [*definition.points(), *_earlier_points(storage, definition)]
     try:
         study_id = storage.create_new_study([StudyDirection.MAXIMIZE], definition.name)
@@ -248,9 +249,9 @@ def _create(storage: Storage, definition: Definition) -> None:
 
 
 def _earlier_points(storage: Storage, definition: Definition) -> list[dict[str, Any]]:
-    """The points of [warm_start]: those of the earlier study's best trials, as far as they fit in here.
+    """The points of [warm_start]: those of the earlier study's best trials that fit into this search space.
 
-    Only points are taken, never values: those may have been measured on other data, or for fewer epochs.
+    Values are not taken, because they may have been measured on other data or after fewer epochs.
     """
     warm = definition.warm_start
     if warm is None:
@@ -269,7 +270,7 @@ def _earlier_points(storage: Storage, definition: Definition) -> list[dict[str, 
 def _enter(
     connection: Connection, storage: Storage, definition: Definition, study_id: int, points: list[dict[str, Any]]
 ) -> None:
-    """The row and the waiting trials, in one transaction: a crash leaves both or neither."""
+    """Write the row and the waiting trials in one transaction, so that a crash leaves both or neither."""
     connection.execute(select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update())
     if _current(connection, definition.name) is not None:
         return
@@ -279,7 +280,7 @@ def _enter(
             todo="Give this study another name, or use another storage. Optuna's dashboard renames a study by making "
             "such a copy and deleting the study: a backup has it under its old name.",
         )
-    # What is there under this name belonged to a study that was deleted in the dashboard.
+    # Rows of this name belonged to a study that was deleted in the dashboard.
     connection.execute(delete(study_table).where(study_table.c.name == definition.name))
     connection.execute(delete(lease_table).where(lease_table.c.study == definition.name))
     budget = definition.budget

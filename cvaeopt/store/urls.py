@@ -1,4 +1,4 @@
-"""The URL of the database: what may stand in it, what the driver gets of it, and how its password stays secret."""
+"""The URL of the database: what it may contain, what the driver gets of it, and how its password stays secret."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _EXPECTED = "Expected: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABAS
 def mask(url: str) -> str:
     """The URL with `***` for its password, also in the query string; any text is accepted.
 
-    What cannot be parsed is masked generously: a piece of the host may go, never a piece of the password stays.
+    If a text cannot be parsed, more than the password may be masked, such as a part of the host, but never less.
     """
     masked = re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;#]*", r"\1***", url)
     scheme, separator, rest = masked.partition("://")
-    if not separator:  # no URL, but somebody may have meant one: from the first colon to the last @
+    if not separator:  # not a URL, but somebody may have meant one: mask from the first colon to the last @
         start, end = masked.find(":"), masked.rfind("@")
         return f"{masked[:start]}:***{masked[end:]}" if 0 <= start < end else masked
     before_query = rest.partition("?")[0]
@@ -47,10 +47,10 @@ def mask(url: str) -> str:
 
 
 def scrub(text: str, url: str) -> str:
-    """`text` without `url`'s password wherever that stands as one, in any spelling of URLs and drivers.
+    """`text` with `url`'s password masked wherever it is written as a password, in any spelling of URLs and drivers.
 
     A password that is also an ordinary word ("not", "host") or a number is replaced only where it is written as a
-    password or as a quoted value: to replace it everywhere would make the text unreadable, and give the word away.
+    password or as a quoted value. To replace it everywhere would make the text unreadable and reveal the word.
     """
     text = text.replace(url, mask(url))
     with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
@@ -67,7 +67,7 @@ def scrub(text: str, url: str) -> str:
 
 
 def _spellings(secret: str) -> set[str]:
-    """The secret as URLs, connection strings and quoted texts of programs have it."""
+    """The ways in which URLs, connection strings and quoted texts of programs write the secret."""
     words = {secret, unquote(secret)}
     for safe in ("", "/", " +"):
         words |= {quote(word, safe=safe) for word in words}
@@ -77,7 +77,7 @@ def _spellings(secret: str) -> set[str]:
 
 
 def _hide(text: str, spellings: set[str], public: set[str]) -> str:
-    """`text` with `***` for the spellings where they are a password; a quoted text that is one of `public` is none."""
+    """`text` with `***` for the spellings that are a password there; a quoted text in `public` is not a password."""
 
     def one_of(words: set[str]) -> str:
         ordered = sorted(words, key=len, reverse=True)
@@ -97,15 +97,15 @@ def _hide(text: str, spellings: set[str], public: set[str]) -> str:
         before = match["user"] or match["key"] or match["quote"] or ""
         return f"{before}***{match['quote'] or ''}"
 
-    # All at once, so that what was put in is not looked at again.
+    # All in one pass, so that no replacement is searched again.
     return re.sub("|".join(places), hidden, text)
 
 
-# ---- what may stand in it
+# ---- what it may contain
 
 
 def parse(url: str) -> URL:
-    """The URL with the driver that we use, its options checked and of their types; UserError if it cannot work.
+    """The URL with the driver that we use and its options checked; UserError if it cannot work.
 
     A SQLite file is named by its plain path: `~` is the home folder, and a `file:` URI becomes the path it stands for.
     """
@@ -116,7 +116,7 @@ def parse(url: str) -> URL:
         raise UserError(f"{mask(url)!r} is not a database URL.", _EXPECTED, "Change --storage.") from None
     if (
         backend == "postgresql" and url.partition("?")[0].count("@") > 1
-    ):  # not named in the message: a piece of the password stands there
+    ):  # the host is not named in the message, because it holds a part of the password
         raise UserError(
             f"{mask(url)!r} has an '@' in its password.",
             "Expected: it is written %40 in a URL (and : / ? # as %3A %2F %3F %23).",
@@ -177,7 +177,7 @@ def _at_home(path: str, shown: str) -> str:
     return expanded
 
 
-# libpq reads these as whole numbers, and says little when they are none.
+# libpq reads these as whole numbers; its message about another value does not say which option it means.
 _NUMBERS = {
     "connect_timeout",
     "keepalives",
@@ -201,7 +201,7 @@ def _psycopg_query(target: URL, shown: str) -> dict[str, Any]:
     try:
         from psycopg.pq import Conninfo
     except ImportError:
-        return {}  # said when the driver is loaded
+        return {}  # the error is raised when the driver is loaded
     known = {option.keyword.decode() for option in Conninfo.get_defaults()} | {"prepare_threshold"}
     typed: dict[str, Any] = {}
     for key, given in target.query.items():
@@ -236,7 +236,7 @@ def _number(value: str, key: str, shown: str, kind: Callable[[str], Any]) -> Any
 
 
 def libpq_url(target: URL) -> URL:
-    """The URL with nothing in it that only psycopg knows: for Optuna's migrations, pg_dump and the like."""
+    """The URL without options that only psycopg knows, as Optuna's migrations and pg_dump need it."""
     return target.difference_update_query(["prepare_threshold"])
 
 
@@ -264,20 +264,20 @@ def engine_options(
     }
     if target.drivername == PSYCOPG:
         arguments = _psycopg_arguments(target)
-        with contextlib.suppress(ImportError):  # said when the engine is made
+        with contextlib.suppress(ImportError):  # the error is raised when the engine is made
             options["creator"] = watchdog.connector(target, arguments, silence_s=silence_s, hurry=hurry)
     return options
 
 
 def _psycopg_arguments(target: URL) -> dict[str, Any]:
-    """Our defaults, and what the URL says in their place."""
+    """Our default options, with those of the URL in their place."""
     given = target.query.get("options", "")
-    # A stopped worker must not hold up the others with a lock, nor a dead network hold up a worker.
+    # A frozen worker must not keep a lock that others wait for, and a dead network must not make a worker wait.
     words = [
         "-c timezone=UTC",
         "-c lock_timeout=30000",
         "-c idle_in_transaction_session_timeout=60000",
-        *([given] if isinstance(given, str) else given),  # last, so that it counts
+        *([given] if isinstance(given, str) else given),  # last, because the last one counts
     ]
     defaults: dict[str, Any] = {
         "connect_timeout": 5,
@@ -286,7 +286,7 @@ def _psycopg_arguments(target: URL) -> dict[str, Any]:
         "keepalives_count": 3,
         "tcp_user_timeout": 30000,
         "application_name": "cvaeopt",
-        # PgBouncer gives each transaction another connection of the server, where what was prepared is not known.
+        # PgBouncer may give each transaction another connection, which does not know the statements prepared before.
         "prepare_threshold": None,
     }
     if target.password is None and (secret := password.from_file()) is not None:

@@ -1,9 +1,9 @@
 """PostgreSQL connections that end themselves when the server stays silent.
 
-A server that is frozen, or a proxy whose other side is gone, may keep a connection open for ever: the network
-acknowledges every packet, so neither keepalives nor TCP time-outs see anything wrong, and no time-out of the server
-itself can help. Therefore each wait for an answer has a limit here. The time counts from the last byte that came:
-a long answer that is still arriving is never cut off.
+A server that is frozen, or a proxy that has lost its server, may keep a connection open for ever. The network
+acknowledges every packet, so that neither keepalives nor TCP time-outs notice anything, and no time-out of the server
+itself helps. Therefore each wait for an answer has a limit here. The time counts from the last byte that arrived, so
+that a long answer is never cut off while it arrives.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy.engine import URL
 
 SILENCE_S = 60.0
-"""How long the server may send nothing while a statement runs, seconds. A statement waits at most 30 s for a lock; the
-slowest one that was measured, with 1,000 workers on two cores, took 11 s."""
+"""How long the server may send nothing while a statement runs, seconds. A statement waits at most 30 s for a lock. The
+slowest statement that was measured, with 1,000 workers on two cores, took 11 s."""
 
 HURRY_SILENCE_S = 5.0
-"""The same once the process was asked to stop, seconds."""
+"""The same limit after the process was asked to stop, seconds."""
 
 
 def connector(
