@@ -17,7 +17,7 @@ from cvaeopt.config import Config
 from cvaeopt.errors import StudyError
 from cvaeopt.files import write_bytes
 from cvaeopt.outcome import recipe
-from cvaeopt.outcome.leaders import Confirmation, Confirmed, confirmation
+from cvaeopt.outcome.leaders import Confirmation, RankedLeader, confirmation
 from cvaeopt.outcome.recipe import LONG_RUN_EPOCHS, Recipe
 from cvaeopt.outcome.trials import TrialFacts, best_of, facts
 from cvaeopt.pictures import curves
@@ -134,7 +134,7 @@ def _searched(definition: Definition, trials: list[TrialFacts], best: TrialFacts
     }
 
 
-def _confirmed(definition: Definition, fresh: Confirmation, first: Confirmed) -> dict[str, Any]:
+def _confirmed(definition: Definition, fresh: Confirmation, first: RankedLeader) -> dict[str, Any]:
     """What fresh runs say of their first leader and of those that noise does not tell from it."""
     tied = [one for one in fresh.ranked if one.tied]
     runs = len(first.values)

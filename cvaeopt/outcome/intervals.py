@@ -29,12 +29,11 @@ def interval(values: Sequence[float]) -> Interval:
     if len(values) < 2:
         return Interval(mean, None, None, None)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return around(mean, spread, len(values), len(values) - 1)
+    return t_interval(mean, spread / math.sqrt(len(values)), len(values) - 1)
 
 
-def around(mean: float, spread: float, count: int, freedom: int) -> Interval:
-    """The t interval of a mean of `count` values whose standard deviation is known to `freedom` degrees."""
-    error = spread / math.sqrt(count)
+def t_interval(mean: float, error: float, freedom: float) -> Interval:
+    """The t interval around an estimate whose standard error is known to `freedom` degrees of freedom."""
     half = t_quantile(freedom) * error
     return Interval(mean, error, mean - half, mean + half)
 
@@ -53,8 +52,8 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
     return (math.sqrt(squares / freedom), freedom) if freedom else (0.0, 0)
 
 
-def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+def t_quantile(freedom: float) -> float:
     """Half the width of a two-sided t interval in standard errors: 12.706 for 1 degree of freedom, 1.96 for many."""
-    if not freedom > 0 or not 0 < confidence < 1:
-        raise ValueError(f"freedom = {freedom}, confidence = {confidence}")
-    return float(stdtrit(freedom, (1 + confidence) / 2))
+    if not freedom > 0:
+        raise ValueError(f"freedom = {freedom}")
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

@@ -16,7 +16,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from cvaeopt.outcome.intervals import Interval, around, pooled_spread, t_quantile
+from cvaeopt.outcome.intervals import Interval, pooled_spread, t_interval
 from cvaeopt.outcome.trials import facts
 from cvaeopt.outcome.two_way import TwoWay, two_way
 from cvaeopt.search.space import key_of
@@ -29,7 +29,7 @@ _SAME_DB = 1e-6  # what rounding leaves of no difference
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class RankedLeader:
     """One leader with its fresh runs.
 
     values            of the fresh runs that came to their end, dB
@@ -95,7 +95,7 @@ class Confirmation:
     """
 
     studies: tuple[str, ...]
-    ranked: tuple[Confirmed, ...]
+    ranked: tuple[RankedLeader, ...]
     spread: float | None
     freedom: int
     paired: bool = False
@@ -117,7 +117,7 @@ class Confirmation:
         return 0 < self.runs == self.ended
 
     @property
-    def best(self) -> Confirmed | None:
+    def best(self) -> RankedLeader | None:
         """The first leader, once every run is over and it has a value."""
         first = next(iter(self.ranked), None)  # none: none of the leaders has the settings of a run any more
         return first if first is not None and self.over and first.estimate is not None else None
@@ -143,7 +143,7 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
     known = confirmations(storage, definition)
     if not known:
         return None
-    found = {leader.key: Confirmed(leader, ()) for leader in leaders(definition, _trials(storage, name))}
+    found = {leader.key: RankedLeader(leader, ()) for leader in leaders(definition, _trials(storage, name))}
     for one in known:
         ran = runs(storage, one)
         for (point, _), fact in zip(ran, facts(trial for _, trial in ran), strict=True):
@@ -163,7 +163,7 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
     return rank([one.name for one in known], found.values(), later_runs(storage, definition))
 
 
-def rank(names: Sequence[str], counted: Iterable[Confirmed], later: int = 0) -> Confirmation:
+def rank(names: Sequence[str], counted: Iterable[RankedLeader], later: int = 0) -> Confirmation:
     """The confirmation with these studies and these leaders' runs: estimates, intervals and ranks."""
     asked = [one for one in counted if one.values or one.diverged or one.lost or one.open]
     spread, freedom = pooled_spread([one.values for one in asked])
@@ -220,13 +220,15 @@ def _trials(storage: Storage, name: str) -> list[FrozenTrial]:
     return sorted(found, key=lambda trial: trial.number)
 
 
-def _own(one: Confirmed, spread: float, freedom: int) -> Interval:
+def _own(one: RankedLeader, spread: float, freedom: int) -> Interval:
     """The mean of a leader's runs, with the pooled spread; without an interval where no run is repeated."""
     mean = math.fsum(one.values) / len(one.values)
-    return around(mean, spread, len(one.values), freedom) if freedom else Interval(mean, None, None, None)
+    return (
+        t_interval(mean, spread / math.sqrt(len(one.values)), freedom) if freedom else Interval(mean, None, None, None)
+    )
 
 
-def _judged(one: Confirmed, found: Interval) -> Confirmed:
+def _judged(one: RankedLeader, found: Interval) -> RankedLeader:
     return replace(
         one,
         mean=math.fsum(one.values) / len(one.values),
@@ -238,8 +240,8 @@ def _judged(one: Confirmed, found: Interval) -> Confirmed:
 
 
 def _compared(
-    judged: Sequence[Confirmed], first: int, place: int, runs: TwoWay | None, pooled: tuple[float, int]
-) -> Confirmed:
+    judged: Sequence[RankedLeader], first: int, place: int, runs: TwoWay | None, pooled: tuple[float, int]
+) -> RankedLeader:
     """The leader at `place`, with how far it is behind the one at `first`, and its tie."""
     one, best = judged[place], judged[first]
     if place == first:
@@ -251,8 +253,7 @@ def _compared(
         if not freedom:  # one run each, and no run repeated: nothing can tell them apart
             return replace(one, behind=Interval(apart, None, None, None), tied=True)
         error = spread * math.sqrt(1 / len(one.values) + 1 / len(best.values))
-        half = t_quantile(freedom) * error
-        behind = Interval(apart, error, apart - half, apart + half)
+        behind = t_interval(apart, error, freedom)
     assert behind.low is not None
     return replace(one, behind=behind, tied=abs(behind.mean) <= behind.mean - behind.low + _SAME_DB)
 

@@ -26,7 +26,7 @@ from cvaeopt import __version__
 from cvaeopt.errors import DataError, SettingsError
 from cvaeopt.files import whole, write_json
 from cvaeopt.outcome.rolling import Noise as Noise
-from cvaeopt.outcome.rolling import Span, decided, frame_size, notes, roll_frames, told
+from cvaeopt.outcome.rolling import Span, frame_size, notes, output_facts, roll_frames, with_output_decided
 from cvaeopt.pictures.run_pictures import Frames, write_gif
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
@@ -103,7 +103,7 @@ def predict(
             "Expected: test/test_img/K/ with one frame and test/test_label/K/ with its labels.",
             "Pass a data folder that has them.",
         )
-    loaded = decided(loaded, _validation_video(loaded, root), chosen)
+    loaded = with_output_decided(loaded, _validation_video(loaded, root), chosen)
     done, span = _write_sequences(loaded, root, out, chosen, average, total, progress)
     result = Prediction(
         out,
@@ -111,7 +111,7 @@ def predict(
         tuple(done),
         sum(sequence.frames for sequence in done),
         time.perf_counter() - began,
-        told(loaded, span),
+        output_facts(loaded, span),
         notes(loaded, path.name, span),
     )
     write_json(out / PROVENANCE, _provenance(path, loaded, chosen, average, result))

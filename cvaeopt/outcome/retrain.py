@@ -26,7 +26,7 @@ from cvaeopt.errors import SettingsError
 from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.recipe import Recipe
-from cvaeopt.outcome.rolling import Noise, decided, notes
+from cvaeopt.outcome.rolling import Noise, notes, with_output_decided
 from cvaeopt.outcome.run_files import RETRAIN
 from cvaeopt.outcome.score import ScoreSheet, score, write
 from cvaeopt.outcome.transfer import DEFAULT_TRANSFER, Transfer, transfer
@@ -80,7 +80,7 @@ def with_output_of(
         return _with_output(config, output), ()
     if start is None:
         return config, ()
-    loaded = decided(checkpoint.load_model(start, ignore_extra=ignore_extra), data.val, Noise.of(config))
+    loaded = with_output_decided(checkpoint.load_model(start, ignore_extra=ignore_extra), data.val, Noise.of(config))
     said = notes(loaded, start.name)
     if "sigmoid" not in (loaded.output, config.output) or loaded.output == config.output:
         return config, said

@@ -92,7 +92,7 @@ def roll_frames(loaded: Loaded, first: Frames, labels: Frames, z: Noise) -> Tens
     return frames
 
 
-def decided(loaded: Loaded, val: Split | None, z: Noise) -> Loaded:
+def with_output_decided(loaded: Loaded, val: Split | None, z: Noise) -> Loaded:
     """`loaded` with the output that fits the validation video best, if nobody has said which one it is.
 
     The template's comes first: another one must be better by more than what is printed of a PSNR.
@@ -138,8 +138,8 @@ def notes(loaded: Loaded, name: str, span: Span | None = None) -> tuple[str, ...
     return tuple(said)
 
 
-def told(loaded: Loaded, span: Span) -> dict[str, Any]:
-    """The same as JSON values."""
+def output_facts(loaded: Loaded, span: Span) -> dict[str, Any]:
+    """How frames were made of the network's output, and how far they reached beyond [0, 1], as JSON values."""
     return {
         "output": loaded.output,
         "output_from": loaded.output_from,

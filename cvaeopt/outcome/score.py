@@ -21,7 +21,7 @@ from cvaeopt.errors import CheckpointError, DataError
 from cvaeopt.files import write_bytes, write_json
 from cvaeopt.outcome import predict, recipe
 from cvaeopt.outcome.predict import file_digest
-from cvaeopt.outcome.rolling import Noise, Span, decided, frame_size, notes, roll_frames, told
+from cvaeopt.outcome.rolling import Noise, Span, frame_size, notes, output_facts, roll_frames, with_output_decided
 from cvaeopt.outcome.run_files import RETRAIN, SCORE
 from cvaeopt.pictures.run_pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.vae import checkpoint
@@ -106,7 +106,7 @@ def score(
     loaded = checkpoint.load_model(path, device, output=output, ignore_extra=ignore_extra)
     _check_size(loaded, data)
     noise = z or Noise.of(loaded.config)
-    loaded = decided(loaded, data.val, noise)
+    loaded = with_output_decided(loaded, data.val, noise)
     prediction, psnr, span = _validate(loaded, data, noise)
     return ScoreSheet(
         checkpoint=path.name,
@@ -121,7 +121,7 @@ def score(
         prediction=prediction,
         history=tuple(loaded.own.history) if loaded.own else (),
         public=_public(loaded, data, noise) if public else {},
-        output=told(loaded, span),
+        output=output_facts(loaded, span),
         notes=notes(loaded, path.name, span),
     )
 
@@ -182,7 +182,7 @@ def recalibrate(
     noise = z or Noise.of(stored.config)
     changed = replace(stored, model=copy.deepcopy(stored.model))
     recalibrate_model(changed.model, torch.tensor(data.train.labels))
-    changed = decided(changed, data.val, noise)
+    changed = with_output_decided(changed, data.val, noise)
     before = _validate(replace(stored, output=changed.output), data, noise)[1]
     _, after, span = _validate(changed, data, noise)
     checkpoint.write(out, _with_statistics(changed))
@@ -190,7 +190,7 @@ def recalibrate(
         float(before.mean(dtype=np.float64)),
         float(after.mean(dtype=np.float64)),
         out,
-        told(changed, span),
+        output_facts(changed, span),
         notes(changed, path.name, span),
     )
 

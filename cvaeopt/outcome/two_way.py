@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cvaeopt.outcome.intervals import Interval, t_quantile
+from cvaeopt.outcome.intervals import Interval, t_interval
 
 LEAST_FREEDOM: Final = 2
 """Degrees of freedom of the rest without which runs say too little of it for this analysis: three settings with two
@@ -61,7 +61,7 @@ class TwoWay:
         if not np.allclose(contrast @ self._estimable, contrast, atol=1e-8):
             return None
         error = self.spread * math.sqrt(max(0.0, float(contrast @ self._covariance @ contrast)))
-        return _around(float(contrast @ self._levels), error, self.freedom)
+        return t_interval(float(contrast @ self._levels), error, self.freedom)
 
 
 def two_way(groups: Sequence[Mapping[int, float]]) -> TwoWay | None:
@@ -106,7 +106,7 @@ def two_way(groups: Sequence[Mapping[int, float]]) -> TwoWay | None:
         satterthwaite = max(least, math.floor(parts.sum() ** 2 / by_freedom)) if by_freedom else least
         drawn = estimate - float(plain[setting] @ values)
         variance = max(0.0, float(parts.sum()) + 2 / max(1, len(groups) - 1) * drawn**2)
-        estimates.append(_around(centre + estimate, math.sqrt(variance), satterthwaite))
+        estimates.append(t_interval(centre + estimate, math.sqrt(variance), satterthwaite))
     return TwoWay(tuple(estimates), math.sqrt(rest), freedom, levels, inverse @ inverse.T, inverse @ design)
 
 
@@ -126,8 +126,3 @@ def _weights(setting_of: Array, seed_of: Array, rest: float, seeds: float, setti
     common = inverse.sum(0) / inverse.sum()  # generalised least squares of the common mean
     weights: Array = common + settings * setting_of.T @ inverse @ (np.eye(runs) - common)
     return weights
-
-
-def _around(mean: float, error: float, freedom: float) -> Interval:
-    half = t_quantile(freedom) * error
-    return Interval(mean, error, mean - half, mean + half)

@@ -31,6 +31,9 @@ GIF: Final = "prediction.gif"
 PSNR_VALUES: Final = "psnr_per_frame.json"
 _LETTERS: Final = (34, 34, 34)
 _PAPER: Final = (255, 255, 255)
+_COLUMNS: Final = 4
+_GIF_SCALE: Final = 4  # enlargement of the animation
+_SHEET_SCALE: Final = 3  # and of pictures with several frames
 _GAP_PX: Final = 2  # between pictures, before enlarging
 
 
@@ -69,29 +72,23 @@ def trial_artifacts(
     return made
 
 
-def write_gif(path: Path, frames: Iterable[Frames], *, frame_ms: int = LAB_FRAME_MS) -> None:
+def write_gif(path: Path, frames: Iterable[Frames]) -> None:
     """Write frames (3, H, W) as an endless GIF, whole or not at all.
 
     Each frame has its own palette of 256 colours, fitted to it and not dithered, so that still parts stay still.
     """
-    _save_gif(path, (_quantised(_image(frame), 256) for frame in frames), frame_ms)
+    _save_gif(path, (_quantised(_image(frame), 256) for frame in frames), LAB_FRAME_MS)
 
 
-def write_comparison_gif(
-    path: Path,
-    parts: Mapping[str, Frames],
-    *,
-    scale: int = 4,
-) -> None:
+def write_comparison_gif(path: Path, parts: Mapping[str, Frames]) -> None:
     """Write several videos of equal size beside each other, each under its name, as one endless GIF.
 
-    parts         name -> frames (T, 3, H, W)
-    scale         enlargement, nearest neighbour: pixels stay pixels
+    parts   name -> frames (T, 3, H, W); enlarged by nearest neighbour, so that pixels stay pixels
     """
     length = min(len(frames) for frames in parts.values())
     chosen = thinned(length, MOST_FRAMES)
     height, width = next(iter(parts.values())).shape[2:]
-    band = _band(list(parts), (width + _GAP_PX) * scale)
+    band = _band(list(parts), (width + _GAP_PX) * _GIF_SCALE)
 
     def pictures() -> Iterator[Image.Image]:
         for index in chosen:
@@ -103,7 +100,7 @@ def write_comparison_gif(
             small = _quantised(Image.fromarray(joined), 254)
             palette = small.getpalette() or []
             palette = palette[: 254 * 3] + [0] * (254 * 3 - len(palette)) + [*_PAPER, *_LETTERS]
-            large = small.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST)
+            large = small.resize((small.width * _GIF_SCALE, small.height * _GIF_SCALE), Image.Resampling.NEAREST)
             page = Image.new("P", (large.width, large.height + band.height), 254)
             page.putpalette(palette)
             page.paste(large, (0, band.height))
@@ -113,23 +110,21 @@ def write_comparison_gif(
     _save_gif(path, pictures(), COMPARISON_FRAME_MS)
 
 
-def film_strip(rows: Mapping[str, Frames], *, columns: int = 4, scale: int = 3) -> bytes:
-    """A PNG of `columns` evenly spaced frames; one row per name, the frame's number above."""
+def film_strip(rows: Mapping[str, Frames]) -> bytes:
+    """A PNG of four evenly spaced frames; one row per name, the frame's number above."""
     length = min(len(frames) for frames in rows.values())
-    chosen = thinned(length, columns)
-    return _sheet(rows, chosen, [f"frame {index + 1}" for index in chosen], scale)
+    chosen = thinned(length, _COLUMNS)
+    return _sheet(rows, chosen, [f"frame {index + 1}" for index in chosen])
 
 
-def worst_frames(
-    rows: Mapping[str, Frames], psnr_frames: NDArray[np.floating[Any]], *, count: int = 4, scale: int = 3
-) -> bytes:
-    """A PNG of the `count` frames with the lowest PSNR, each from another stretch of the video.
+def worst_frames(rows: Mapping[str, Frames], psnr_frames: NDArray[np.floating[Any]]) -> bytes:
+    """A PNG of the four frames with the lowest PSNR, each from another stretch of the video.
 
     psnr_frames   (T,) dB, of the frames in `rows`
     """
-    chosen = worst_indices(psnr_frames, count)
+    chosen = worst_indices(psnr_frames, _COLUMNS)
     captions = [f"frame {index + 1}\n{psnr_frames[index]:.1f} dB" for index in chosen]
-    return _sheet(rows, chosen, captions, scale)
+    return _sheet(rows, chosen, captions)
 
 
 def worst_indices(psnr_frames: NDArray[np.floating[Any]], count: int) -> list[int]:
@@ -178,8 +173,8 @@ def _save_gif(path: Path, images: Iterator[Image.Image], frame_ms: int) -> None:
         )
 
 
-def _sheet(rows: Mapping[str, Frames], chosen: Sequence[int], captions: Sequence[str], scale: int) -> bytes:
-    height, width = (side * scale for side in next(iter(rows.values())).shape[2:])
+def _sheet(rows: Mapping[str, Frames], chosen: Sequence[int], captions: Sequence[str]) -> bytes:
+    height, width = (side * _SHEET_SCALE for side in next(iter(rows.values())).shape[2:])
     gap, font = 6, _font(19)
     margin = max(int(font.getlength(name)) for name in rows) + 2 * gap
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)

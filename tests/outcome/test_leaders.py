@@ -14,7 +14,7 @@ from cvaeopt.errors import StudyError
 from cvaeopt.outcome import recipe, report
 from cvaeopt.outcome.export import export_best
 from cvaeopt.outcome.intervals import t_quantile
-from cvaeopt.outcome.leaders import Confirmed, confirmation, rank, table
+from cvaeopt.outcome.leaders import RankedLeader, confirmation, rank, table
 from cvaeopt.store.confirmation import Leader, advance
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
@@ -34,9 +34,9 @@ def leader(number: int, searched: float = 30.0) -> Leader:
     return Leader(f"key{number}", (number,), searched, {"lr": 1e-3 * (number + 1)})
 
 
-def ran(number: int, *values: float, searched: float = 30.0, **counts: int) -> Confirmed:
+def ran(number: int, *values: float, searched: float = 30.0, **counts: int) -> RankedLeader:
     """A leader with fresh runs of these values, from the first of the common seeds."""
-    return Confirmed(leader(number, searched), values, seeds=SEEDS[: len(values)], **counts)
+    return RankedLeader(leader(number, searched), values, seeds=SEEDS[: len(values)], **counts)
 
 
 # ---- the ranking
@@ -56,7 +56,7 @@ def test_leaders_are_ranked_by_their_fresh_runs_and_not_by_the_search() -> None:
 
 
 def test_runs_of_settings_that_lead_no_longer_make_nobody_first() -> None:
-    found = rank(["x.confirm"], [Confirmed(leader(0), ())])
+    found = rank(["x.confirm"], [RankedLeader(leader(0), ())])
     assert found.ranked == () and found.best is None
     assert found.plain()["best"] is None and table(found) == []
 
@@ -72,7 +72,7 @@ def test_leaders_are_compared_seed_by_seed() -> None:
     luck = (0.0, 1.5, 3.0)  # of the seeds, for all leaders
     levels = ((29.0, (0.1, 0.0, -0.1)), (28.0, (0.0, 0.1, -0.1)), (28.95, (-0.1, 0.0, 0.1)))
     counted = [
-        Confirmed(leader(number), tuple(level + a + b for a, b in zip(luck, rest, strict=True)), seeds=SEEDS)
+        RankedLeader(leader(number), tuple(level + a + b for a, b in zip(luck, rest, strict=True)), seeds=SEEDS)
         for number, (level, rest) in enumerate(levels)
     ]
     found = rank(["x.confirm"], counted)
@@ -93,9 +93,9 @@ def test_leaders_are_compared_seed_by_seed() -> None:
 def test_a_lost_run_of_an_unlucky_seed_makes_nobody_first() -> None:
     luck = {11: 0.0, 12: 2.0, 13: 2.0}
     counted = [
-        Confirmed(leader(0), tuple(29.0 + luck[seed] for seed in SEEDS), seeds=SEEDS),
-        Confirmed(leader(1), tuple(28.5 + luck[seed] for seed in SEEDS[1:]), seeds=SEEDS[1:], lost=1),
-        Confirmed(leader(2), tuple(27.0 + luck[seed] for seed in SEEDS), seeds=SEEDS),
+        RankedLeader(leader(0), tuple(29.0 + luck[seed] for seed in SEEDS), seeds=SEEDS),
+        RankedLeader(leader(1), tuple(28.5 + luck[seed] for seed in SEEDS[1:]), seeds=SEEDS[1:], lost=1),
+        RankedLeader(leader(2), tuple(27.0 + luck[seed] for seed in SEEDS), seeds=SEEDS),
     ]
     found = rank(["x.confirm"], counted)
     assert found.ranked[1].mean > found.ranked[0].mean  # type: ignore[operator]

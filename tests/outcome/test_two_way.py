@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cvaeopt.outcome.intervals import pooled_spread, t_quantile
-from cvaeopt.outcome.leaders import Confirmed, rank
+from cvaeopt.outcome.leaders import RankedLeader, rank
 from cvaeopt.outcome.two_way import LEAST_FREEDOM, two_way
 from cvaeopt.store.confirmation import FINALISTS, SEEDS, Leader
 
@@ -144,7 +144,7 @@ def test_a_confirmed_value_is_what_it_says(seed_db: float, rest_db: float, succe
         best = rank(
             ["x.confirm"],
             [
-                Confirmed(
+                RankedLeader(
                     Leader(str(number), (number,), 30.0, {}),
                     tuple(values[number, :runs].tolist()),
                     seeds=tuple(range(runs)),
