@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from optuna.trial import FrozenTrial
 
 from cvaeopt.files import write_bytes, write_text
-from cvaeopt.outcome.importance import importances
+from cvaeopt.outcome.importance import at_bounds, importances
 from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.report_data import report_data
 from cvaeopt.outcome.report_pictures import report_pictures
@@ -68,7 +68,7 @@ def write(
 ) -> Report:
     """The same as `report`, of trials that were read already; `overview` as `report_data` takes it."""
     data = report_data(definition, trials, overview, artifacts=artifacts, now=now)
-    shown = report_pictures(data, importances(trials))
+    shown = report_pictures(data, importances(definition, trials))
     environment = Environment(
         loader=PackageLoader("cvaeopt.outcome"),
         autoescape=True,
@@ -78,6 +78,8 @@ def write(
     )
     for picture in shown.all:
         write_bytes(out / picture.name, picture.data)
-    page = environment.get_template("report.html.j2").render(data=data, shown=shown, text=setting_text)
+    page = environment.get_template("report.html.j2").render(
+        data=data, shown=shown, text=setting_text, bounds=at_bounds(definition, trials)
+    )
     write_text(out / PAGE, page)
     return Report(out / PAGE, tuple(out / picture.name for picture in shown.all))

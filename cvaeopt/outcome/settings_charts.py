@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cvaeopt.config import Config
-from cvaeopt.outcome.importance import FEWEST_TRIALS, Importance
+from cvaeopt.outcome.importance import MIN_CERTAINTY, MIN_TRIALS, Importance
 from cvaeopt.outcome.trials import Axis, TrialFacts, best_of
 from cvaeopt.pictures.curves import (
     BLUE,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MAX_LINES: Final = 300
 _MAX_SCHEDULES: Final = 160
+_EFFECTS_A_LINE: Final = 3
 
 
 def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
@@ -179,27 +180,59 @@ def _draw_schedule(axes: Axes, config: Config, at: Callable[[Config, int], float
 
 
 def importance(items: Sequence[Importance], complete: int) -> bytes:
-    """Bars of the settings' importance with the interval over resampled trials."""
+    """Bars of the settings' importance, and below them how the value depends on each; with 80 % intervals."""
     if not items:
         return nothing(
             "Too early to say what mattered",
-            f"Complete trials: {complete}. At least {FEWEST_TRIALS} that differ are needed.",
+            f"Complete trials: {complete}. At least {MIN_TRIALS} complete or pruned ones are needed.",
         )
+    lines = math.ceil(len(items) / _EFFECTS_A_LINE)
+    bars_in = 1.2 + 0.42 * len(items)
     with look():
-        drawing = figure(1.5 + 0.42 * len(items))
-        axes = drawing.subplots()
-        names = [item.name for item in items][::-1]
-        shares = np.array([item.share for item in items])[::-1] * 100
-        spread = np.array([[item.share - item.low, item.high - item.share] for item in items])[::-1].T * 100
-        axes.barh(names, shares, color=SKY, height=0.62)
-        axes.errorbar(shares, range(len(items)), xerr=spread, fmt="none", ecolor=INK, elinewidth=1.3, capsize=3.5)
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("share of importance, % (line: 80 % interval)")
-        axes.grid(visible=False, axis="y")
-        clear = items[0].low > max((item.high for item in items[1:]), default=0)
-        text = f"{items[0].name} mattered most" if clear else "No setting clearly mattered most"
-        title(drawing, f"{text} ({complete} complete trials)")
+        drawing = figure(bars_in + 1.9 * lines)
+        places = drawing.add_gridspec(1 + lines, _EFFECTS_A_LINE, height_ratios=[bars_in, *[1.9] * lines])
+        _draw_shares(drawing.add_subplot(places[0, :]), items)
+        first: Axes | None = None
+        for place, item in enumerate(items):
+            cell = places[1 + place // _EFFECTS_A_LINE, place % _EFFECTS_A_LINE]
+            axes = drawing.add_subplot(cell, sharey=first)
+            first = first or axes
+            _draw_effect(axes, item)
+            if place % _EFFECTS_A_LINE == 0:
+                axes.set_ylabel("dB")
+        clear = items[0].certainty >= MIN_CERTAINTY
+        text = f"{items[0].name} mattered most" if clear else "The trials cannot tell which setting mattered most"
+        title(drawing, f"{text} ({complete} complete trials, and forecasts of pruned ones)")
         return png(drawing)
+
+
+def _draw_shares(axes: Axes, items: Sequence[Importance]) -> None:
+    shares = np.array([item.share for item in items])[::-1] * 100
+    spread = np.array([[item.share - item.low, item.high - item.share] for item in items])[::-1].T * 100
+    axes.barh([item.name for item in items][::-1], shares, color=SKY, height=0.62)
+    axes.errorbar(shares, range(len(items)), xerr=spread, fmt="none", ecolor=INK, elinewidth=1.3, capsize=3.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the main effects' variance, %")
+    axes.grid(visible=False, axis="y")
+
+
+def _draw_effect(axes: Axes, item: Importance) -> None:
+    """The mean value at each place of a setting, over all other settings, with its 80 % interval."""
+    half = 1.2816 * item.error
+    if item.scale == "categorical":
+        places = range(len(item.values))
+        axes.errorbar(places, item.effect, yerr=half, fmt="o", color=BLUE, ecolor=INK, capsize=3.5, markersize=4)
+        axes.set_xticks(places, [str(value) for value in item.values], fontsize=9)
+        axes.set_xlim(-0.5, len(item.values) - 0.5)
+    else:
+        axes.fill_between(item.values, item.effect - half, item.effect + half, color=SKY, alpha=0.35, linewidth=0)
+        axes.plot(item.values, item.effect, color=BLUE, linewidth=1.6)
+        if item.scale == "log":
+            axes.set_xscale("log")
+            ticks = log_ticks([float(value) for value in item.values])
+            axes.set_xticks(ticks, [tick_text(tick) for tick in ticks], fontsize=9)
+            axes.set_xticks([], minor=True)
+    axes.set_xlabel(item.name)
 
 
 def _ends(axis: Axis, trials: Sequence[TrialFacts]) -> tuple[float, float]:

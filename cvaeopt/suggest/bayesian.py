@@ -25,7 +25,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.search.space import stream
-from cvaeopt.suggest.cube import ABSENT, Cube
+from cvaeopt.suggest.cube import Cube
 from cvaeopt.suggest.forecast import Forecaster, diverged
 from cvaeopt.suggest.gaussian_process import distances, fit, log_expected_improvement, log_news
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
@@ -46,34 +46,28 @@ MIN_COMPLETE = 3  # complete trials from which forecasts are made
 class GaussianProcessSampler(BaseSampler):
     """Expected improvement under noise.
 
-    space              every setting that may be searched, in a fixed order
+    space              every setting that may be searched, in a fixed order, and under which conditions
     n_startup_trials   trials that must say something before the model is used; until then Halton points, which leave
                        no holes
     window             epochs whose mean is a trial's value, as in `estimate`
     seed_noise_db      standard deviation between training seeds, dB; a part of every value's error
-    active             names of the settings that are searched beside these values; default: all of them
-    deciding           the settings that `active` reads
     """
 
     def __init__(
         self,
-        space: Mapping[str, BaseDistribution],
+        space: Mapping[str, BaseDistribution] | Cube,
         *,
         seed: int,
         n_startup_trials: int = 5,
         window: int = 1,
         seed_noise_db: float = 0.35,
-        active: Callable[[Mapping[str, Any]], set[str]] | None = None,
-        deciding: Sequence[str] = (),
     ) -> None:
-        self._space = dict(space)
+        self._cube = space if isinstance(space, Cube) else Cube(space)
+        self._space = self._cube.space
         self._seed = seed
         self._n_startup_trials = n_startup_trials
         self._seed_noise_db = seed_noise_db
-        self._active = active
-        self._deciding = list(deciding)
         self._forecaster = Forecaster(window, MIN_COMPLETE, seed_noise_db)
-        self._cube = Cube(self._space)
         self._bases = dict(zip(self._space, primes(len(self._space)), strict=True))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -133,35 +127,17 @@ class GaussianProcessSampler(BaseSampler):
     ) -> np.ndarray:
         """The most promising point of the cube: many at random and near the leaders, then nearer and nearer."""
         near = self._cube.near(np.repeat(leaders, CANDIDATES // 4, 0), 0.1, draw)
-        points = self._settle(np.vstack([self._cube.random(draw, CANDIDATES), near]))
+        points = self._cube.settled(np.vstack([self._cube.random(draw, CANDIDATES), near]))
         scores = worth(points)
         width = 0.1
         for _ in range(ROUNDS):
             kept = np.argsort(-scores)[:8]
             points, scores = points[kept], scores[kept]
             width /= 2
-            around = self._settle(self._cube.near(np.repeat(points, 32, 0), width, draw))
+            around = self._cube.settled(self._cube.near(np.repeat(points, 32, 0), width, draw))
             points, scores = np.vstack([points, around]), np.concatenate([scores, worth(around)])
         best: np.ndarray = points[int(np.argmax(scores))]
         return best
-
-    def _settle(self, points: np.ndarray) -> np.ndarray:
-        """The same points, on the values that exist and without the settings that are not searched there."""
-        points = self._cube.settled(points)
-        if self._active is None:
-            return points
-        # What is searched depends on few settings with few values: each of their combinations is looked up once.
-        nothing = np.zeros((len(points), 1))
-        deciding = np.hstack([nothing, *(points[:, self._cube.columns[name]] for name in self._deciding)])
-        cases, which = np.unique(deciding, axis=0, return_inverse=True)
-        which = which.ravel()
-        for case in range(len(cases)):
-            rows = which == case
-            searched = self._active(self._cube.values(points[int(np.argmax(rows))]))
-            for name, columns in self._cube.columns.items():
-                if name not in searched:
-                    points[rows, columns] = ABSENT
-        return points
 
 
 def best_and_latest(values: np.ndarray, limit: int) -> np.ndarray:

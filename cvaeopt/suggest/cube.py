@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,21 @@ ABSENT = 0.5  # coordinate of a setting that is not searched
 class Cube:
     """Parameters as points of the unit cube: a column for a range, one for each choice; 0.5 where a setting is absent.
 
-    columns   setting -> its columns
-    width     columns in all
+    columns    setting -> its columns
+    width      columns in all
+    active     names of the settings that are searched beside these values; default: all of them
+    deciding   the settings that `active` reads
     """
 
-    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
-        self.space = space
+    def __init__(
+        self,
+        space: Mapping[str, BaseDistribution],
+        active: Callable[[Mapping[str, Any]], set[str]] | None = None,
+        deciding: Sequence[str] = (),
+    ) -> None:
+        self.space = dict(space)
+        self._active = active
+        self._deciding = list(deciding)
         self.columns: dict[str, slice] = {}
         self.width = 0
         for name, one in space.items():
@@ -58,6 +67,28 @@ class Cube:
         return found
 
     def settled(self, points: np.ndarray) -> np.ndarray:
+        """The same points, on the values that exist and without the settings that are not searched there."""
+        points = self._on_values(points)
+        if self._active is None:
+            return points
+        # What is searched depends on few settings with few values: each of their combinations is looked up once.
+        nothing = np.zeros((len(points), 1))
+        deciding = np.hstack([nothing, *(points[:, self.columns[name]] for name in self._deciding)])
+        cases, which = np.unique(deciding, axis=0, return_inverse=True)
+        which = which.ravel()
+        for case in range(len(cases)):
+            rows = which == case
+            searched = self._active(self.values(points[int(np.argmax(rows))]))
+            for name, columns in self.columns.items():
+                if name not in searched:
+                    points[rows, columns] = ABSENT
+        return points
+
+    def searches(self, name: str, point: np.ndarray) -> bool:
+        """Whether a setting is searched at a point that is `settled`."""
+        return self._active is None or name in self._active(self.values(point))
+
+    def _on_values(self, points: np.ndarray) -> np.ndarray:
         """`points` moved to the nearest values that can be suggested."""
         points = points.copy()
         for name, one in self.space.items():

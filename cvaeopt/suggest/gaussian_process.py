@@ -49,6 +49,15 @@ class Posterior:
         half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
         return mean, np.sqrt(np.maximum(self.signal - (half * half).sum(0), 1e-12))
 
+    def averages(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (g,) and covariance (g, g) of the function's averages over groups of points (g, m, d)."""
+        count, size, width = groups.shape
+        points = groups.reshape(-1, width)
+        cross = self.signal * matern(points, self.inputs, self.lengths).reshape(count, size, -1).mean(1)
+        before = self.signal * matern(points, points, self.lengths).reshape(count, size, count, size).mean((1, 3))
+        half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        return self.mean + cross @ self._weights, before - half.T @ half
+
     def believing(self, points: np.ndarray, errors: np.ndarray) -> Posterior:
         """The same process after its own mean was observed at (m, d) points: as sure, and elsewhere surer."""
         values = self.at(points)[0]

@@ -33,6 +33,7 @@ from cvaeopt.search.tables import (
 )
 from cvaeopt.suggest import pruner
 from cvaeopt.suggest.bayesian import GaussianProcessSampler
+from cvaeopt.suggest.cube import Cube
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _percentile(chosen: MedianPruner | PercentilePruner) -> float:
     return 50.0 if isinstance(chosen, MedianPruner) else chosen.percentile
 
 
-def _gaussian_process(definition: Definition, chosen: GpSampler) -> GaussianProcessSampler:
+def cube_of(definition: Definition) -> Cube:
+    """The search space of a study, with its conditions, as the unit cube of the Gaussian process."""
     settings = settled(definition.search, definition.fixed)
 
     def active(values: Mapping[str, Any]) -> set[str]:
@@ -111,14 +113,18 @@ def _gaussian_process(definition: Definition, chosen: GpSampler) -> GaussianProc
         return names
 
     deciding = {other for dimension in definition.search.values() for other in dimension.when} & set(definition.search)
+    conditional = any(dimension.when for dimension in definition.search.values())
+    space = {name: distribution(dimension) for name, dimension in definition.search.items()}
+    return Cube(space, active if conditional else None, sorted(deciding))
+
+
+def _gaussian_process(definition: Definition, chosen: GpSampler) -> GaussianProcessSampler:
     return GaussianProcessSampler(
-        {name: distribution(dimension) for name, dimension in definition.search.items()},
+        cube_of(definition),
         seed=definition.seed,
         n_startup_trials=chosen.n_startup_trials,
         window=definition.window,
         seed_noise_db=definition.seed_noise_db,
-        active=active if any(dimension.when for dimension in definition.search.values()) else None,
-        deciding=sorted(deciding),
     )
 
 

@@ -21,7 +21,6 @@ from optuna.trial import FrozenTrial, create_trial
 
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome import contour_chart, report, settings_charts, study_charts
-from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.trials import axes, best_of, facts
 from cvaeopt.pictures import curves
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
@@ -376,12 +375,3 @@ def test_a_mark_is_as_short_as_its_two_digits():
     assert [curves.tick_text(number) for number in numbers] == [
         "1e-7", "1.2e-5", "1e-3", "2.5e-3", "0.01", "0.3", "1", "512",
     ]  # fmt: skip
-
-
-def test_importance_finds_the_setting_that_matters_and_says_how_sure_it_is():
-    shown = trials(200)
-    first = importances(shown)[0]
-    assert first.name == "tfr"
-    assert 0 <= first.low <= first.share <= first.high <= 1
-    assert importances(shown[:9]) == []
-    assert [axis.name for axis in axes(shown)] == ["lr", "tfr", "kl_anneal_type"]
