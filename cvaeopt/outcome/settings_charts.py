@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -218,7 +219,7 @@ def _draw_shares(axes: Axes, items: Sequence[Importance]) -> None:
 
 def _draw_effect(axes: Axes, item: Importance) -> None:
     """The mean value at each place of a setting, over all other settings, with its 80 % interval."""
-    half = 1.2816 * item.error
+    half = NormalDist().inv_cdf(0.9) * item.error
     if item.scale == "categorical":
         places = range(len(item.values))
         axes.errorbar(places, item.effect, yerr=half, fmt="o", color=BLUE, ecolor=INK, capsize=3.5, markersize=4)
@@ -232,7 +233,7 @@ def _draw_effect(axes: Axes, item: Importance) -> None:
             ticks = log_ticks([float(value) for value in item.values])
             axes.set_xticks(ticks, [tick_text(tick) for tick in ticks], fontsize=9)
             axes.set_xticks([], minor=True)
-    axes.set_xlabel(item.name)
+    axes.set_xlabel(item.name, fontsize=9)
 
 
 def _ends(axis: Axis, trials: Sequence[TrialFacts]) -> tuple[float, float]:

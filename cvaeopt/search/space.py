@@ -46,7 +46,7 @@ NEEDS = {
 }
 
 # Corners of a space with more of them than this are sampled.
-MOST_CORNERS = 4096
+MAX_CORNERS = 4096
 
 
 class _Dimension(Table):
@@ -328,13 +328,13 @@ def grid(search: Search, fixed: Mapping[str, Any]) -> Iterator[Values]:
 
 
 def corners(search: Search, fixed: Mapping[str, Any]) -> Iterator[Values]:
-    """The points at the ends of all ranges; always the same `MOST_CORNERS` of them where there are more."""
+    """The points at the ends of all ranges; always the same `MAX_CORNERS` of them where there are more."""
     names, values = order(search), settled(search, fixed)
-    if math.prod(len(dimension.ends()) for dimension in search.values()) <= MOST_CORNERS:
+    if math.prod(len(dimension.ends()) for dimension in search.values()) <= MAX_CORNERS:
         yield from _points(search, names, values, lambda dimension: dimension.ends())
         return
     draw = random.Random(0)
-    for _ in range(MOST_CORNERS):
+    for _ in range(MAX_CORNERS):
         yield next(_points(search, names, values, lambda dimension: [draw.choice(dimension.ends())]))
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-LEAST_EPOCHS = 5
+MIN_NOISE_EPOCHS = 5
 """Epochs from which the noise between epochs is read where the window is shorter: three points on a line say little."""
 
 
@@ -38,7 +38,7 @@ def estimate(curve: Sequence[float], window: int, seed_noise_db: float = 0.0) ->
     """
     kept = [float(value) for value in curve[-window:]]
     value = math.fsum(kept) / len(kept)
-    spread = epoch_noise(curve[-max(window, LEAST_EPOCHS) :])
+    spread = epoch_noise(curve[-max(window, MIN_NOISE_EPOCHS) :])
     error = None if spread is None else math.sqrt(spread**2 / len(kept) + seed_noise_db**2)
     return Estimate(value, error, len(kept))
 

@@ -1,4 +1,4 @@
-"""Where a training that was looked at for some epochs would end, and how sure that is.
+"""Forecasts: the value at which a training that has run for some epochs would end, and its standard error.
 
 Learned from the study's complete trials: how much they still gained between that epoch and their end, as a linear
 function of where they stood and how fast they climbed. It is a Bayesian regression, so three trials are enough to

@@ -1,8 +1,8 @@
-"""A Gaussian process over settings: what every point is worth, from few noisy trials, and how sure that is.
+"""A Gaussian process over settings: the value at every point, from few noisy trials, and its standard error.
 
-Inputs lie in the unit cube. Every observation has a standard error of its own (a complete trial's, a forecast's), so
-that a training cut short counts for what it says and two trainings of one point sharpen it. Hyperparameters are those
-of the highest posterior density.
+Inputs lie in the unit cube. Every observation has a standard error of its own, that of a complete trial or of a
+forecast, so that a pruned trial counts for less than a complete one, and two trainings of the same settings for more
+than one. Hyperparameters are those of the highest posterior density.
 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5; expected improvement
 after Jones, Schonlau and Welch (1998), its logarithm after Ament et al. (2023).
@@ -59,7 +59,7 @@ class Posterior:
         return self.mean + cross @ self._weights, before - half.T @ half
 
     def believing(self, points: np.ndarray, errors: np.ndarray) -> Posterior:
-        """The same process after its own mean was observed at (m, d) points: as sure, and elsewhere surer."""
+        """The same process as if its own mean had been observed at (m, d) points: its errors become smaller there."""
         values = self.at(points)[0]
         known = self.mean + (self._factor @ (self._factor.T @ self._weights))
         return _posterior(
@@ -117,7 +117,7 @@ def fit(
 
 
 def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
-    """Logarithm of how much more than `best` each point is worth on average, also where that is next to nothing."""
+    """Logarithm of the expected improvement over `best` at each point, accurate also where it is almost 0."""
     z = (mean - best) / deviation
     log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
     # The improvement is deviation * (density + z ndtr(z)). Below z = -1 the two terms nearly cancel, so the density is
@@ -131,9 +131,9 @@ def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: floa
 
 
 def log_news(deviation: np.ndarray, noise: float) -> np.ndarray:
-    """Logarithm of the share of a point's standard deviation that one noisy observation of it takes away.
+    """Logarithm of the fraction by which one noisy observation of a point would reduce its standard deviation.
 
-    1 - noise / sqrt(deviation^2 + noise^2), in (0, 1): next to nothing where only noise is left to be seen.
+    1 - noise / sqrt(deviation^2 + noise^2), in (0, 1): almost 0 where the value is already known well.
     Source: Huang, Allen, Notz and Zeng (2006), Global optimization of stochastic black-box systems.
     """
     # 1 - n / h = d^2 / (h (h + n)), which does not cancel where d is small

@@ -1,12 +1,12 @@
-"""A pruner that stops only what it can foretell: Optuna's interface, our estimator.
+"""A pruner that uses forecasts: Optuna's interface, our estimator.
 
     study = optuna.create_study(direction="maximize", pruner=ForecastPruner(window=5, warmup_epochs=40))
 
-At a rung the pruner forecasts where the trial would end (`search.forecast`) and stops it when a fresh trial is a better
-chance of a new leader. How good a chance that is the study's last trials say: a fresh one is taken to be like any of
-them but the leader. Nor is the leader believed blindly: the best of many values owes part of its height to its seed.
-Where early epochs tell little about late ones, a forecast is as wide as a guess and as good a chance, and nothing is
-stopped. And some trials always run to their end.
+At certain epochs the pruner forecasts the value at which the trial would end (`suggest.forecast`). It stops the trial
+if a new trial is more likely to become the leader. That second probability is estimated from the study's last trials
+without the leader. The leader's own value counts with its standard error too, because the best of many values is
+usually also a lucky one. Where early epochs tell little about late ones, forecasts have large errors, and nothing is
+stopped. Some trials always run to their end, so that forecasts can be found wrong.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.config import Config
-from cvaeopt.suggest.forecast import Forecast, Forecaster
+from cvaeopt.suggest.forecast import Forecast, Forecaster, diverged
 from cvaeopt.vae.schedules import beta_at, tfr_at
 
-RECENT = 10  # ended trials that stand for a fresh one: the sampler's suggestions become better
-LEAST_COMPLETE = 0.2  # share of the ended trials; below, the next one runs to its end whatever is foretold
+MAX_RECENT = 10  # ended trials that a new one is taken to be like; not all, because suggestions become better
+MIN_COMPLETE_FRACTION = 0.2  # of the ended trials; below it the next trial runs to its end whatever its forecast
 
 
 class ForecastPruner(BasePruner):
-    """Stops a trial that is a worse chance of a new leader than a fresh one.
+    """Stops a trial that is less likely to become the leader than a new trial is.
 
     window             epochs over which standing and end are averaged, as in `estimate`
     warmup_epochs      no trial is pruned before this epoch
@@ -74,10 +74,10 @@ class ForecastPruner(BasePruner):
             return False
         sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
         ended = [one for one in trials if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        ended = [one for one in ended if not any(value > 0 for value in one.constraints.values())]
+        ended = [one for one in ended if not diverged(one)]
         complete = [one for one in ended if one.state == TrialState.COMPLETE and one.value is not None]
-        if len(complete) < LEAST_COMPLETE * len(ended):
-            return False  # a wrong idea of how curves go on would never be found out
+        if len(complete) < MIN_COMPLETE_FRACTION * len(ended):
+            return False  # otherwise a wrong forecast of how curves go on would never be noticed
         complete.sort(key=lambda one: -sign * (one.value or 0.0))
         best = complete[max(math.ceil(self._keep * len(complete)), 1) - 1]
         leader = self._forecaster.value(best)
@@ -88,10 +88,10 @@ class ForecastPruner(BasePruner):
         return _exceeds(own, leader, sign) < self._odds * chance
 
     def _recent(self, ended: list[FrozenTrial]) -> list[Forecast]:
-        """What the last trials came to, or would have come to: a trial begun now is taken to be like one of them."""
+        """The values of the last trials, or their forecasts: a trial begun now is taken to be like one of them."""
         known: list[Forecast] = []
         for one in reversed(ended):
-            if len(known) == RECENT:
+            if len(known) == MAX_RECENT:
                 break
             if one.state == TrialState.COMPLETE and one.value is not None:
                 known.append(self._forecaster.value(one))

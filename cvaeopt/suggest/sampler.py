@@ -150,7 +150,7 @@ def _tpe(chosen: TpeSampler, definition: Definition) -> Callable[[int], BaseSamp
 
 
 class AlternatingSampler(BaseSampler):
-    """One sampler, and for every `every`-th trial from number `first` on another one, which looks elsewhere."""
+    """One sampler, and for every `every`-th trial, from number `first` on, another one."""
 
     def __init__(self, one: BaseSampler, other: BaseSampler, every: int, first: int) -> None:
         self._one = one
@@ -186,7 +186,7 @@ class _StreamSampler(BaseSampler):
         self._seed = seed
         self._make = make
         self._thread = threading.local()
-        self._fresh(0, "")  # complain now, not in the first trial
+        self._fresh(0, "")  # a wrong option raises its error here, not in the first trial
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         # Optuna asks for the values next, of the same thread; the inner sampler keeps its groups till then.

@@ -126,7 +126,7 @@ def test_many_corners_are_sampled_the_same_way_each_time():
         for name in ("batch_size", "tfr_sde", "kl_anneal_cycle", "F_dim", "N_dim")
     }
     points = list(space.corners(search, {}))
-    assert len(points) == space.MOST_CORNERS
+    assert len(points) == space.MAX_CORNERS
     assert points == list(space.corners(search, {}))
     assert {point["F_dim"] for point in points} == set(range(8))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvaeopt.suggest.estimate import LEAST_EPOCHS, curve_until, epoch_noise, estimate, line
+from cvaeopt.suggest.estimate import MIN_NOISE_EPOCHS, curve_until, epoch_noise, estimate, line
 
 DECIBELS = st.floats(-50, 50, allow_nan=False)
 CURVES = st.lists(DECIBELS, min_size=1, max_size=30)
@@ -64,7 +64,7 @@ def test_too_short_a_curve_has_no_error() -> None:
 
 def test_a_short_window_reads_its_noise_from_more_epochs() -> None:
     curve = [27.0, 30.2, 29.8, 30.1, 29.9, 30.3, 29.7]
-    noise = epoch_noise(curve[-LEAST_EPOCHS:])
+    noise = epoch_noise(curve[-MIN_NOISE_EPOCHS:])
     assert noise is not None and estimate(curve, 1).error == pytest.approx(noise)
 
 

@@ -272,6 +272,25 @@ def test_of_a_large_study_the_best_and_the_latest_are_looked_at():
     assert (bayesian.best_and_latest(values[:300], 300) == np.arange(300)).all()
 
 
+def test_the_limits_on_observations_change_no_suggestion_of_a_study_below_them(monkeypatch):
+    definition = define({"kind": "gp", "n_startup_trials": 4, "tpe_every": 0})
+    study = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+    grow(study, definition, 18)
+    trials = study.get_trials()
+
+    def suggested():
+        again = optuna.create_study(direction="maximize", sampler=sampler_for(definition))
+        again.add_trials(trials)
+        return suggest(definition, again.ask())
+
+    limited = suggested()
+    monkeypatch.setattr(bayesian, "MAX_OBSERVATIONS", 10**9)
+    monkeypatch.setattr(bayesian, "MAX_LEARNED_FROM", 10**9)
+    assert suggested() == limited
+    monkeypatch.setattr(bayesian, "MAX_OBSERVATIONS", 6)
+    assert suggested() != limited
+
+
 class Counting(optuna.storages.InMemoryStorage):
     """A storage that counts how often all trials are read."""
 
