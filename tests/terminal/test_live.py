@@ -11,7 +11,7 @@ import pytest
 from cvaeopt.run import events
 from cvaeopt.terminal.live import WorkerView
 from cvaeopt.terminal.worker_log import time_left_s
-from tests.terminal.test_console import FACTS, console, pipe, plain, terminal, written
+from tests.support.screens import FACTS, console, pipe, plain, terminal, written
 
 BASELINES = {"copy_first": 24.1, "train_mean": 21.9, "nearest_pose": 26.0}
 PARAMS = {

@@ -25,7 +25,7 @@ from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.streams import Output, Terminal
 from cvaeopt.terminal.training import training
 from tests.support.broken_streams import closed_pipe, full_disk
-from tests.terminal.test_console import FACTS, FRESH, console, pipe, plain, terminal, written
+from tests.support.screens import FACTS, FRESH, console, pipe, plain, terminal, written
 
 # ---- where nothing can be written
 
