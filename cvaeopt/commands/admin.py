@@ -12,6 +12,7 @@ import typer
 
 from cvaeopt.commands.help import examples, study_names
 from cvaeopt.commands.opening import open_console
+from cvaeopt.commands.places import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from cvaeopt.errors import StorageUnreachable, UserError
 from cvaeopt.terminal.console import Console
 
@@ -39,17 +40,14 @@ Studies = Annotated[
     typer.Option("--study", help="Only this study; repeatable. Default: all.", autocompletion=study_names),
 ]
 
-_STORAGE = "sqlite:///storage/cvaeopt.db"  # DEFAULT_URL of cvaeopt.store, which would load SQLAlchemy
-_ARTIFACTS = Path("storage/artifacts")
-
 
 @app.command(epilog=examples("admin backup"))
 def backup(
     file: Annotated[Path, typer.Argument(help="The tar file to write.")],
     study: Studies = None,
     no_checkpoints: Annotated[bool, typer.Option("--no-checkpoints", help="Leave the networks (*.pt) out.")] = False,
-    storage: StorageUrl = _STORAGE,
-    artifacts: Artifacts = _ARTIFACTS,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = Path(DEFAULT_ARTIFACTS),
     checkpoints: Store = None,
 ) -> None:
     """Back up studies and their files into a tar file.
@@ -86,8 +84,8 @@ def restore(
         bool, typer.Option("--keep-files", help="Keep the files that exist (a lost database); add missing ones.")
     ] = False,
     contents: Annotated[bool, typer.Option("--list", help="Show what the backup holds, and do nothing.")] = False,
-    storage: StorageUrl = _STORAGE,
-    artifacts: Artifacts = _ARTIFACTS,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = Path(DEFAULT_ARTIFACTS),
     checkpoints: Store = None,
 ) -> None:
     """Put the studies of a backup into a database.
@@ -159,8 +157,8 @@ def delete(
     ],
     archive: Annotated[Path | None, typer.Option("--archive", help="Back it up into this tar file first.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    storage: StorageUrl = _STORAGE,
-    artifacts: Artifacts = _ARTIFACTS,
+    storage: StorageUrl = DEFAULT_STORAGE,
+    artifacts: Artifacts = Path(DEFAULT_ARTIFACTS),
     checkpoints: Store = None,
 ) -> None:
     """Delete a study and the files of its trials.
@@ -195,7 +193,7 @@ def upgrade(
         Path | None, typer.Argument(help="Where a copy of the database is written first (PostgreSQL: for pg_restore).")
     ] = None,
     no_copy: Annotated[bool, typer.Option("--no-copy", help="Write no copy.")] = False,
-    storage: StorageUrl = _STORAGE,
+    storage: StorageUrl = DEFAULT_STORAGE,
 ) -> None:
     """Upgrade the database to the installed Optuna.
 

@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from cvaeopt.commands.places import DEFAULT_STORAGE
+
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "worker": (
         "worker --study main --gpu 0 --data data",
@@ -74,7 +76,7 @@ def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
     in the middle of the line that is being typed.
     """
     names = {path.stem for path in Path("studies").glob("*.toml")}
-    url = str(ctx.params.get("storage") or "sqlite:///storage/cvaeopt.db")
+    url = str(ctx.params.get("storage") or DEFAULT_STORAGE)
     path = Path(url.removeprefix("sqlite:///").partition("?")[0])
     with contextlib.suppress(sqlite3.Error, OSError, ValueError):
         if url.startswith("sqlite:///") and path.is_file():

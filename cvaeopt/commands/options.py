@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cvaeopt.commands.help import study_names
+from cvaeopt.commands.places import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 
 Study = Annotated[
     str, typer.Option("--study", help="Name (studies/NAME.toml) or path of a study.", autocompletion=study_names)
@@ -18,15 +19,13 @@ Gpu = Annotated[
 ]
 StorageUrl = Annotated[
     str | None,
-    typer.Option(
-        "--storage", envvar="CVAEOPT_STORAGE", help="URL of the SQL storage. Default: sqlite:///storage/cvaeopt.db."
-    ),
+    typer.Option("--storage", envvar="CVAEOPT_STORAGE", help=f"URL of the SQL storage. Default: {DEFAULT_STORAGE}."),
 ]
 Data = Annotated[Path | None, typer.Option("--data", envvar="CVAEOPT_DATA", help="Data folder in the lab's layout.")]
 Artifacts = Annotated[
     Path | None,
     typer.Option(
-        "--artifacts", envvar="CVAEOPT_ARTIFACTS", help="Folder of the trials' files. Default: storage/artifacts."
+        "--artifacts", envvar="CVAEOPT_ARTIFACTS", help=f"Folder of the trials' files. Default: {DEFAULT_ARTIFACTS}."
     ),
 ]
 CheckpointStore = Annotated[

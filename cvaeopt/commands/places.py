@@ -14,6 +14,9 @@ from cvaeopt.errors import DataError, UserError
 if TYPE_CHECKING:
     from cvaeopt.search.tables import ServiceTable
 
+DEFAULT_STORAGE = "sqlite:///storage/cvaeopt.db"
+DEFAULT_ARTIFACTS = "storage/artifacts"
+
 _CONFIRMATION = re.compile(r"\.confirm(-\d+)?$")
 _TAKE_ARTIFACTS = ("worker", "confirm", "dashboard", "fetch", "report")
 
@@ -64,9 +67,9 @@ class Places:
         device = stated.get("gpu") if flags.gpu is None else flags.gpu
         return cls(
             study=_name(flags.study) if flags.study else "",
-            storage=flags.storage or stated.get("storage") or "sqlite:///storage/cvaeopt.db",
+            storage=flags.storage or stated.get("storage") or DEFAULT_STORAGE,
             data=None if data is None else Path(data),
-            artifacts=flags.artifacts or Path(stated.get("artifacts") or "storage/artifacts"),
+            artifacts=flags.artifacts or Path(stated.get("artifacts") or DEFAULT_ARTIFACTS),
             checkpoints=flags.checkpoints or stated.get("checkpoints"),
             device=None if device is None else str(device),
             typed=Flags(study=flags.study, storage=storage, artifacts=artifacts),
