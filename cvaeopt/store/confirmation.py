@@ -20,13 +20,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cvaeopt.errors import SettingsError, StudyDamaged, StudyError
 from cvaeopt.search.definition import Definition, check_name
 from cvaeopt.search.space import key_of, stream
 from cvaeopt.store import study as studies
 from cvaeopt.store.damage import damaged, named
+from cvaeopt.store.ranking import value_of
 from cvaeopt.store.status import counts
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import ask_stop, workers
@@ -272,7 +273,7 @@ def _second_stage(
     ]
     if unregistered or not all(trial.state.is_finished() for _, trial in stage):
         return [], min(finalists, len(stage) + unregistered) * len(others)
-    ranked = sorted(((value, leader) for leader, trial in stage if (value := _value(trial)) is not None), key=_first)
+    ranked = sorted(((value, leader) for leader, trial in stage if (value := value_of(trial)) is not None), key=_first)
     points = _missing(known, [leader for _, leader in ranked[:finalists]], others)
     return points, len(points)
 
@@ -280,14 +281,6 @@ def _second_stage(
 def _first(ranked: tuple[float, Leader]) -> tuple[float, str]:
     """Sorts the higher value first, and equal ones the same way on every machine."""
     return -ranked[0], ranked[1].key
-
-
-def _value(trial: FrozenTrial) -> float | None:
-    """The value of a complete feasible trial, or None."""
-    if trial.state != TrialState.COMPLETE or any(value > 0 for value in trial.constraints.values()):
-        return None
-    value = trial.values[0]
-    return value if math.isfinite(value) else None
 
 
 @named
@@ -318,7 +311,7 @@ def leaders(definition: Definition, trials: Iterable[FrozenTrial]) -> list[Leade
     """
     groups: dict[str, list[tuple[float, FrozenTrial]]] = {}
     for trial in trials:
-        value = _value(trial)
+        value = value_of(trial)
         if value is not None:
             groups.setdefault(key_of(definition, trial.params), []).append((value, trial))
     found = []

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.search.space import stream
@@ -44,7 +44,7 @@ MIN_COMPLETE = 3  # complete trials from which forecasts are made
 
 
 class GaussianProcessSampler(BaseSampler):
-    """Expected improvement under noise.
+    """Expected improvement under noise, for studies that maximise.
 
     space              every setting that may be searched, in a fixed order, and under which conditions
     n_startup_trials   trials that must say something before the model is used; until then Halton points, which leave
@@ -86,9 +86,8 @@ class GaussianProcessSampler(BaseSampler):
         estimates = self._forecaster.estimates(trials)
         if len(estimates) < max(2, self._n_startup_trials):
             return {name: value_at(one, self._halton(trial.number, name)) for name, one in self._space.items()}
-        sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
         known = [one for one in trials if one.number in estimates]
-        values = sign * np.array([estimates[one.number].mean for one in known])
+        values = np.array([estimates[one.number].mean for one in known])
         kept = best_and_latest(values, MAX_OBSERVATIONS)
         known, values = [known[index] for index in kept], values[kept]
         points = self._points(known)

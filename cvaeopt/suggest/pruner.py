@@ -16,7 +16,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 from optuna.pruners import BasePruner
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.config import Config
@@ -28,7 +28,7 @@ MIN_COMPLETE_FRACTION = 0.2  # of the ended trials; below it the next trial runs
 
 
 class ForecastPruner(BasePruner):
-    """Stops a trial that is less likely to become the leader than a new trial is.
+    """Stops a trial that is less likely to become the leader than a new trial is; for studies that maximise.
 
     window             epochs over which standing and end are averaged, as in `estimate`
     warmup_epochs      no trial is pruned before this epoch
@@ -72,20 +72,19 @@ class ForecastPruner(BasePruner):
         own = self._forecaster.forecast(trial)
         if own is None:
             return False
-        sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
         ended = [one for one in trials if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         ended = [one for one in ended if not diverged(one)]
         complete = [one for one in ended if one.state == TrialState.COMPLETE and one.value is not None]
         if len(complete) < MIN_COMPLETE_FRACTION * len(ended):
             return False  # otherwise a wrong forecast of how curves go on would never be noticed
-        complete.sort(key=lambda one: -sign * (one.value or 0.0))
+        complete.sort(key=lambda one: -(one.value or 0.0))
         best = complete[max(math.ceil(self._keep * len(complete)), 1) - 1]
         leader = self._forecaster.value(best)
         fresh = self._recent([one for one in ended if one.number != best.number])
         if not fresh:
             return False
-        chance = math.fsum(_exceeds(one, leader, sign) for one in fresh) / len(fresh)
-        return _exceeds(own, leader, sign) < self._odds * chance
+        chance = math.fsum(_exceeds(one, leader) for one in fresh) / len(fresh)
+        return _exceeds(own, leader) < self._odds * chance
 
     def _recent(self, ended: list[FrozenTrial]) -> list[Forecast]:
         """The values of the last trials, or their forecasts: a trial begun now is taken to be like one of them."""
@@ -104,10 +103,10 @@ class ForecastPruner(BasePruner):
         return epoch >= self._warmup_epochs and (epoch - self._warmup_epochs) % self._interval_epochs == 0
 
 
-def _exceeds(one: Forecast, other: Forecast, sign: float) -> float:
+def _exceeds(one: Forecast, other: Forecast) -> float:
     """How likely `one` is worth more than `other`."""
     error = max(math.hypot(one.error, other.error), 1e-9)
-    return NormalDist().cdf(sign * (one.mean - other.mean) / error)
+    return NormalDist().cdf((one.mean - other.mean) / error)
 
 
 def shows_at(config: Config) -> int:
