@@ -1,7 +1,7 @@
 """The best trial of a study, as a recipe with its provenance.
 
-Best by fresh runs where the study's leaders were confirmed; by one value of the search otherwise, which
-is said loudly.
+Fresh runs decide where the study's leaders were confirmed. Otherwise one value of the search decides, and a warning
+says so.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_RUNNERS_UP: Final = 10
 
 @dataclass(frozen=True)
 class Export:
-    """A recipe that was written, the picture of its schedules, and what must be said loudly about it.
+    """A recipe that was written, the picture of its schedules, and what its user must be warned of.
 
     confirmed    the ranking it comes from; None when no fresh run had a say
     """
@@ -203,7 +203,7 @@ def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
     warnings: list[str] = []
     lost = beaten_baselines(value, baselines)
     if lost:
-        # The nearest pose is no trifle: it looks the frame up in the training video.
+        # The nearest pose is not a trivial baseline: it looks the frame up in the training video.
         verdict = "copying the nearest training frame does" if lost == ["nearest_pose"] else "doing nothing would"
         warnings.append(
             f"The best trial ({value:.2f} dB) does not beat {_levels(lost, baselines)}: these settings predict worse "
