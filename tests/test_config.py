@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -132,6 +135,19 @@ def test_settings_that_contradict_each_other_are_refused(settings, says):
 
 def test_a_slope_above_1_is_allowed_where_the_ratio_is_a_slope():
     assert parse(kl_anneal_ratio=2.0, kl_formula="seed000").kl_anneal_ratio == 2.0
+
+
+def test_the_words_of_every_setting_stand_in_its_row_of_the_documentation():
+    page = (Path(__file__).parents[1] / "studies" / "README.md").read_text()
+    rows = dict(reversed(re.findall(r"(?m)^\| `(\w+)` \|(.*)$", page)))  # the first row of each name
+    words = {
+        name: [word for word in get_args(field.annotation) if isinstance(word, str)]
+        for name, field in Config.model_fields.items()
+    }
+    assert sum(map(bool, words.values())) > 8
+    for name, kinds in words.items():
+        for word in kinds:
+            assert f"`{word}`" in rows[name], (name, word)
 
 
 def test_settings_cannot_be_changed():

@@ -69,3 +69,35 @@ def test_wrong_input_is_one_message(shop: Shop, arguments: list[str], said: str)
 def test_retrain_still_wants_every_setting_and_names_the_command_that_does_not(shop: Shop) -> None:
     refused = shop.run("retrain", "short.toml")
     assert (refused.code, "cvaeopt train" in refused.text) == (2, True)
+
+
+def test_a_study_that_the_data_cannot_fill_is_refused_before_it_exists(shop: Shop) -> None:
+    """Otherwise the corrected file would be another definition under a name that is taken."""
+    text = (shop.root / "studies/tiny.toml").read_text()
+    large = text.replace("[fixed]\n", "[fixed]\nbatch_size = 3\n")
+    (shop.root / "studies/large.toml").write_text(large)
+    refused = shop.run("worker", "--study", "large")
+    assert (refused.code, "at least one batch of 3" in refused.text) == (2, True), refused.text
+    (shop.root / "studies/large.toml").write_text(large.replace("batch_size = 3", "batch_size = 1"))
+    done = shop.run("worker", "--study", "large")
+    assert done.code == 0, done.text
+
+
+def test_weights_of_another_width_are_refused_by_a_dry_run_too(shop: Shop) -> None:
+    assert shop.run("train", "short.toml", "--epochs", "1", "--out", "first").code == 0
+    for switch in ([], ["--dry-run"]):
+        refused = shop.run(
+            "train",
+            "short.toml",
+            "--epochs",
+            "1",
+            "--set",
+            "F_dim=16",
+            "--from",
+            "first/best.pt",
+            "--out",
+            "x",
+            *switch,
+        )
+        assert refused.code == 2
+        assert "first/best.pt has F_dim = 8" in refused.text and "--set F_dim=8" in refused.text

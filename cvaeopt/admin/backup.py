@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ FORMAT = 1
 """Version of the layout of a backup."""
 
 
+@dataclass(frozen=True)
+class Backup:
+    """What a backup holds.
+
+    counts    numbers of trials, files and objects, by study
+    stores    the object stores that hold checkpoints of these studies, as their trials record them
+    fileless  studies with trials but without a folder below the folder of the trials' files
+    """
+
+    counts: dict[str, dict[str, int]]
+    stores: set[str]
+    fileless: list[str]
+
+
 def backup(
     storage: Storage,
     artifacts: Path,
@@ -44,8 +59,8 @@ def backup(
     *,
     checkpoints: bool = True,
     remote: Checkpoints | None = None,
-) -> dict[str, dict[str, int]]:
-    """Write `target`, whole or not at all; the numbers of trials, files and objects of `remote`, by study.
+) -> Backup:
+    """Write `target`, whole or not at all.
 
     UserError if `target` exists, or if its folder does not.
     """
@@ -55,6 +70,7 @@ def backup(
         counts: dict[str, dict[str, int]] = {}
         dashboard_files: dict[str, list[str]] = {}
         owners: dict[str, Identity] = {}
+        stores: set[str] = set()
         # Rows before files: a resumed trial whose files are newer than its rows only reports its last epochs again.
         with studies.snapshot(storage) as source, open_storage(sqlite_url(database)) as target_storage:
             for name in studies.with_confirmations(source, wanted, storage.url):
@@ -63,6 +79,7 @@ def backup(
                 counts[name] = {"trials": rows["trials"], "files": 0, "objects": 0}
                 dashboard_files[name] = studies.dashboard_files(source, name)
                 owners[name] = studies.identity_of(source, name)
+                stores |= set(studies.object_stores(source, name))
         _fold_log(database)
         content = database.read_bytes()
         with files.whole(target) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
@@ -72,7 +89,8 @@ def backup(
                 counts[name]["objects"] = 0 if remote is None else _add_objects(tar, remote, owner)
             manifest = _manifest(storage, content, checkpoints, remote, counts)
             _add(tar, "manifest.json", json.dumps(manifest, indent=2).encode())  # last: its presence means complete
-    return counts
+    fileless = [name for name, facts in counts.items() if facts["trials"] and not facts["files"]]
+    return Backup(counts, stores, fileless)
 
 
 def sqlite_url(path: Path) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from cvaeopt.commands.help import examples, study_names
 from cvaeopt.commands.opening import open_console
+from cvaeopt.commands.options import Verbose
 from cvaeopt.commands.places import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from cvaeopt.errors import StorageUnreachable, UserError
 from cvaeopt.terminal.console import Console
@@ -49,27 +50,27 @@ def backup(
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = Path(DEFAULT_ARTIFACTS),
     checkpoints: Store = None,
+    verbose: Verbose = False,
 ) -> None:
     """Back up studies and their files into a tar file.
 
     Their confirmations are backed up, too. Workers may go on meanwhile.
     """
-    from cvaeopt.admin import studies
     from cvaeopt.admin.backup import backup as write
     from cvaeopt.store.opening import open_storage
 
-    console = _console()
+    console = _console(verbose)
     with open_storage(storage, create=False) as opened:
         remote = None if no_checkpoints else _object_store(checkpoints)
-        counts = write(opened, artifacts, file, study or [], checkpoints=not no_checkpoints, remote=remote)
-        with studies.snapshot(opened) as connection:
-            stores = {store for name in counts for store in studies.object_stores(connection, name)}
+        made = write(opened, artifacts, file, study or [], checkpoints=not no_checkpoints, remote=remote)
     written = []
-    for name, facts in counts.items():
+    for name, facts in made.counts.items():
         objects = "" if remote is None else f", {facts['objects']} objects"
         written.append(f"{name} ({facts['trials']} trials, {facts['files']} files{objects})")
     console.result(f"{file}: {', '.join(written)}, {file.stat().st_size / 1e6:.1f} MB")
-    for store in sorted(stores - {remote.url if remote is not None else ""}):
+    for name in made.fileless:
+        console.warn(f"{name} has no files in {artifacts}; to have them: another file, and --artifacts DIR")
+    for store in sorted(made.stores - {remote.url if remote is not None else ""}):
         if not no_checkpoints:
             console.result(
                 f"The checkpoints in {store} are not in it; to have them: another file and --checkpoints {store}"
@@ -87,6 +88,7 @@ def restore(
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = Path(DEFAULT_ARTIFACTS),
     checkpoints: Store = None,
+    verbose: Verbose = False,
 ) -> None:
     """Put the studies of a backup into a database.
 
@@ -99,7 +101,7 @@ def restore(
     from cvaeopt.admin.restore import unpack
     from cvaeopt.store.opening import open_storage
 
-    console = _console()
+    console = _console(verbose)
     if not contents:
         artifacts.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that whole folders can be renamed into place.
@@ -126,6 +128,7 @@ def move(
     source: Annotated[str, typer.Option("--from", help="URL of the database that has the studies.")],
     target: Annotated[str, typer.Option("--to", help="URL of the database that receives them.")],
     study: Studies = None,
+    verbose: Verbose = False,
 ) -> None:
     """Copy studies to another database.
 
@@ -137,7 +140,7 @@ def move(
     from cvaeopt.admin.move import move as copy
     from cvaeopt.store.opening import open_storage
 
-    console = _console()
+    console = _console(verbose)
     with open_storage(source, create=False) as old, open_storage(target) as new:
         for name, rows in copy(old, new, study or []).items():
             console.result(
@@ -146,6 +149,7 @@ def move(
             )
         secret = new.url != new.engine.url.render_as_string(hide_password=False)
         url = "the URL that you gave as --to (its password is not shown)" if secret else shlex.quote(new.url)
+        console.result("The trials' files stay where they are: start workers with the same --artifacts as before.")
         console.result(f"Now start workers with --storage, or CVAEOPT_STORAGE: {url}")
 
 
@@ -160,6 +164,7 @@ def delete(
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = Path(DEFAULT_ARTIFACTS),
     checkpoints: Store = None,
+    verbose: Verbose = False,
 ) -> None:
     """Delete a study and the files of its trials.
 
@@ -171,7 +176,7 @@ def delete(
     from cvaeopt.admin.backup import backup as write
     from cvaeopt.store.opening import open_storage
 
-    console = _console()
+    console = _console(verbose)
     with open_storage(storage, create=False) as opened:
         remote = _object_store(checkpoints)
         plan = deletion.plan(opened, study, artifacts, remote)
@@ -194,6 +199,7 @@ def upgrade(
     ] = None,
     no_copy: Annotated[bool, typer.Option("--no-copy", help="Write no copy.")] = False,
     storage: StorageUrl = DEFAULT_STORAGE,
+    verbose: Verbose = False,
 ) -> None:
     """Upgrade the database to the installed Optuna.
 
@@ -202,7 +208,7 @@ def upgrade(
     from cvaeopt.admin import upgrade as upgrading
     from cvaeopt.store.opening import open_storage
 
-    console = _console()
+    console = _console(verbose)
     if (copy is None) != no_copy:
         raise UserError("Where shall the copy go?", "Expected: a file name, or --no-copy.")
     url = upgrading.parse(storage)
@@ -215,11 +221,11 @@ def upgrade(
         console.result(f"{opened.url}: Optuna's tables are of version {after} (before: {before})")
 
 
-def _console() -> Console:
+def _console(verbose: bool) -> Console:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return open_console(verbose=False)
+    return open_console(verbose)
 
 
 def _object_store(url: str | None) -> Checkpoints | None:

@@ -73,7 +73,7 @@ def _of_a_bug(error: Exception) -> CvaeoptError:
         )
     name, message = type(error).__name__, str(error).strip()
     return CvaeoptError(
-        f"{name}: {message}" if message else f"{name}.",
+        f"{name}: {message.rstrip('.')}." if message else f"{name}.",
         todo="This looks like a bug; run again with -v to see where it happened, and report it.",
     )
 

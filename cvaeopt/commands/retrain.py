@@ -223,7 +223,7 @@ def _overrides(given: Sequence[str]) -> dict[str, Any]:
 
 def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
     """Show what the run would do."""
-    from cvaeopt.outcome.retrain import differences
+    from cvaeopt.outcome.retrain import differences, require_widths
     from cvaeopt.vae.checkpoint import load_model
 
     options = plan.options
@@ -232,6 +232,7 @@ def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
     tables: dict[str, dict[str, Any]] = {"run": shown(data=options.data, gpu=options.gpu, start=options.start)}
     if options.start is not None:
         loaded = load_model(options.start, output=options.output, ignore_extra=options.ignore_extra)
+        require_widths(loaded, plan.config, options.start)
         tables["weights"] = {"epoch": loaded.epoch, "output": shown_output(loaded)}
     tables["provenance"] = {key: value for key, value in plan.recipe.origin.items() if value is not None}
     if plan.carried.num_epoch != plan.recipe.settings.num_epoch:

@@ -103,6 +103,18 @@ def _begun_output(folder: RunFolder) -> str | None:
     return None
 
 
+def require_widths(loaded: checkpoint.Loaded, config: Config, path: Path) -> None:
+    """SettingsError unless the checkpoint's network has the widths of the run that shall start from it."""
+    settings = config.plain()
+    for name, width in loaded.model.widths.items():
+        if settings[name] != width:
+            raise SettingsError(
+                f"The network of {path} has {name} = {width}.",
+                f"Expected: {name} = {settings[name]}, as the run that shall start from it.",
+                f"Use --set {name}={width}, or another checkpoint.",
+            )
+
+
 class Retraining:
     """A run of `config` on `data` in `folder`, new or continued.
 
@@ -153,7 +165,9 @@ class Retraining:
             self.trainer.restore(folder.last)
             self.resumed_at = self.trainer.epoch
         elif start is not None:
-            self.trainer.start_from(checkpoint.load_model(start, ignore_extra=ignore_extra).model.state_dict())
+            loaded = checkpoint.load_model(start, ignore_extra=ignore_extra)
+            require_widths(loaded, config, start)
+            self.trainer.start_from(loaded.model.state_dict())
 
     @property
     def epoch(self) -> int:

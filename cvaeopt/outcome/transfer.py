@@ -73,6 +73,8 @@ def _proportional_kl(config: Config, stretch: float) -> dict[str, Any]:
         return {}  # already functions of the fraction of the run
     if config.kl_formula == "seed003":  # a slope an epoch: per period (cyclical) or over the run (monotonic)
         return {"kl_anneal_ratio": ratio / stretch}
+    if config.kl_formula not in ("seed000", "seed004"):
+        raise AssertionError(config.kl_formula)
     longer = max(1, round(cycle * stretch))
     if config.kl_formula == "seed000" and not cyclical:
         # beta = ratio t (t + 1) / (2 cycle), a parabola: it must meet 1 at the same fraction of the run.
@@ -94,7 +96,9 @@ def _absolute(config: Config, epochs: int) -> dict[str, Any]:
     if config.kl_formula == "seed001":  # beta = t cycle / (ratio epochs): the slope an epoch stays
         cycles = max(1, math.floor(cycle * more))  # rounded down, so that the ratio never rises above its limit
         return {"kl_anneal_cycle": cycles, "kl_anneal_ratio": min(1.0, ratio * cycles / (cycle * more))}
-    return {}  # seed003 monotonic: a slope an epoch
+    if config.kl_formula == "seed003":  # monotonic: a slope an epoch
+        return {}
+    raise AssertionError(config.kl_formula)
 
 
 def _rising(milestones: list[int]) -> list[int]:

@@ -24,12 +24,13 @@ from cvaeopt.run.signals import Stop
 from cvaeopt.run.trial_run import TrialRun
 from cvaeopt.run.worker import Worker
 from cvaeopt.search.definition import Definition
+from cvaeopt.search.space import corners, params_to_config
 from cvaeopt.store import status
 from cvaeopt.store import study as studies
 from cvaeopt.store.confirmation import advance, unfinished
 from cvaeopt.store.leases import Lease
 from cvaeopt.store.storage import Storage
-from cvaeopt.vae.dataset import Dataset
+from cvaeopt.vae.dataset import Dataset, require_batch
 from cvaeopt.vae.metrics import baselines
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,10 @@ class WorkerProcess:
     def work(self, definition: Definition) -> None:
         """Train trials of the study until its budget is met, then those of its confirmations; or until asked to stop.
 
-        Raises what `Worker.run` does.
+        Raises what `Worker.run` does; before anything is stored, DataError if the data are too few for the study.
         """
+        for params in corners(definition.search, definition.fixed):
+            require_batch(self.data, params_to_config(definition, params, 0))
         study = studies.create_or_open(self.storage, definition)
         with self.entered():
             if self._train(study, definition).kind == "finished":

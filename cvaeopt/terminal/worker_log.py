@@ -25,11 +25,12 @@ class Line:
     kind: Literal["", "warning", "epoch", "baselines"] = ""
 
 
-def time_left_s(facts: dict[str, Any], epoch_s: float) -> float | None:
+def time_left_s(facts: dict[str, Any], epoch_s: float, since: int = 0) -> float | None:
     """How long the workers that run now need for the rest of a study, seconds; None if the budget does not tell.
 
     facts     as `status` gives them
     epoch_s   seconds of one epoch of one worker
+    since     epochs that this worker has trained after the facts were read
 
     Trials to come are assumed to take as many epochs as the trials that ended took on average, pruned ones included.
     """
@@ -49,7 +50,7 @@ def time_left_s(facts: dict[str, Any], epoch_s: float) -> float | None:
         left = float(budget["total_epochs"] - facts["epochs_spent"])
     else:
         return None
-    return max(left, 0.0) * epoch_s / workers
+    return max(left - since, 0.0) * epoch_s / workers
 
 
 def settings(params: dict[str, Any]) -> str:
@@ -89,6 +90,7 @@ class WorkerLog:
         self.curve: list[float] = []
         self._seconds: list[float] = []
         self.facts: dict[str, Any] | None = None
+        self._since_read = 0
         self.note = ""
 
     def lines(self, event: events.Event) -> list[Line]:
@@ -97,7 +99,7 @@ class WorkerLog:
             case events.StudyOpened():
                 self._open(event)
             case events.StudyRead(facts=facts):
-                self.facts = facts
+                self.facts, self._since_read = facts, 0
             case events.TrialStarted():
                 return self._trial_started(event)
             case events.EpochDone():
@@ -154,6 +156,7 @@ class WorkerLog:
     def _epoch_done(self, event: events.EpochDone) -> list[Line]:
         self.epoch, self.epoch_at = event.epoch, self.clock()
         self.curve.append(event.value)
+        self._since_read += 1
         self._seconds = [*self._seconds[-19:], float(event.row.get("seconds", 0.0))]
         pending = "the report waits for the database" if event.pending else ""
         if self._live:
@@ -215,5 +218,5 @@ class WorkerLog:
         """How long the rest of the study takes, in words; "" if that is unknown."""
         if self.facts is None or not self.pace_s:
             return ""
-        left_s = time_left_s(self.facts, self.pace_s)
+        left_s = time_left_s(self.facts, self.pace_s, self._since_read)
         return "" if left_s is None else f"about {duration(left_s)} left"

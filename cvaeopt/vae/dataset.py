@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cvaeopt.config import Config
 from cvaeopt.errors import DataError
 from cvaeopt.vae.frame_cache import Listing, Progress, decoded
 from cvaeopt.vae.png_folder import Png, Report, blocks, check_pairs, list_folder, stop
@@ -99,6 +100,18 @@ def require_clips(dataset: Dataset, train_vi_len: int, partial: float) -> list[i
             f"partial = {partial} leaves too few for one clip.",
             f"Expected at least {train_vi_len} (train_vi_len) in that part.",
             "Add frames, or change partial or train_vi_len.",
+        )
+    return starts
+
+
+def require_batch(dataset: Dataset, config: Config) -> list[int]:
+    """`clip_starts` of a run with these settings; DataError if the video has too few clips for one batch."""
+    starts = require_clips(dataset, config.train_vi_len, config.partial)
+    if len(starts) < config.batch_size:
+        raise DataError(
+            f"{dataset.root}: {len(starts)} clips of {config.train_vi_len} frames.",
+            f"Expected: at least one batch of {config.batch_size}.",
+            "Lower batch_size, raise partial or add frames.",
         )
     return starts
 

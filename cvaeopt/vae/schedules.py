@@ -8,6 +8,7 @@ one canonical formula. The formulas of the seed reports are kept beside it under
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 from cvaeopt.config import Config, KlFormula, TfrFormula
 
@@ -66,8 +67,10 @@ def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formul
             beta = epoch * cycle % epochs / epochs / (epochs / cycle * ratio)
         else:
             beta = epoch * ratio
-    else:  # seed004
+    elif formula == "seed004":
         beta = 2 * (epoch % cycle) / cycle if cyclical else epoch / cycle
+    else:
+        assert_never(formula)
     return min(1.0, beta)
 
 
@@ -87,7 +90,9 @@ def learning_rate(
         return float(lr * gamma**epoch)
     if kind == "cosine":
         return lr_min + (lr - lr_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    return lr
+    if kind == "constant":
+        return lr
+    raise ValueError(kind)
 
 
 def tfr_at(config: Config, epoch: int) -> float:

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from cvaeopt import __version__
 from cvaeopt.config import Config
-from cvaeopt.errors import CheckpointError, DataError, Diverged
+from cvaeopt.errors import CheckpointError, Diverged
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae import device as devices
 from cvaeopt.vae.cpu_step import StepThreads, one_thread
-from cvaeopt.vae.dataset import Dataset, require_clips
+from cvaeopt.vae.dataset import Dataset, require_batch
 from cvaeopt.vae.device_data import DeviceData
 from cvaeopt.vae.loss import ClipLoss, FreeStep, LossSettings, clip_loss
 from cvaeopt.vae.model import CVAE, check_weights
@@ -84,13 +84,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         # Of the two ways with equal results, the one that was measured to be faster on the device.
         self.free_step: FreeStep = "replay" if self.device.type == "cuda" else "sequential"
-        starts = require_clips(data, config.train_vi_len, config.partial)
-        if len(starts) < config.batch_size:
-            raise DataError(
-                f"{data.root}: {len(starts)} clips of {config.train_vi_len} frames.",
-                f"Expected: at least one batch of {config.batch_size}.",
-                "Lower batch_size, raise partial or add frames.",
-            )
+        starts = require_batch(data, config)
         self._starts = torch.tensor(starts, device=self.device)
         self._data = DeviceData.of(data, self.device)
         used = starts[-1] + config.train_vi_len

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 
+from cvaeopt.admin import backup as backups
 from cvaeopt.admin import restore, rows, studies
 from cvaeopt.errors import (
     CvaeoptError,
@@ -155,6 +157,30 @@ def test_a_restore_keeps_what_is_there(half: Site, tmp_path: Path) -> None:
     assert newer.read_text().endswith(" ")
     assert (half.artifacts / "main" / "00000" / newer.name).exists()
     assert_same(half, there)
+
+
+def test_a_study_that_is_deleted_while_it_is_backed_up_is_in_the_backup(
+    half: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = backups._add_files
+
+    def deleted_meanwhile(*given: Any) -> int:
+        admin("delete", ["main", "--yes", *half.options()])
+        monkeypatch.setattr(backups, "_add_files", add)
+        return add(*given)
+
+    monkeypatch.setattr(backups, "_add_files", deleted_meanwhile)
+    admin("backup", [str(tmp_path / "backup.tar"), "--study", "main", *half.options()])
+    there = Site(f"sqlite:///{tmp_path}/there.db", tmp_path / "there")
+    admin("restore", [str(tmp_path / "backup.tar"), *there.options()])
+
+
+def test_a_backup_warns_of_a_study_without_files(
+    half: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(half.artifacts, tmp_path / "moved")
+    admin("backup", [str(tmp_path / "backup.tar"), "--study", "main", *half.options()])
+    assert "main has no files in" in capsys.readouterr().err
 
 
 def test_a_backup_into_a_folder_that_is_not_there_is_refused(half: Site, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvaeopt.config import Config
+from cvaeopt.config import Config, KlFormula
 from cvaeopt.errors import SettingsError
 from cvaeopt.outcome.transfer import landmarks, transfer
 from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
@@ -146,7 +148,7 @@ def test_a_stretched_decay_is_the_short_one_at_every_fraction(formula, tfr, sde,
 
 
 @given(
-    formula=st.sampled_from(["fu", "seed000", "seed001", "seed003", "seed004"]),
+    formula=st.sampled_from(get_args(KlFormula)),
     kind=st.sampled_from(["cyclical", "monotonic", "none"]),
     cycle=st.integers(1, 10),
     length=st.integers(1, 10),

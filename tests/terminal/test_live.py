@@ -175,6 +175,12 @@ def test_the_time_left_of_a_study_follows_from_its_budget_and_pace(
     assert time_left_s(known, 3.0) == (None if epochs_left is None else 3.0 * epochs_left)
 
 
+def test_epochs_since_the_study_was_read_are_not_left() -> None:
+    known = facts(3, 39, [9], trials=4)
+    assert time_left_s(known, 2.0) == 2.0
+    assert time_left_s(known, 2.0, since=1) == 0.0
+
+
 def test_the_dead_do_not_help() -> None:
     known = facts(0, 4, [2, 2], trials=2)
     known["workers"][1]["state"] = "dead"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvaeopt.config import Config
+from cvaeopt.config import Config, KlFormula
 from cvaeopt.vae.schedules import beta_at, kl_beta, learning_rate, lr_at, teacher_forcing_ratio, tfr_at
 
-FORMULAS = ("fu", "seed000", "seed001", "seed003", "seed004")
+FORMULAS = get_args(KlFormula)
 
 # (tfr, tfr_sde, tfr_d_step), {epoch: rate}
 STARTS_AFTER_SDE = [
