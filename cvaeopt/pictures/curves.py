@@ -1,8 +1,8 @@
 """The look of every chart, and the charts of one run, as PNG bytes.
 
-Titles are statements, axes carry units, colours are told apart by colour-blind readers (Okabe and Ito), and the
-letters are large enough for a chart shown 360 pixels wide. matplotlib's object interface only: no global state
-is left behind, and matplotlib is loaded when the first chart is drawn.
+Every title is a statement, and every axis has a unit. Colour-blind readers can distinguish the colours (Okabe and
+Ito). The letters are large enough for a chart that is shown 360 pixels wide. This module uses matplotlib's object
+interface only, so it changes no global state. It imports matplotlib when the first chart is drawn.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _LOOK: Final[dict[Any, Any]] = {
 
 @contextlib.contextmanager
 def look() -> Iterator[None]:
-    """The common look inside the block; matplotlib's settings are what they were after it."""
+    """Apply the common look inside the block. After the block, matplotlib has its earlier settings again."""
     import matplotlib
 
     with matplotlib.rc_context(_LOOK):
@@ -74,14 +74,14 @@ def look() -> Iterator[None]:
 
 
 def figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
-    """An empty figure with room made for its labels; draw on it inside `look()`."""
+    """An empty figure with space for its labels. Draw on the figure inside `look()`."""
     from matplotlib.figure import Figure as NewFigure
 
     return NewFigure(figsize=(width_in, height_in), dpi=_DPI, layout="constrained")
 
 
 def png(drawing: Figure) -> bytes:
-    """The figure as a PNG file's bytes, equal for equal figures (no date, no version inside)."""
+    """The bytes of a PNG file of the figure. Equal figures give equal bytes: the file has no date and no version."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     stream = io.BytesIO()
@@ -90,20 +90,20 @@ def png(drawing: Figure) -> bytes:
 
 
 def title(drawing: Figure, text: str) -> None:
-    """Write `text` above the figure, from its left edge, broken into lines that fit."""
+    """Write `text` above the figure, aligned to the figure's left edge. Long text is broken into lines."""
     lines = "\n".join(textwrap.wrap(text, _TITLE_CHARACTERS)).replace("$", r"\$")  # a name is not mathematics
     drawing.suptitle(lines, x=0.012, ha="left", fontsize=12.5, fontweight="bold")
 
 
 def whole_ticks(axes: Axes) -> None:
-    """Let the x axis count in whole numbers."""
+    """Put the marks of the x axis on whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
 
 
 def legend_below(drawing: Figure, axes: Axes) -> None:
-    """One legend under the figure, in as many columns as its labels leave room for."""
+    """Draw a legend under the figure, with as many columns as fit (three at most)."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = max(1, min(3, 52 // (max(map(len, labels)) + 5)))
@@ -111,14 +111,17 @@ def legend_below(drawing: Figure, axes: Axes) -> None:
 
 
 def set_rate_scale(axes: Axes, rates: Sequence[float]) -> None:
-    """Logarithmic (four decades at most) where the rates span more than one, otherwise linear from 0."""
+    """Set the scale of the y axis: logarithmic if the rates span more than one decade, else linear from 0.
+
+    A logarithmic axis shows the largest four decades at most.
+    """
     from matplotlib.ticker import NullFormatter
 
     if 0 < min(rates) < max(rates) / 10:
         axes.set_yscale("log")
         low = max(min(rates), max(rates) / 1e4)
         axes.set_ylim(low / 1.5, max(rates) * 1.5)
-        # matplotlib writes on every second small mark where there are few powers of ten: one word over another.
+        # If the axis has few powers of ten, matplotlib labels small marks too, and these labels overlap.
         ticks = log_ticks([low, max(rates)])
         axes.set_yticks(ticks, [tick_text(tick) for tick in ticks])
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -128,7 +131,12 @@ def set_rate_scale(axes: Axes, rates: Sequence[float]) -> None:
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
-    """At most four marks for an axis with a logarithmic scale: powers of ten, or both ends where there are few."""
+    """At most four marks for an axis with a logarithmic scale.
+
+    The marks are powers of ten. If fewer than two powers of ten lie in the range, the marks are the smallest value,
+    the largest value and their geometric mean. If the range is too narrow for three marks, the smallest value is the
+    only mark.
+    """
     if not values:
         return []
     low, high = min(values), max(values)
@@ -139,7 +147,7 @@ def log_ticks(values: Sequence[float]) -> list[float]:
 
 
 def tick_text(number: float) -> str:
-    """A positive number with two digits, as short as it can be: 0.01, 1.2e-4."""
+    """A positive number as short text with about two significant digits: 0.01, 1.2e-4."""
     if 1e-2 <= number < 1e4:
         return f"{number:.2g}" if number < 100 else f"{number:.0f}"
     digits, power = f"{number:.1e}".split("e")
@@ -147,16 +155,16 @@ def tick_text(number: float) -> str:
 
 
 def halo() -> list[AbstractPathEffect]:
-    """A white edge around letters, so that they can be read over lines without hiding them."""
+    """A white edge around letters, so that letters can be read where they cross a line."""
     from matplotlib.patheffects import withStroke
 
     return [withStroke(linewidth=2.6, foreground="white", alpha=0.9)]
 
 
 def draw_baselines(axes: Axes, baselines: Mapping[str, float], best: tuple[float, str] | None = None) -> None:
-    """Dashed lines, named in the right margin, where no name covers a curve or a point.
+    """Draw each baseline as a dashed line. Its name is in the right margin, where it covers no curve and no point.
 
-    best    height, in data units, and name of one curve that is named there, too
+    best    (height in data units, name) of a curve whose name is also written in the right margin
     """
     low, high = axes.get_ylim()
     for value in baselines.values():
@@ -184,7 +192,7 @@ def draw_baselines(axes: Axes, baselines: Mapping[str, float], best: tuple[float
 
 
 def _apart(heights: Sequence[float], gap: float, top: float) -> list[float]:
-    """Rising `heights`, moved by as little as leaves `gap` between any two and none above `top`."""
+    """The rising `heights`, moved apart so that neighbours differ by at least `gap` and none is above `top`."""
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
@@ -195,7 +203,7 @@ def _apart(heights: Sequence[float], gap: float, top: float) -> list[float]:
 
 
 def nothing(name: str, reason: str) -> bytes:
-    """A chart that says why there is nothing to draw."""
+    """A chart that shows only its name and the reason why there is nothing to draw."""
     with look():
         drawing = figure(1.7)
         axes = drawing.subplots()
@@ -206,7 +214,9 @@ def nothing(name: str, reason: str) -> bytes:
 
 
 def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
-    """Validation PSNR, losses, forcing ratio with KL weight, and learning rate of one run, above each other.
+    """Four charts of one run, above each other: validation PSNR, losses, schedules and learning rate.
+
+    The chart of the schedules shows the forcing ratio and the KL weight.
 
     rows   the lines of history.jsonl
     """
@@ -252,7 +262,11 @@ def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
 def psnr_per_frame(
     psnr_frames: NDArray[np.floating[Any]], baselines: Mapping[str, float] | None = None, *, name: str = ""
 ) -> bytes:
-    """PSNR of every predicted frame of the validation video, (T,) dB, with the baselines' means."""
+    """A chart of the PSNR of every predicted frame of the validation video, with the baselines' means.
+
+    psnr_frames   (T,) in dB
+    baselines     name -> mean PSNR in dB
+    """
     values = np.asarray(psnr_frames, dtype=float)
     if not len(values):
         return nothing("PSNR per frame", "No frame was predicted.")
@@ -268,7 +282,7 @@ def psnr_per_frame(
         axes.annotate(
             f"worst {values[worst]:.1f}",
             (worst + 1, values[worst]),
-            xytext=(0, -6),  # below the lowest point there is no curve
+            xytext=(0, -6),  # The label is below the lowest point, where no curve can cross it.
             textcoords="offset points",
             ha="left" if worst < len(values) * 0.2 else "right" if worst > len(values) * 0.8 else "center",
             va="top",
@@ -287,13 +301,16 @@ def psnr_per_frame(
 
 
 def schedules(runs: Mapping[str, Config]) -> bytes:
-    """Forcing ratio, KL weight and learning rate of several settings, over epochs: what a recipe will do."""
+    """A chart of the forcing ratio, the KL weight and the learning rate over epochs, for several runs.
+
+    runs   the label of each run -> its settings
+    """
     longest = max(config.num_epoch for config in runs.values())
     with look():
         drawing = figure(5.6)
         forcing, weight, rate = drawing.subplots(3, 1, sharex=True)
         title(drawing, f"Schedules over {longest} epochs: {', '.join(runs)}")
-        # Solid under dashed under thin: curves that coincide stay visible.
+        # The first line is wide, the second is dashed and the third is thin: curves that coincide stay visible.
         styles = ((SKY, 3.2, "-"), (ORANGE, 1.8, (0, (4, 2))), (INK, 0.8, "-"))
         for (name, config), (colour, width, dashes) in zip(runs.items(), itertools.cycle(styles), strict=False):
             span = range(config.num_epoch)
@@ -314,5 +331,5 @@ def schedules(runs: Mapping[str, Config]) -> bytes:
 
 
 def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """The values of `key` in every row; NaN where a row lacks it."""
+    """The value of `key` in every row; NaN for a row without `key`."""
     return [math.nan if row.get(key) is None else float(row[key]) for row in rows]

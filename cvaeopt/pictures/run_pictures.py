@@ -1,6 +1,6 @@
-"""Frames as GIFs and PNGs, and the pictures that every finished run leaves in its folder.
+"""Frames as GIFs and PNGs, and the pictures of every finished run in its folder.
 
-Frames are uint8 (T, 3, H, W) everywhere, clipped and rounded before they come here, so nothing can wrap around.
+Frames are uint8 (T, 3, H, W) everywhere. The caller clips and rounds them before, so no pixel value can overflow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Frames = NDArray[np.uint8]
 LAB_FRAME_MS: Final = 20
 COMPARISON_FRAME_MS: Final = 60
 MOST_FRAMES: Final = 120
-"""Frames of the animation; a longer video is thinned evenly, so that the file stays small and quick to make."""
+"""The largest number of frames in the animation. Of a longer video, evenly spaced frames are shown. This keeps the
+file small and the drawing fast."""
 
 CURVES: Final = "curves.png"
 PSNR_CHART: Final = "psnr_per_frame.png"
@@ -33,8 +34,8 @@ _LETTERS: Final = (34, 34, 34)
 _PAPER: Final = (255, 255, 255)
 _COLUMNS: Final = 4
 _GIF_SCALE: Final = 4  # enlargement of the animation
-_SHEET_SCALE: Final = 3  # and of pictures with several frames
-_GAP_PX: Final = 2  # between pictures, before enlarging
+_SHEET_SCALE: Final = 3  # enlargement of pictures with several frames
+_GAP_PX: Final = 2  # gap between neighbouring videos of the animation, before the enlargement
 
 
 def trial_artifacts(
@@ -48,12 +49,14 @@ def trial_artifacts(
     baselines: Mapping[str, float] | None = None,
     title: str = "",
 ) -> list[Path]:
-    """Write the pictures of a run into `folder` and return their paths; what has no data is left out.
+    """Write the pictures of a run into `folder` and return their paths. A picture without data is left out.
 
     rows                       the lines of history.jsonl
-    psnr_frames                (T,) dB, of the predicted frames
-    prediction, truth, labels  (T, 3, H, W) uint8 of the same frames
-    Also writes psnr_per_frame.json (the values; not among the returned paths), from which a report draws again.
+    psnr_frames                (T,) PSNR of the predicted frames, dB
+    prediction, truth, labels  (T, 3, H, W) uint8 of the frames in `psnr_frames`
+
+    If `psnr_frames` is given, this function writes its values to psnr_per_frame.json, too. A report draws its chart
+    from this file. Its path is not returned.
     """
     made = [folder / CURVES]
     write_bytes(made[0], curves.run_curves(rows, name=title))
@@ -73,17 +76,18 @@ def trial_artifacts(
 
 
 def write_gif(path: Path, frames: Iterable[Frames]) -> None:
-    """Write frames (3, H, W) as an endless GIF, whole or not at all.
+    """Write frames (3, H, W) as an endless GIF. If the writing fails, no new file appears.
 
-    Each frame has its own palette of 256 colours, fitted to it and not dithered, so that still parts stay still.
+    Each frame has its own palette of 256 colours, which is fitted to the frame. There is no dithering, because
+    dithering would make still areas flicker.
     """
     _save_gif(path, (_quantised(_image(frame), 256) for frame in frames), LAB_FRAME_MS)
 
 
 def write_comparison_gif(path: Path, parts: Mapping[str, Frames]) -> None:
-    """Write several videos of equal size beside each other, each under its name, as one endless GIF.
+    """Write several videos of equal size beside each other as one endless GIF, with the name above each video.
 
-    parts   name -> frames (T, 3, H, W); enlarged by nearest neighbour, so that pixels stay pixels
+    parts   name -> frames (T, 3, H, W). The frames are enlarged by nearest neighbour, so that pixels have sharp edges.
     """
     length = min(len(frames) for frames in parts.values())
     chosen = thinned(length, MOST_FRAMES)
@@ -96,7 +100,8 @@ def write_comparison_gif(path: Path, parts: Mapping[str, Frames]) -> None:
             for place, frames in enumerate(parts.values()):
                 left = place * (width + _GAP_PX)
                 joined[:, left : left + width] = frames[index].transpose(1, 2, 0)
-            # Quantised before enlarging: sixteen times fewer pixels. Two palette entries belong to the band.
+            # The colours are quantised before the enlargement, on sixteen times fewer pixels. The last two palette
+            # entries are the colours of the band with the names.
             small = _quantised(Image.fromarray(joined), 254)
             palette = small.getpalette() or []
             palette = palette[: 254 * 3] + [0] * (254 * 3 - len(palette)) + [*_PAPER, *_LETTERS]
@@ -111,16 +116,16 @@ def write_comparison_gif(path: Path, parts: Mapping[str, Frames]) -> None:
 
 
 def film_strip(rows: Mapping[str, Frames]) -> bytes:
-    """A PNG of four evenly spaced frames; one row per name, the frame's number above."""
+    """A PNG of four evenly spaced frames: a row for each name, with the frames' numbers above the first row."""
     length = min(len(frames) for frames in rows.values())
     chosen = thinned(length, _COLUMNS)
     return _sheet(rows, chosen, [f"frame {index + 1}" for index in chosen])
 
 
 def worst_frames(rows: Mapping[str, Frames], psnr_frames: NDArray[np.floating[Any]]) -> bytes:
-    """A PNG of the four frames with the lowest PSNR, each from another stretch of the video.
+    """A PNG of the four frames with the lowest PSNR, each from another part of the video.
 
-    psnr_frames   (T,) dB, of the frames in `rows`
+    psnr_frames   (T,) PSNR of the frames in `rows`, dB
     """
     chosen = worst_indices(psnr_frames, _COLUMNS)
     captions = [f"frame {index + 1}\n{psnr_frames[index]:.1f} dB" for index in chosen]
@@ -128,7 +133,7 @@ def worst_frames(rows: Mapping[str, Frames], psnr_frames: NDArray[np.floating[An
 
 
 def worst_indices(psnr_frames: NDArray[np.floating[Any]], count: int) -> list[int]:
-    """Indices of the lowest values, worst first, no two closer than 1/(3 count) of the video."""
+    """Up to `count` indices of the lowest values, worst first. Any two differ by at least 1/(3 count) of the video."""
     apart = max(1, len(psnr_frames) // (3 * count))
     chosen: list[int] = []
     for index in np.argsort(psnr_frames, kind="stable"):
@@ -140,7 +145,7 @@ def worst_indices(psnr_frames: NDArray[np.floating[Any]], count: int) -> list[in
 
 
 def thinned(length: int, most: int) -> list[int]:
-    """At most `most` indices of range(length), evenly spaced, first and last included."""
+    """At most `most` evenly spaced indices of range(length), with the first and the last index (only 0 if most = 1)."""
     if length <= most:
         return list(range(length))
     return [round(place * (length - 1) / (most - 1)) for place in range(most)] if most > 1 else [0]
@@ -196,7 +201,7 @@ def _sheet(rows: Mapping[str, Frames], chosen: Sequence[int], captions: Sequence
 
 
 def _band(names: Sequence[str], step_px: int) -> Image.Image:
-    """A 1-bit mask with the names at distances of `step_px`."""
+    """A 1-bit image with the names in one line, which start `step_px` pixels apart."""
     band = Image.new("1", (step_px * len(names), 28), 0)
     draw = ImageDraw.Draw(band)
     for place, name in enumerate(names):
@@ -206,5 +211,5 @@ def _band(names: Sequence[str], step_px: int) -> Image.Image:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels carry FreeType
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels contain FreeType.
     return font

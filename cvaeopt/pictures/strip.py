@@ -1,4 +1,4 @@
-"""The frames of a run's animation one by one, so that a page can show them without a script."""
+"""Single frames of a run's animation. A page can show these frames without a script."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _MAX_SHOWN: Final = 24
 
 @dataclass(frozen=True)
 class StripFrame:
-    """One frame of the roll-out: truth, prediction and pose beside each other, as a PNG.
+    """One frame of the roll-out: truth, prediction and pose beside each other.
 
-    number   counts predicted frames from 1
+    number   the number of the predicted frame, counted from 1
+    psnr     PSNR of the frame, dB
     mark     'best', 'median', 'worst', or ''
+    data     the PNG file's bytes
     """
 
     number: int
@@ -30,10 +32,11 @@ class StripFrame:
 
 
 def strip_frames(animation: Path, psnr: Sequence[float]) -> list[StripFrame]:
-    """Frames of prediction.gif in order: best, median and worst by `psnr`, and others evenly spaced between them.
+    """The best, the median and the worst frame of prediction.gif by `psnr`, and evenly spaced frames, in order of time.
 
-    psnr   dB, of each predicted frame of the whole roll-out, of which the animation may have fewer
-    Empty where the file is missing, or does not fit to the values.
+    psnr   PSNR of each predicted frame of the whole roll-out, dB. The animation may show fewer frames.
+
+    The list is empty if the file is missing or cannot be read, or if its number of frames does not fit `psnr`.
     """
     try:
         with Image.open(animation) as image:
@@ -56,7 +59,7 @@ def strip_frames(animation: Path, psnr: Sequence[float]) -> list[StripFrame]:
 
 
 def _pages(image: Image.Image) -> list[int]:
-    """The page of the GIF for each frame: equal frames that follow each other share a page that is shown longer."""
+    """The index of the GIF page for each frame. Equal neighbouring frames share a page, which is shown longer."""
     found: list[int] = []
     for page in range(getattr(image, "n_frames", 1)):
         image.seek(page)
