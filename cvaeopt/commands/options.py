@@ -1,4 +1,7 @@
-"""The options and arguments that several commands share, each with its help and its environment variable."""
+"""Shared options. If a place is not given, `places.Places.resolve` falls back to the study and the default.
+
+A place is a storage, a folder, an object store or a device. The study's file names its places in the table [service].
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ IgnoreExtra = Annotated[
 
 
 def shown(**values: Any) -> dict[str, str]:
-    """Options as a dry run shows them, also those that were not given."""
+    """The options as a dry run shows them. An option that was not given is described in words."""
     missing = {
         "data": "none given",
         "checkpoints": "in no object store",

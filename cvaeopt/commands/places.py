@@ -1,4 +1,4 @@
-"""Where a command reads and writes, and how a command that is advised to the user is spelled."""
+"""Where a command reads and writes, and how a message spells the next command that the user can type."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAKE_ARTIFACTS = ("worker", "confirm", "dashboard", "fetch", "report")
 
 @dataclass(frozen=True)
 class Flags:
-    """What a command was given for its places: options, or the environment variables that stand for them."""
+    """The places that the user gave to a command, as options or as environment variables. None: not given."""
 
     study: str | None = None
     storage: str | None = None
@@ -37,13 +37,14 @@ class Flags:
 class Places:
     """Where a command reads and writes.
 
-    study         name of the study in the database; "" for a command without one
+    study         name of the study in the database; "" if the command has no study
     storage       URL of the SQL storage, password included
     data          data folder; None if none was named
     artifacts     folder of the trials' files, not checked yet: see `artifact_folder`
     checkpoints   URL of the object store; None if there is none
-    device        index of the GPU, or "cpu"; None is the first GPU, else the CPU
-    typed         the flags that an advised command must repeat, because the next command would not find them otherwise
+    device        index of the GPU, or "cpu"; None: the first GPU, or the CPU if there is no GPU
+    typed         the options that an advised command must repeat. An option whose value is in an environment variable
+                  is left out, because the next command reads the variable itself.
     """
 
     study: str
@@ -56,9 +57,9 @@ class Places:
 
     @classmethod
     def resolve(cls, flags: Flags, environment: Mapping[str, str], service: ServiceTable | None = None) -> Places:
-        """Each place: the flag or its variable, else what [service] of the study says, else the default.
+        """Each place: the value in `flags`, else the value in [service] of the study, else the default.
 
-        A variable of the environment is not repeated in advice: the next command finds it, too.
+        An advised command does not repeat a value of an environment variable, because it reads the variable itself.
         """
         stated = {} if service is None else service.model_dump()
         storage = None if flags.storage == environment.get("CVAEOPT_STORAGE") else flags.storage
@@ -86,7 +87,7 @@ class Places:
         return self.data
 
     def artifact_folder(self) -> Path:
-        """The folder of the trials' files; UserError if a file is in its way."""
+        """The folder of the trials' files; UserError if the folder or one of its parents is a file."""
         folder = self.artifacts
         if (taken := next((place for place in (folder, *folder.parents) if place.exists()), folder)).is_file():
             above = "" if taken == folder else f" (in the path {folder})"
@@ -100,8 +101,9 @@ class Places:
     def command(self, words: Sequence[str]) -> str:
         """The command `cvaeopt WORDS` as the user can type it here.
 
-        The study is named as the user named it, by its path where a path was typed, and --storage and --artifacts are
-        repeated where they were typed. A URL with a password is shown as URL: its masked form must not be copied.
+        The study has the name or the path that the user typed. --storage and --artifacts are repeated if the user typed
+        them and the command takes them. A URL with a password is replaced by the word URL, because a masked
+        URL would not work.
         """
         words = list(words)
         parent = _CONFIRMATION.sub("", self.study)
@@ -132,7 +134,7 @@ def _name(study: str) -> str:
 
 
 def definition_file(study: str) -> Path:
-    """The TOML file of a study. A confirmation has no file: its study's file says where it is served."""
+    """The TOML file of a study. A confirmation without a file of its own uses the file of its study."""
     from cvaeopt.search.definition import definition_path
 
     path = definition_path(study)
