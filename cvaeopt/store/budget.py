@@ -1,4 +1,4 @@
-"""Whether a study may begin another trial."""
+"""The budget of a study: whether another trial may begin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cvaeopt.store.tables import lease_table
 
 
 def spent(connection: Connection, study: Row[Any], now: float) -> str:
-    """Why no new trial may begin, or an empty text.
+    """The reason why no new trial may begin; '' if a trial may begin.
 
     study   the study's row in cvaeopt_study, locked
     now     the database's clock, seconds

@@ -1,15 +1,16 @@
-"""The leaders of a study trained again, from fresh seeds.
+"""Confirmations: the leaders of a study are trained again from fresh seeds.
 
-A confirmation is a study of its own in the same storage, `NAME.confirm` (then `NAME.confirm-2`, ... when more leaders
-or seeds are asked for). Its definition is made from the parent's stored one: the same settings and ranges, `seed`
-searched beside them, every leader with every seed enqueued, no pruner. So leases, resuming, budgets, artifacts and
-reports are those of any study, and the parent's sampler never sees the repeats.
+A confirmation is a separate study in the same storage. Its name is `NAME.confirm`. Confirmations that add leaders or
+seeds later are named `NAME.confirm-2`, and so on. The definition is made from the parent's stored definition: it has
+the same settings and ranges, searches `seed` too, enqueues every leader with every seed, and has no pruner. So leases,
+resuming, budgets, artifacts and reports work as in any study. The parent's sampler never sees the confirmation runs.
 
-All leaders get the same seeds, which are none of the search's.
+All leaders get the same seeds. The search does not use these seeds.
 
-By default the confirmation is successive: every leader is trained once, with the first fresh seed, and then only the
-best FINALISTS of them with the others. So five leaders cost nine runs instead of fifteen. The parent's study keeps a
-note of it (PLANNED), and the first worker that comes after the first stage is over registers the second.
+By default the confirmation is successive. In the first stage every leader is trained once, with the first fresh seed.
+In the second stage only the best FINALISTS leaders are trained with the other seeds. So five leaders cost nine runs
+instead of fifteen. The attribute PLANNED of the parent study records this plan. When the first stage is over, the next
+worker that looks for work registers the second stage.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from cvaeopt.store.workers import ask_stop, workers
 from cvaeopt.text import Advice
 
 FINALISTS: Final = 2
-"""Leaders that the second stage of a successive confirmation trains."""
+"""Number of leaders that the second stage of a successive confirmation trains."""
 
 SEEDS: Final = 3
-"""Runs of each finalist, the one of the first stage included."""
+"""Number of runs of each finalist, including the run of the first stage."""
 
 PLANNED: Final = "cvaeopt:confirmation"
 """User attribute of a study whose confirmation is successive: {"finalists": number, "seeds": number}."""
@@ -47,12 +48,12 @@ _SEEDS = {"type": "int", "low": 0, "high": 2**31 - 1}
 
 @dataclass(frozen=True)
 class Leader:
-    """Settings that did well in the search.
+    """Settings whose trials reached a high value in the search.
 
-    key        names the settings; the seed, and settings that change nothing beside the others, do not count
-    trials     the numbers of the search's complete trials that had them, best first
+    key        a key for the settings, without the seed and without settings that have no effect (`key_of`)
+    trials     the numbers of the search's complete trials with these settings, best first
     searched   mean value of these trials, dB
-    params     of the best of these trials
+    params     the parameters of the best of these trials
     """
 
     key: str
@@ -63,14 +64,14 @@ class Leader:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `confirm` would have trained.
+    """The runs that `confirm` will register.
 
     seeds        the fresh seeds, the same for every leader
-    definition   the study of the repeats that are still to be registered; None when all of them are
-    registered   the confirmations that exist
-    over         whether the search itself has ended
-    successive   whether a second stage follows, with the best leaders of the first only
-    later_runs   runs of that second stage, which are registered when the first one is over
+    definition   the study of the runs that are not registered yet; None if all runs are registered
+    registered   the names of the confirmations that exist
+    over         whether the search has ended
+    successive   whether there are two stages; the second trains only the best leaders of the first
+    later_runs   number of runs of the second stage that can be registered only after the first stage
     """
 
     study: str
@@ -85,7 +86,7 @@ class Plan:
 
     @property
     def new_runs(self) -> int:
-        """How many runs would be registered."""
+        """The number of runs that `register` would register now."""
         return 0 if self.definition is None else len(self.definition.points())
 
     def plain(self) -> dict[str, Any]:
@@ -109,10 +110,10 @@ class Plan:
 def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Plan:
     """The confirmation of the best `top` settings of study `name`.
 
-    seeds   fresh seeds for each of them; None for a successive confirmation
+    seeds   number of fresh seeds for each of these settings; None for a successive confirmation
 
-    Repeats that an earlier confirmation has are not asked for again. StudyError when there is no such study, it has no
-    complete trial, or is a confirmation itself.
+    Runs that an earlier confirmation has are not planned again. StudyError if the study does not exist, if it has no
+    complete trial, or if it is a confirmation.
     """
     for option, value in (("--top", top), ("--seeds", seeds)):
         if value is not None and value < 1:
@@ -156,9 +157,9 @@ def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Pla
 
 
 def register(storage: Storage, planned: Plan) -> None:
-    """Put the repeats of `planned` into the storage; workers of the parent take them when its budget is met.
+    """Put the runs of `planned` into the storage. The parent's workers train them when the parent's budget is met.
 
-    StudyError when somebody else has registered other repeats under the same name meanwhile.
+    StudyError if another process has registered other runs under the same name meanwhile.
     """
     if planned.successive:
         storage.set_study_user_attr(
@@ -177,10 +178,10 @@ def register(storage: Storage, planned: Plan) -> None:
 
 @named
 def advance(storage: Storage, parent: Definition) -> None:
-    """Register the second stage of a successive confirmation of `parent`, once its first stage is over.
+    """Register the second stage of a successive confirmation of `parent`, if its first stage is over.
 
-    Nothing happens where none is planned, or it is registered already. Workers that come at the same moment register
-    the same study, which exists once.
+    This function does nothing if no second stage is planned, or if it is registered already. Workers may call it at
+    the same moment: they register the same study, and it is created only once.
     """
     namesakes = _namesakes(storage, parent.name)
     points, _ = _planned(storage, parent, _of(storage, parent, namesakes))
@@ -190,21 +191,21 @@ def advance(storage: Storage, parent: Definition) -> None:
 
 @named
 def later_runs(storage: Storage, parent: Definition) -> int:
-    """How many runs a second stage has that is planned for `parent` and not registered yet."""
+    """The number of runs of `parent`'s second stage that are not registered yet; 0 if no second stage is planned."""
     return _planned(storage, parent, confirmations(storage, parent))[1]
 
 
 @named
 def runs(storage: Storage, confirmation: Definition) -> list[tuple[dict[str, Any], FrozenTrial]]:
-    """The trials of a confirmation by number, each with the point that was registered for it.
+    """The trials of a confirmation in the order of their numbers, each after the point that was registered for it.
 
-    A trial that somebody else added is passed over. StudyDamaged where a trial names a point that does not exist.
+    A trial that another program added is left out. StudyDamaged if a trial refers to a point that does not exist.
     """
     points = confirmation.points()
     trials = storage.get_all_trials(storage.get_study_id_from_name(confirmation.name), deepcopy=False)
     found = []
     for trial in sorted(trials, key=lambda trial: trial.number):
-        # By its place in the queue: a run that was given up at once has no parameters yet.
+        # The point comes from the place in the queue, because a run that failed at once has no parameters.
         place: int | None = trial.system_attrs.get(studies.ENQUEUED)
         if place is None:
             continue
@@ -222,29 +223,29 @@ def runs(storage: Storage, confirmation: Definition) -> list[tuple[dict[str, Any
 
 @named
 def confirmations(storage: Storage, parent: Definition) -> list[Definition]:
-    """The definitions of all confirmations of the study `parent`, the first one first.
+    """The definitions of all confirmations of the study `parent`, oldest first.
 
-    Those of an earlier study of the same name are passed over.
+    Confirmations of an earlier, deleted study of the same name are left out.
     """
     return _of(storage, parent, _namesakes(storage, parent.name))
 
 
 def _of(storage: Storage, parent: Definition, namesakes: Mapping[str, Definition]) -> list[Definition]:
-    """Those of `namesakes` that are confirmations of `parent`, the first one first."""
+    """The definitions in `namesakes` that are confirmations of `parent`, oldest first."""
     mark = _mark(storage, parent)
     found = [definition for definition in namesakes.values() if definition.confirms == mark]
     return sorted(found, key=lambda definition: _index(definition.name, parent.name))
 
 
 def _missing(known: Iterable[Definition], found: Iterable[Leader], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The points of each leader with each seed that no confirmation in `known` has."""
+    """A point for each pair of a leader and a seed that no confirmation in `known` has."""
     have = {(key_of(one, point), point["seed"]) for one in known for point in one.points()}
     found = list(found)
     return [{**leader.params, "seed": seed} for seed in seeds for leader in found if (leader.key, seed) not in have]
 
 
 def _planned(storage: Storage, parent: Definition, known: list[Definition]) -> tuple[list[dict[str, Any]], int]:
-    """As `_second_stage`, of what the parent's study says; nothing where its confirmation is not successive."""
+    """`_second_stage` with the numbers in the parent's attribute PLANNED; ([], 0) if that attribute is missing."""
     attributes = storage.get_study_user_attrs(storage.get_study_id_from_name(parent.name))
     if PLANNED not in attributes:
         return [], 0
@@ -259,10 +260,12 @@ def _planned(storage: Storage, parent: Definition, known: list[Definition]) -> t
 def _second_stage(
     storage: Storage, parent: Definition, known: list[Definition], finalists: int, seeds: int, unregistered: int = 0
 ) -> tuple[list[dict[str, Any]], int]:
-    """The points of the second stage that can be registered now, and how many runs of it are still to be registered.
+    """The points of the second stage that can be registered now, and the number of its runs that are not registered.
 
-    The first stage are all runs with the first fresh seed; `unregistered` of them are not in `known` yet. It alone
-    decides who is a finalist, so that this does not change while the second stage is trained.
+    unregistered   number of runs of the first stage that are not in `known` yet
+
+    The first stage consists of all runs with the first fresh seed. Only the first stage decides which leaders are
+    finalists, so the finalists do not change while the second stage is trained.
     """
     first, *others = _fresh_seeds(parent, seeds)
     stage = [
@@ -279,19 +282,19 @@ def _second_stage(
 
 
 def _first(ranked: tuple[float, Leader]) -> tuple[float, str]:
-    """Sorts the higher value first, and equal ones the same way on every machine."""
+    """A sort key: higher values come first, and equal values have the same order on every machine."""
     return -ranked[0], ranked[1].key
 
 
 @named
 def unfinished(storage: Storage, parent: Definition) -> list[Definition]:
-    """The confirmations of `parent` of which a repeat is still to be trained."""
+    """The confirmations of `parent` that still have runs to train."""
     return [one for one in confirmations(storage, parent) if not _ended(storage, one)]
 
 
 @named
 def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
-    """As `workers.ask_stop`, for study `name` and its confirmations, which its workers take when its budget is met."""
+    """`workers.ask_stop` for study `name` and for its confirmations, because its workers also train these."""
     asked: list[str] = []
     parent = studies.stored_definition(storage, name)
     running = {
@@ -307,7 +310,7 @@ def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
 def leaders(definition: Definition, trials: Iterable[FrozenTrial]) -> list[Leader]:
     """The different settings of the complete feasible trials, best first.
 
-    Trials of the same settings are repeats: one leader with the mean of their values.
+    Trials with the same settings become one leader, whose value is the mean of their values.
     """
     groups: dict[str, list[tuple[float, FrozenTrial]]] = {}
     for trial in trials:
@@ -334,7 +337,7 @@ def _fresh_seeds(parent: Definition, number: int) -> tuple[int, ...]:
 def _definition(
     storage: Storage, parent: Definition, points: list[dict[str, Any]], taken: Collection[str]
 ) -> Definition:
-    """A new confirmation of `parent` with these points; its name is none of those that are `taken`."""
+    """A new confirmation of `parent` with these points. Its name is not in `taken`."""
     name = f"{parent.name}.confirm"
     while name in taken:
         name = f"{parent.name}.confirm-{_index(name, parent.name) + 1}"
@@ -348,20 +351,23 @@ def _definition(
     tables["budget"] = {"trials": len(points), "epochs": parent.epochs}
     tables["fixed"].pop("seed", None)
     tables["search"]["seed"] = _SEEDS
-    # Every point is enqueued whole, so that no sampler is asked; this one would cost nothing.
+    # Every point is enqueued with all its parameters, so the sampler never suggests a value.
     tables["sampler"] = {"kind": "random"}
     tables["enqueue"] = points
     return Definition.parse(tables, name, f"the confirmation of '{parent.name}'")
 
 
 def _mark(storage: Storage, parent: Definition) -> str:
-    """Which study a confirmation belongs to: by its identity, or by its definition for one that is older than that."""
+    """The mark that connects a confirmation with `parent`: its name and its identity.
+
+    If `parent` is older than identities, the mark holds the digest of its definition instead.
+    """
     known = studies.identity_of(storage, parent.name)
     return f"{parent.name}@{parent.digest() if known.is_old else known.value}"
 
 
 def _namesakes(storage: Storage, name: str) -> dict[str, Definition]:
-    """The studies that are named like confirmations of `name`."""
+    """The definitions, by name, of the studies that are named like confirmations of `name`."""
     found = {}
     for other in studies.names(storage):
         if re.fullmatch(rf"{re.escape(name)}\.confirm(-\d+)?", other):
@@ -369,18 +375,18 @@ def _namesakes(storage: Storage, name: str) -> dict[str, Definition]:
                 found[other] = studies.stored_definition(storage, other)
             except StudyDamaged:
                 raise
-            except StudyError:  # deleted in the dashboard: its row is all that is left
+            except StudyError:  # the study was deleted in the dashboard, which keeps its row in cvaeopt_study
                 continue
     return found
 
 
 def _index(name: str, parent: str) -> int:
-    """1 for NAME.confirm, 2 for NAME.confirm-2."""
+    """The number of a confirmation: 1 for NAME.confirm, 2 for NAME.confirm-2."""
     return int(name.removeprefix(f"{parent}.confirm").removeprefix("-") or 1)
 
 
 def _ended(storage: Storage, definition: Definition) -> bool:
-    """Whether as many trials as the budget has are over (a study without such a limit: whether none is open)."""
+    """Whether all trials of the budget have ended; without a limit on trials, whether none is running or waiting."""
     states = counts(storage, definition.name)
     if definition.budget.trials is None:
         return not states["running"] and not states["waiting"]
