@@ -1,7 +1,7 @@
-"""Which row of the database is damaged. The rows are searched only after reading a study has failed.
+"""Find the damaged row of a study. The rows are searched only after reading the study has failed.
 
-Another program, an editor or a faulty disk may have changed a row. SQLite keeps any value in any column, JSON is text
-to every database, and Optuna does not check what it reads.
+Another program, an editor or a faulty disk may have changed a row. SQLite accepts any value in any column. Every
+database stores JSON as plain text. Optuna does not check the values that it reads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _UNREADABLE = (
     StorageInternalError,
     SQLAlchemyError,
 )
-"""The errors that a damaged row may cause when it is read or its content is used."""
+"""The errors that a damaged row may cause when the row is read or its content is used."""
 
 Check = Callable[[Any], bool]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,9 +43,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @contextlib.contextmanager
 def explained(storage: Storage, study: str) -> Iterator[None]:
-    """Within the block, an error that a damaged row of `study` has caused becomes StudyDamaged, which names the row.
+    """Inside this block, an error becomes StudyDamaged if `study` has a damaged row. StudyDamaged names the row.
 
-    Errors with another cause are not changed.
+    Without a damaged row, the error is not changed.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def explained(storage: Storage, study: str) -> Iterator[None]:
 
 
 def named(function: F) -> F:
-    """`function(storage, study, ...)` inside `explained`; `study` is a name, or a definition, whose name is taken."""
+    """`function(storage, study, ...)` inside a block of `explained`; `study` is a study's name or its definition."""
 
     @functools.wraps(function)
     def call(storage: Storage, study: Any, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ _ATTRIBUTES: Final[Mapping[str, Check]] = {
     "cvaeopt:digest": _text,
     "cvaeopt:identity": _text,
 }
-"""What the attributes that this program reads must hold; an attribute of another program may hold any JSON."""
+"""Checks for the attributes that this program reads. An attribute of another program may hold any JSON."""
 
 _KIND: Final = _one_of("FINITE", "INF_POS", "INF_NEG", "NAN")
 
@@ -168,7 +168,7 @@ _JSON_COLUMNS: Final[Mapping[str, Check]] = {"definition": _json(_table), "facts
 
 
 def _of_type(of: Column[Any]) -> Check:
-    """What a column of our own tables must hold, by its type."""
+    """The check for a column of the `cvaeopt_` tables, chosen by the column's type."""
     if of.name in _JSON_COLUMNS:
         return _JSON_COLUMNS[of.name]
     if of.table is lease_table and of.name == "state":
@@ -183,7 +183,7 @@ _OWN: Final[Mapping[str, Mapping[str, Check]]] = {
 
 
 def _damaged(connection: Connection, study: str) -> Iterator[StudyDamaged]:
-    """What is wrong with the study's rows. Columns are read without a type, because a type could refuse a value."""
+    """An error for each damaged row of the study. Columns are read without a type, which could refuse a value."""
     for name, checks in _OWN.items():
         key = "name" if name == "cvaeopt_study" else "study"
         for row in _rows(connection, name, list(checks), key, [study]):
@@ -257,7 +257,7 @@ def _wrong(
 def _attribute(
     study: str, where: str, name: str, row: Mapping[str, Any], checks: Mapping[str, Check]
 ) -> Iterator[StudyDamaged]:
-    """As `_wrong`; the content of an attribute of ours is checked, too."""
+    """`_wrong`, and also an error if an attribute of this program has a wrong content."""
     wrong = list(_wrong(study, where, name, row, checks))
     yield from wrong
     if wrong:
@@ -271,14 +271,14 @@ def _attribute(
 
 
 def _value(study: str, where: str, name: str, row: Mapping[str, Any]) -> Iterator[StudyDamaged]:
-    """A finite value that is missing, and a value of a complete trial that is not a number."""
+    """An error for a finite value that is missing, or for a NaN as the value of a complete trial."""
     value, kind = ("value", "value_type") if name == "trial_values" else tuple(_OF_TRIAL[name])[1:]
     if (row[value] is None and row[kind] == "FINITE") or (name == "trial_values" and row[kind] == "NAN"):
         yield damaged(study, where, name, f"{value} = {_short(row[value])} of kind {_short(row[kind])}", "a number")
 
 
 def _parameter(study: str, where: str, row: Mapping[str, Any]) -> Iterator[StudyDamaged]:
-    """A parameter whose range cannot be read, or whose value is outside of its range."""
+    """An error for a parameter whose range cannot be read, or whose value is outside its range."""
     name, value = row["param_name"], row["param_value"]
     try:
         within = json_to_distribution(row["distribution_json"])
@@ -293,7 +293,13 @@ def _parameter(study: str, where: str, row: Mapping[str, Any]) -> Iterator[Study
 
 
 def damaged(study: str, where: str, name: str, found: str, expected: str) -> StudyDamaged:
-    """The error that says what was `found` in a row of table `name`; `where` is '' or such as ', trial 3'."""
+    """The error for a damaged row.
+
+    where      the trial, such as ', trial 3', or ''
+    name       the table of the row
+    found      the damaged content
+    expected   the content that a correct row would have
+    """
     return StudyDamaged(
         f"Study '{study}'{where}: a row of {name} is damaged ({found}).",
         f"Expected: {expected}.",

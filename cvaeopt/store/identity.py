@@ -1,11 +1,13 @@
-"""Which study a file belongs to: a name may be used twice, so every study has an identity, too.
+"""The identity of a study, which shows which study a file belongs to.
 
-A study that was deleted and started again has the same name, the same settings and the same trial numbers. So have
-two studies of equal names in two databases. Their files must not be mixed. The identity is random. It is made with the
-study and kept in the study's attributes, so that it moves with the study's rows. Checkpoints hold it, too.
+A name is not enough. If a study is deleted and started again, the new study may have the same name, settings and trial
+numbers. Two databases may also hold two studies of the same name. The files of such studies must not be mixed.
+Therefore every study has a random identity. The identity is made with the study and is one of the study's attributes,
+so that it is copied with the study's rows. Checkpoints contain the identity, too.
 
-The files of a study are in `artifacts/NAME`, where `study.json` says which study the folder belongs to. If the folder
-belongs to another study, or does not say to which, they are in `artifacts/NAME@IDENTITY`. No file is ever moved.
+The files of a study are in `artifacts/NAME`. The file `study.json` in this folder holds the identity of the study that
+owns the folder. If that folder belongs to another study, or if its owner is unknown, the study's files are in
+`artifacts/NAME@IDENTITY`. No file is ever moved.
 """
 
 from __future__ import annotations
@@ -27,23 +29,23 @@ from cvaeopt.files import RunFolder, digest, inside, umask, write_json
 from cvaeopt.store.optuna_private import id_of, storage_of
 
 KEY: Final = "cvaeopt:identity"
-"""System attribute of a study: its identity."""
+"""The system attribute that holds the identity of a study."""
 
 MARKER: Final = "study.json"
-"""The file in a study's folder that says which study the folder belongs to."""
+"""The name of the file that holds the identity of the study that owns a folder."""
 
 _OLD: Final = "old-"
-_UNKNOWN: Final = "?"  # the owner of a folder that does not name one
+_UNKNOWN: Final = "?"  # the owner of a folder that has files but no readable marker
 _VALID: Final = re.compile(r"(old-)?[0-9a-f]{12}")
 
 
 def new() -> str:
-    """An identity for a study that is made now."""
+    """A random identity for a new study."""
     return secrets.token_hex(6)
 
 
 def of_older(name: str, created_at: float) -> str:
-    """The identity of a study that an older version of this program made; every process computes the same one."""
+    """The identity of a study that an older version of this program made. Every process computes the same value."""
     return f"{_OLD}{digest([name, created_at])}"
 
 
@@ -51,7 +53,10 @@ def of_older(name: str, created_at: float) -> str:
 class Identity:
     """The identity of study `study`.
 
-    value   '' for a study without one: another program made it, or an older version did and no worker has opened it
+    value   twelve hexadecimal digits, after 'old-' for a study of an older version; '' if the study has no identity
+
+    A study has no identity if another program made it. A study of an older version has no identity until a worker
+    opens the study.
     """
 
     study: str
@@ -59,21 +64,21 @@ class Identity:
 
     @property
     def is_old(self) -> bool:
-        """Whether files without an identity may belong to this study, because it is as old as such files."""
+        """Whether files without an identity may belong to this study: the study may be older than identities."""
         return not self.value or self.value.startswith(_OLD)
 
     @property
     def accepted(self) -> frozenset[str | None]:
-        """The identities in the provenance of the checkpoints that this study may continue."""
+        """This study may continue from a checkpoint that holds one of these identities; None: no identity."""
         return frozenset({self.value, None} if self.is_old else {self.value})
 
     @property
     def objects(self) -> str:
-        """The prefix of the trials' numbers in an object store."""
+        """The prefix of the study's objects in an object store; the trial's number follows."""
         return self.study if self.is_old else f"{self.study}/{self.value}"
 
     def find(self, artifacts: Path) -> Path:
-        """The study's folder, which may not be there yet; ValueError if the study's name would leave `artifacts`."""
+        """The study's folder, which may not exist yet. ValueError if the study's name leads out of `artifacts`."""
         usual = inside(artifacts, self.study)
         own = usual.with_name(f"{usual.name}@{self.value or 'unknown'}")
         if own.is_dir():
@@ -83,10 +88,10 @@ class Identity:
         return usual if mine else own
 
     def claim(self, artifacts: Path) -> Path:
-        """`find`, with the folder made and marked as this study's; it is no error here if the folder cannot be made.
+        """The study's folder, made and marked with the study's identity. No error if the folder cannot be made.
 
-        Any number of workers, of several studies, may call it at the same time, because a folder and its mark appear
-        in one step.
+        Workers of several studies may call this method at the same time, because a folder and its marker are created
+        in one step. A study without an identity gets the path from `find`, and no folder is made.
         """
         folder = self.find(artifacts)
         if not self.value or _owner(folder) is not None:
@@ -94,12 +99,12 @@ class Identity:
         with contextlib.suppress(OSError):
             _make(folder, {"study": self.study, "identity": self.value})
         folder = self.find(artifacts)
-        if _owner(folder) is None:  # nothing can be written there now; this name will need no mark later
+        if _owner(folder) is None:  # the folder cannot be made now; a name with the identity needs no marker later
             return folder.with_name(f"{inside(artifacts, self.study).name}@{self.value}")
         return folder
 
     def run(self, artifacts: Path, number: int) -> RunFolder:
-        """The folder of trial `number`, as `find` has it."""
+        """The folder of trial `number` inside the study's folder (`find`)."""
         return RunFolder(self.find(artifacts) / f"{number:05d}")
 
 
@@ -109,7 +114,10 @@ def of(study: optuna.Study) -> Identity:
 
 
 def given(study: optuna.Study) -> Identity:
-    """As `of`; a study that plain Optuna made gets its identity here, when its first trial is trained."""
+    """The identity of a study. A study without an identity gets one here.
+
+    Plain Optuna makes studies without an identity. They get an identity when their first trial is trained.
+    """
     known = of(study)
     if known.value:
         return known
@@ -118,7 +126,10 @@ def given(study: optuna.Study) -> Identity:
 
 
 def stated(name: str, value: Any) -> Identity:
-    """The identity of study `name` from its attribute; StudyError if it is damaged, as it is used in paths."""
+    """The identity of study `name` from the `value` of its attribute.
+
+    StudyError if the value is damaged. The value is checked because it becomes a part of paths.
+    """
     if value is None:
         return Identity(name)
     if not isinstance(value, str) or not _VALID.fullmatch(value):
@@ -131,7 +142,10 @@ def stated(name: str, value: Any) -> Identity:
 
 
 def _owner(folder: Path) -> str | None:
-    """The identity that `folder` is marked with; "?" if it has files and no mark; None if it is missing or empty."""
+    """The identity in the marker of `folder`; None if the folder is missing or empty.
+
+    "?" if the folder has files but no marker, or if the marker cannot be read.
+    """
     try:
         marked = json.loads((folder / MARKER).read_text())
         return str(marked["identity"])
@@ -144,7 +158,7 @@ def _owner(folder: Path) -> str | None:
 
 
 def _make(folder: Path, mark: dict[str, str]) -> None:
-    """Make `folder` and its mark in one step; OSError if it exists and is not empty, or cannot be made."""
+    """Make `folder` and its marker in one step; OSError if the folder is not empty or cannot be made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
