@@ -1,15 +1,18 @@
-"""The Gaussian-process sampler: few trials, noisy values, trainings that were cut short, several workers at once.
+"""The Gaussian-process sampler, for few trials, noisy values, pruned trials and several workers at once.
 
-A suggestion is the point of the highest expected improvement over the best point so far, whose value is the process's
-mean there and not the luckiest measurement. A point whose value is already known well is worth less, because another
-noisy training tells little about it. The sampler learns from
+The sampler suggests the point with the highest expected improvement over the best point so far. The value of the best
+point is the process's mean at that point, because the highest measured value is usually a lucky one. A point whose
+value is already known well gets a penalty, because another noisy training adds little to that knowledge.
 
-- complete trials, with the standard error of their value;
-- pruned trials, with the forecast of where they would have ended and that forecast's error;
-- running trials, likewise once they are well on their way; before, they are believed to end where the process expects,
-  so that workers do not repeat each other;
-- diverged trials: they lower the chance that a setting near them trains at all;
-- trials of equal settings: every one sharpens the same estimate.
+The sampler learns from these trials:
+
+- complete trials: their value and its standard error;
+- pruned trials: the forecast of their final value and the forecast's error;
+- running trials that have trained long enough: the same as for pruned trials;
+- other running trials: the sampler assumes that they end at the process's mean, so that workers do not repeat each
+  other;
+- diverged trials: they lower the estimated chance that training at a nearby point does not diverge;
+- trials with equal settings: each of them makes the standard error at their common point smaller.
 """
 
 from __future__ import annotations
@@ -31,26 +34,26 @@ from cvaeopt.suggest.gaussian_process import distances, fit, log_expected_improv
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
 
 CANDIDATES = 1024
-ROUNDS = 6  # of refinement about the best candidates, each half as wide
-MAX_LENGTH = 1.0  # longest correlation length, in widths of the cube, that is used for divergence
-MAX_OBSERVATIONS = 300  # that the process is conditioned on, by `best_and_latest`: its time grows with the third power
-MAX_LEARNED_FROM = 150  # observations that its lengths and variances are learned from, which takes 50 factorisations
-MARGIN = 0.1  # correlation lengths between a region that diverges and the nearest suggestion
-VOTING_DISTANCE = 0.2  # correlation lengths over which a trial's weight beside others falls to 1 / e
-MIN_LOST_FRACTION = 0.25  # lost trials for each trained one nearby, below which divergence there counts as chance
-LONE_PENALTY = 3.0  # subtracted from the logarithm of the expected improvement around a single lost trial
-CLOSED = 1e6  # subtracted from the logarithm of the expected improvement where no suggestion is made
-MIN_COMPLETE = 3  # complete trials from which forecasts are made
+ROUNDS = 6  # rounds of refinement around the best candidates; each round searches half as wide as the round before
+MAX_LENGTH = 1.0  # upper limit of the correlation lengths that `log_survival` uses, in widths of the cube
+MAX_OBSERVATIONS = 300  # observations of the process; its time grows with the third power of their number
+MAX_LEARNED_FROM = 150  # observations for the fit of lengths and variances, which takes about 50 factorisations
+MARGIN = 0.1  # a lost trial counts as near if it is at most this much farther than the nearest trained trial
+VOTING_DISTANCE = 0.2  # distance, in correlation lengths, at which the weight of a trial falls to 1 / e
+MIN_LOST_FRACTION = 0.25  # ratio of lost to trained trials nearby; at a lower ratio, divergence counts as chance
+LONE_PENALTY = 3.0  # subtracted from the logarithm of the expected improvement near a single lost trial
+CLOSED = 1e6  # subtracted from the logarithm of the expected improvement at points that must not be suggested
+MIN_COMPLETE = 3  # complete trials that a forecast needs
 
 
 class GaussianProcessSampler(BaseSampler):
-    """Expected improvement under noise, for studies that maximise.
+    """A sampler that maximises the expected improvement under noise, for studies that maximise.
 
-    space              every setting that may be searched, in a fixed order, and under which conditions
-    n_startup_trials   trials that must say something before the model is used; until then Halton points, which leave
-                       no holes
+    space              every setting that may be searched, in a fixed order; a `Cube` also has their conditions
+    n_startup_trials   trials with a value or a forecast that the model needs, at least 2. With fewer trials the
+                       suggestions are Halton points, which cover the space evenly.
     window             epochs whose mean is a trial's value, as in `estimate`
-    seed_noise_db      standard deviation between training seeds, dB; a part of every value's error
+    seed_noise_db      standard deviation between training seeds, dB; a part of every value's standard error
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class GaussianProcessSampler(BaseSampler):
         process = fit(points, values, errors, best_and_latest(values, MAX_LEARNED_FROM))
         means = process.at(points)[0]
         best = float(means.max())
-        # What one more training to the end would be measured with. A forecast's error does not belong to it.
+        # The measurement error of one more complete trial. The errors of forecasts do not count here.
         whole = np.array([one.state == TrialState.COMPLETE for one in known])
         noise = math.sqrt(float(np.median(process.noise[whole]))) if whole.any() else self._seed_noise_db
         silent = self._points(
@@ -114,7 +117,7 @@ class GaussianProcessSampler(BaseSampler):
         return self._cube.values(self._best(worth, points[np.argsort(-means)[:3]], draw))
 
     def _halton(self, number: int, name: str) -> float:
-        if name not in self._bases:  # a parameter that a program of its own asks for
+        if name not in self._bases:  # a parameter outside the space, which the caller's own objective asks for
             return stream(self._seed, number, f"sampler {name}") / 2**32
         return radical_inverse(number, self._bases[name], self._seed)
 
@@ -124,7 +127,11 @@ class GaussianProcessSampler(BaseSampler):
     def _best(
         self, worth: Callable[[np.ndarray], np.ndarray], leaders: np.ndarray, draw: np.random.Generator
     ) -> np.ndarray:
-        """The most promising point of the cube: many at random and near the leaders, then nearer and nearer."""
+        """The point of the cube with the highest `worth`.
+
+        The first candidates are random points and neighbours of the leaders. Each later round adds closer neighbours of
+        the best candidates.
+        """
         near = self._cube.near(np.repeat(leaders, CANDIDATES // 4, 0), 0.1, draw)
         points = self._cube.settled(np.vstack([self._cube.random(draw, CANDIDATES), near]))
         scores = worth(points)
@@ -140,10 +147,11 @@ class GaussianProcessSampler(BaseSampler):
 
 
 def best_and_latest(values: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of `values`, rising: all of them, or the latest half of `limit` and the best of the others.
+    """Indices of at most `limit` of the `values`, rising.
 
-    The best ones say where the maximum lies. The latest are where the sampler looks now, which keeps it from asking
-    for the same points again, and they are not chosen by their values, so that their noise has no favoured sign.
+    If there are more values, half of the indices are those of the latest values. The other half are those of the best
+    earlier values, which show where the maximum lies. The latest values keep the sampler from suggesting recent points
+    again. The latest values are not chosen by their size, so their noise is not biased upwards.
     """
     if len(values) <= limit:
         return np.arange(len(values))
@@ -153,12 +161,13 @@ def best_and_latest(values: np.ndarray, limit: int) -> np.ndarray:
 
 
 def log_survival(points: np.ndarray, trained: np.ndarray, lost: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Logarithm of the chance that training at (m, d) points does not diverge: (m,).
+    """Logarithm of the chance that training at (m, d) points does not diverge, minus penalties: (m,).
 
-    A point is closed, however much could be won there, if two lost trials are not clearly farther from it than every
-    trained one: the border of a region that diverges is found to within `MARGIN` and not approached for ever. A single
-    lost trial may be chance. It closes nothing, but costs its surroundings `LONE_PENALTY`; and where trained trials
-    outnumber the lost ones clearly, nothing is closed at all.
+    A lost trial is near a point if it is less than `MARGIN` farther from the point than the nearest trained trial. A
+    point with two lost trials near it is closed: the penalty `CLOSED` excludes it, whatever its expected improvement.
+    So the sampler does not search the border of a region that diverges more finely than `MARGIN`. A single lost trial
+    may be chance, so a point with one lost trial near it only gets the penalty `LONE_PENALTY`. No penalty applies where
+    trained trials clearly outnumber lost ones (see `MIN_LOST_FRACTION`).
 
     trained   (n, d) points of trials that did not diverge
     lost      (k, d) points of trials that diverged

@@ -1,4 +1,4 @@
-"""The settings of trials as points of the unit cube, where the Gaussian process measures distances."""
+"""The settings of trials as points of the unit cube. The Gaussian process measures distances in this cube."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ ABSENT = 0.5  # coordinate of a setting that is not searched
 
 
 class Cube:
-    """Parameters as points of the unit cube: a column for a range, one for each choice; 0.5 where a setting is absent.
+    """Parameters as points of the unit cube.
+
+    A range has one column. A setting with choices has one column for each choice. The columns of an absent setting
+    hold `ABSENT`.
 
     columns    setting -> its columns
-    width      columns in all
-    active     names of the settings that are searched beside these values; default: all of them
-    deciding   the settings that `active` reads
+    width      number of all columns
+    active     returns the names of the settings that are searched, given the values of a point; default: all settings
+    deciding   the settings whose values `active` reads
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class Cube:
             self.width += count
 
     def points(self, rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
-        """The points of many sets of parameters, which may have others beside those of this space: (n, width)."""
+        """The points of many sets of parameters: (n, width). Parameters that this space does not have are ignored."""
         known = [self.point({name: row[name] for name in self.space if name in row}) for row in rows]
         return np.array(known).reshape(-1, self.width)
 
@@ -56,7 +59,7 @@ class Cube:
         return found
 
     def values(self, point: np.ndarray) -> dict[str, Any]:
-        """The parameters nearest to a point, those included that are not searched there."""
+        """The values of all settings that are nearest to a point, also of settings that are not searched there."""
         found = {}
         for name, one in self.space.items():
             part = point[self.columns[name]]
@@ -67,11 +70,11 @@ class Cube:
         return found
 
     def settled(self, points: np.ndarray) -> np.ndarray:
-        """The same points, on the values that exist and without the settings that are not searched there."""
+        """`points` moved to values that can be suggested. Settings that are not searched at a point become `ABSENT`."""
         points = self._on_values(points)
         if self._active is None:
             return points
-        # What is searched depends on few settings with few values: each of their combinations is looked up once.
+        # Few settings with few values decide which settings are searched, so each combination is looked up once.
         nothing = np.zeros((len(points), 1))
         deciding = np.hstack([nothing, *(points[:, self.columns[name]] for name in self._deciding)])
         cases, which = np.unique(deciding, axis=0, return_inverse=True)
@@ -85,7 +88,7 @@ class Cube:
         return points
 
     def searches(self, name: str, point: np.ndarray) -> bool:
-        """Whether a setting is searched at a point that is `settled`."""
+        """Whether setting `name` is searched at a point that `settled` has returned."""
         return self._active is None or name in self._active(self.values(point))
 
     def _on_values(self, points: np.ndarray) -> np.ndarray:
@@ -100,11 +103,15 @@ class Cube:
         return points
 
     def random(self, draw: np.random.Generator, count: int) -> np.ndarray:
-        """Points drawn evenly: (count, width)."""
+        """Points drawn from the uniform distribution: (count, width)."""
         return draw.random((count, self.width))
 
     def near(self, points: np.ndarray, width: float, draw: np.random.Generator) -> np.ndarray:
-        """Neighbours of `points`: ranges by a normal step, about half of them; choices changed once in ten times."""
+        """One random neighbour for each of `points`.
+
+        About half of the ranges move, by a normal step of standard deviation `width`. Each setting with choices is
+        drawn again with probability 0.1.
+        """
         moved = points + draw.normal(size=points.shape) * width * (draw.random(points.shape) < 0.5)
         moved = np.where((moved < 0) | (moved > 1), np.clip(points - (moved - points), 0, 1), moved)
         for name, one in self.space.items():
@@ -116,7 +123,7 @@ class Cube:
 
 
 def _fraction(one: BaseDistribution, value: float) -> float:
-    """Where a value lies between the ends of its range, in [0, 1]."""
+    """The position of a value between the ends of its range, in [0, 1]; on a log scale if the range has one."""
     assert isinstance(one, FloatDistribution | IntDistribution)
     low, high = one.low, one.high
     if low == high:
@@ -127,7 +134,7 @@ def _fraction(one: BaseDistribution, value: float) -> float:
 
 
 def _value(one: BaseDistribution, fraction: float) -> float | int:
-    """The value nearest to this place of the range."""
+    """The possible value nearest to position `fraction` of the range, in [0, 1]."""
     assert isinstance(one, FloatDistribution | IntDistribution)
     low, high = one.low, one.high
     raw = low * (high / low) ** fraction if one.log else low + (high - low) * fraction

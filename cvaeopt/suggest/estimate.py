@@ -1,9 +1,9 @@
-"""What a trial is worth: one estimator, for the pruner while it runs and for the ranking when it is over.
+"""The value of a trial and its standard error. The pruner and the ranking use the same estimator.
 
-The value is the mean of the reported metric over the last `window` epochs. Its standard error has two parts that add
-in squares: what the epochs of the window leave uncertain, from their residuals about a straight line, and what another
-training seed would change (`seed_noise_db`, measured in bench/README.md, Noise). The curve itself stays in the
-storage as it was reported.
+The value is the mean of the reported metric over the last `window` epochs. Its squared standard error is the sum of
+two variances. The first variance is that between the epochs of the window, from their residuals about a straight line.
+The second is the variance between training seeds (`seed_noise_db`, measured in bench/README.md, Noise). The storage
+keeps the curve as it was reported.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MIN_NOISE_EPOCHS = 5
-"""Epochs from which the noise between epochs is read where the window is shorter: three points on a line say little."""
+"""Epochs from which the noise between epochs is estimated if the window is shorter. Fewer epochs would give a poor
+estimate of the noise about a line."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A trial's value and how sure it is.
+    """A trial's value and its standard error.
 
     value    dB
-    error    standard error of the value as the mean over all training seeds, dB; None before the third epoch
-    epochs   epochs that the value is a mean of
+    error    standard error of the value as an estimate of the mean over training seeds, dB; None before the third epoch
+    epochs   number of epochs whose mean is the value
     """
 
     value: float
@@ -31,9 +32,10 @@ class Estimate:
 
 
 def estimate(curve: Sequence[float], window: int, seed_noise_db: float = 0.0) -> Estimate:
-    """The estimate after the last epoch of `curve` (dB, one value an epoch, at least one).
+    """The estimate after the last epoch of `curve`.
 
-    window          epochs that are averaged; fewer where the curve is shorter
+    curve           dB, one value per epoch, at least one value
+    window          epochs that are averaged; fewer if the curve is shorter
     seed_noise_db   standard deviation between training seeds, dB
     """
     kept = [float(value) for value in curve[-window:]]
@@ -54,7 +56,7 @@ def epoch_noise(curve: Sequence[float]) -> float | None:
 
 
 def line(curve: Sequence[float]) -> tuple[float, float]:
-    """Mean and slope (dB an epoch) of the least-squares line through `curve`; slope 0 through a single value."""
+    """Mean (dB) and slope (dB per epoch) of the least-squares line through `curve`; a single value has slope 0."""
     count = len(curve)
     centre = (count - 1) / 2
     level = math.fsum(curve) / count
@@ -65,5 +67,5 @@ def line(curve: Sequence[float]) -> tuple[float, float]:
 
 
 def curve_until(intermediate: Mapping[int, float], epoch: int) -> list[float]:
-    """The values reported up to and including `epoch`, in order, as far as they are finite."""
+    """The finite values that were reported up to and including `epoch`, in the order of the epochs."""
     return [intermediate[step] for step in sorted(intermediate) if step <= epoch and math.isfinite(intermediate[step])]

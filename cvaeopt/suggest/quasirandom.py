@@ -1,4 +1,4 @@
-"""Points that leave no holes: Halton's sequence with scrambled digits, and places in a range as values.
+"""Points that cover a space evenly: Halton's sequence with scrambled digits, and values from positions in a range.
 
 Source: Halton, Numerische Mathematik 2 (1960).
 """
@@ -14,7 +14,10 @@ from cvaeopt.search.space import stream
 
 
 def value_at(distribution: BaseDistribution, fraction: float) -> Any:
-    """The value at `fraction` of the way, 0 <= fraction < 1; all steps and all choices are equally wide."""
+    """The value at position `fraction` of the range, 0 <= fraction < 1.
+
+    All choices, and all steps of a range without a log scale, take equally wide parts of [0, 1).
+    """
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[int(fraction * len(distribution.choices))]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -23,7 +26,7 @@ def value_at(distribution: BaseDistribution, fraction: float) -> Any:
         if distribution.log:
             return min(high, low * (high / low) ** fraction)
         return low + (high - low) * fraction
-    if distribution.log:  # whole numbers: from half below the first to half above the last
+    if distribution.log:  # whole numbers: 0.5 is added at both ends, so that the first and the last take whole parts
         value = (low - 0.5) * ((high + 0.5) / (low - 0.5)) ** fraction
         return min(int(high), max(int(low), round(value)))
     step = distribution.step or 1
@@ -32,8 +35,11 @@ def value_at(distribution: BaseDistribution, fraction: float) -> Any:
 
 
 def radical_inverse(index: int, base: int, seed: int) -> float:
-    """The digits of `index` behind the point, each place with its own shuffle of the digits; in [0, 1)."""
-    places = math.ceil(32 / math.log2(base))  # finer than any setting can tell apart
+    """A number in [0, 1): the digits of `index` in reverse order behind the point.
+
+    At each place the digits are replaced by a random permutation, which depends on `seed`, `base` and the place.
+    """
+    places = math.ceil(32 / math.log2(base))  # a resolution of 2^-32, which is finer than any setting needs
     value, scale = 0.0, 1.0
     for place in range(places):
         index, digit = divmod(index, base)
