@@ -1,1 +1,1 @@
-"""What a finished study becomes: a recipe, a long run, predictions, a report."""
+"""The results of a finished study: a recipe, a long run, predictions and a report."""

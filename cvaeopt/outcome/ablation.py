@@ -1,4 +1,7 @@
-"""The arms of an ablation study, a grid over the KL weight's shape or the forcing ratio, beside each other."""
+"""A comparison of the arms of an ablation study.
+
+An ablation study is a grid search over the shape of the KL weight, the forcing ratio, or both. Each trial is an arm.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,13 @@ _COMPARED: Final = ("kl_anneal_type", "tfr")
 
 @dataclass(frozen=True)
 class Variant:
-    """One arm of an ablation: PSNR in dB, losses of the last epoch. What the run folder lacks is None.
+    """One arm of an ablation. A figure is None if the run folder does not contain its data.
 
-    swing   mean absolute difference of the training loss between neighbouring epochs
+    value       the trial's value, dB
+    best        highest validation PSNR of all epochs, dB
+    late        validation PSNR of the late frames after the last epoch, dB
+    loss, mse   training losses of the last epoch
+    swing       mean absolute difference of the training loss between neighbouring epochs
     """
 
     label: str
@@ -38,7 +45,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms of an ablation study, a grid over the KL weight's shape or the forcing ratio; empty for other studies.
+    """The arms of an ablation study. Both fields are empty for a study of another kind.
 
     varied   the settings that differ between the arms
     """
@@ -48,7 +55,7 @@ class Comparison:
 
 
 def comparison(definition: Definition, known: Sequence[TrialFacts], folder: Path) -> Comparison:
-    """The complete trials of an ablation study side by side; `folder` holds their run folders."""
+    """The first complete trials of an ablation study as arms, eight at most. `folder` contains their run folders."""
     varied = tuple(name for name in _COMPARED if name in definition.search)
     if definition.sampler.kind != "grid" or not varied:
         return Comparison((), [])

@@ -1,4 +1,4 @@
-"""The chart of the two settings that mattered most: where in their plane the good values lie."""
+"""The chart of the values over the two most important settings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from cvaeopt.pictures.curves import INK, ORANGE, figure, log_ticks, look, png, t
 
 _CELLS: Final = 60
 _REACH: Final = 0.12
-"""How far a trial's value counts in the smoothed plane, as a fraction of each axis (standard deviation)."""
+"""Standard deviation of the weight of a trial in the smoothed plane, as a fraction of each axis."""
 
-_FAR: Final = 2.5  # reaches: without a trial nearer than this the plane stays empty
+_FAR: Final = 2.5  # A point of the plane stays empty if the nearest trial is farther than _FAR * _REACH.
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def contour(trials: Sequence[TrialFacts], across: Axis, up: Axis, metric: str) -> bytes | None:
-    """Values of the finished trials over two numeric settings, smoothed, as a PNG; None with fewer than ten trials.
+    """A PNG of the smoothed values of the finished trials over two numeric settings.
 
-    A pruned trial counts with its last report.
+    A pruned trial counts with its last reported value. Returns None if fewer than ten finished trials have both
+    settings, or if a setting has the same value in all of them.
     """
     shown = [
         trial
@@ -43,7 +44,7 @@ def contour(trials: Sequence[TrialFacts], across: Axis, up: Axis, metric: str) -
     if not (high > low).all():
         return None
     grid = [np.linspace(low[place], high[place], _CELLS) for place in (0, 1)]
-    # The worst fifth would take all colours for itself.
+    # The values of the worst fifth are raised to `floor`. Otherwise they would use most of the colour range.
     floor = float(np.quantile(values, 0.2))
     plane = smoothed((at - low) / (high - low), np.maximum(values, floor))
     best = max(
@@ -76,7 +77,11 @@ def contour(trials: Sequence[TrialFacts], across: Axis, up: Axis, metric: str) -
 
 
 def smoothed(at: Array, values: Array) -> np.ma.MaskedArray[Any, Any]:
-    """The mean of the values around each point of the unit square, nearer ones count more; masked far from all."""
+    """The weighted mean of `values` at each cell of the unit square. A near trial has a larger weight than a far one.
+
+    at        (n, 2) places of the trials, each in [0, 1]
+    returns   (_CELLS, _CELLS); a cell is masked if every trial is far from it
+    """
     cells = np.linspace(0, 1, _CELLS)
     across, up = np.meshgrid(cells, cells)
     distance = (across[..., None] - at[:, 0]) ** 2 + (up[..., None] - at[:, 1]) ** 2
@@ -87,7 +92,7 @@ def smoothed(at: Array, values: Array) -> np.ma.MaskedArray[Any, Any]:
 
 
 def first_pair(ordered: Sequence[str], axes_of: Sequence[Axis]) -> tuple[Axis, Axis] | None:
-    """The first two numeric settings in the order of their importance; None where there are not two."""
+    """The first two numeric settings of `ordered`, the names by importance; None if there are fewer than two."""
     numeric = {axis.name: axis for axis in axes_of if axis.kind != "categorical"}
     chosen = [numeric[name] for name in ordered if name in numeric][:2]
     return (chosen[0], chosen[1]) if len(chosen) == 2 else None

@@ -1,7 +1,7 @@
-"""The best trial of a study, as a recipe with its provenance.
+"""Export of a study's best trial as a recipe with its provenance.
 
-Fresh runs decide where the study's leaders were confirmed. Otherwise one value of the search decides, and a warning
-says so.
+If the study's leaders were confirmed, their fresh runs decide which trial is the best. Otherwise the values of the
+search decide, and the export has a warning about this.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from cvaeopt.store.study import open_existing
 from cvaeopt.text import BASELINES, Advice
 
 NOISE_DB: Final = 0.2
-"""Values of single trials that differ by no more than this are taken as equal, dB."""
+"""If the values of two single trials differ by at most NOISE_DB, the values are treated as equal. Unit: dB."""
 
 _MOST_RUNNERS_UP: Final = 10
 
 
 @dataclass(frozen=True)
 class Export:
-    """A recipe that was written, the picture of its schedules, and what its user must be warned of.
+    """A recipe that was written, the picture of its schedules, and the warnings for its user.
 
-    confirmed    the ranking it comes from; None when no fresh run had a say
+    confirmed    the ranking that the recipe comes from; None if the values of the search decided
     """
 
     path: Path
@@ -51,13 +51,14 @@ class Export:
 
 @named
 def export_best(storage: Storage, name: str, target: Path, *, now: datetime, lab: bool = False) -> Export:
-    """Write the recipe of the best trial of study `name` to `target` (TOML), whole or not at all.
+    """Write the recipe of the best trial of study `name` to `target` (TOML). `target` is never written in part.
 
-    A picture of its schedules, as searched and in a run of LONG_RUN_EPOCHS, is written beside it.
+    A picture of the recipe's schedules is written beside `target`. The picture shows the schedules of the search and
+    of a run of LONG_RUN_EPOCHS.
 
-    now   goes into the provenance
-    lab   keep to what the lab's own tools apply: `output` becomes linear
-    StudyError when there is no such study or it has no complete trial.
+    now   the date in the provenance
+    lab   set `output` to linear, because the lab's own tools apply no other output
+    StudyError if there is no study `name`, or if the study has no complete trial.
     """
     fresh = confirmation(storage, name)
     chosen = _best_recipe(storage, name, now, fresh)
@@ -75,7 +76,10 @@ def export_best(storage: Storage, name: str, target: Path, *, now: datetime, lab
 
 
 def _best_recipe(storage: Storage, name: str, now: datetime, fresh: Confirmation | None) -> Recipe:
-    """The best trial of study `name`: by `fresh` runs once they are over, else by the search's values."""
+    """The recipe of the best trial of study `name`.
+
+    If all `fresh` runs are over and have a best leader, they decide. Otherwise the values of the search decide.
+    """
     study, definition = open_existing(storage, name)
     overview = status(storage, name)
     trials = facts(study.get_trials(deepcopy=False))
@@ -119,7 +123,7 @@ def _best_recipe(storage: Storage, name: str, now: datetime, fresh: Confirmation
 
 
 def _searched(definition: Definition, trials: list[TrialFacts], best: TrialFacts) -> dict[str, Any]:
-    """What the search's own values say of the best trial and of those that noise does not tell from it."""
+    """The part of the provenance that comes from the search's values: the best trial, and the trials within noise."""
     near = _within(trials, best, NOISE_DB)
     return {
         "value": best.value,
@@ -135,7 +139,7 @@ def _searched(definition: Definition, trials: list[TrialFacts], best: TrialFacts
 
 
 def _confirmed(definition: Definition, fresh: Confirmation, first: RankedLeader) -> dict[str, Any]:
-    """What fresh runs say of their first leader and of those that noise does not tell from it."""
+    """The part of the provenance that comes from fresh runs: the first leader, and the leaders tied with it."""
     tied = [one for one in fresh.ranked if one.tied]
     runs = len(first.values)
     return {
@@ -168,12 +172,12 @@ def _confirmed(definition: Definition, fresh: Confirmation, first: RankedLeader)
 
 
 def estimator(definition: Definition) -> str:
-    """How the study estimates a trial's value, in words."""
+    """A description of how the study estimates a trial's value."""
     return f"{_measure(definition)}, one run"
 
 
 def fresh_estimator(runs: int) -> str:
-    """How the value of a leader with that many fresh runs is estimated, in words."""
+    """A description of how the value of a leader with `runs` fresh runs is estimated."""
     return f"estimated from {runs} fresh run{'' if runs == 1 else 's'}"
 
 
@@ -183,7 +187,7 @@ def _measure(definition: Definition) -> str:
 
 
 def lab_differences(config: Config) -> tuple[str, ...]:
-    """What the lab's own tester would do otherwise with a checkpoint of these settings, in words."""
+    """Sentences about what the lab's own tester does differently with a checkpoint of these settings."""
     if config.output == "linear":
         return ()
     return (
@@ -203,7 +207,7 @@ def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
     warnings: list[str] = []
     lost = beaten_baselines(value, baselines)
     if lost:
-        # The nearest pose is not a trivial baseline: it looks the frame up in the training video.
+        # The nearest pose is not a trivial baseline: it finds the frame with the nearest pose in the training video.
         verdict = "copying the nearest training frame does" if lost == ["nearest_pose"] else "doing nothing would"
         warnings.append(
             f"The best trial ({value:.2f} dB) does not beat {_levels(lost, baselines)}: these settings predict worse "
@@ -235,7 +239,7 @@ def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
 
 
 def _confirmed_warnings(said: dict[str, Any], lost: list[str]) -> list[str]:
-    """What must be said of a confirmed value; `lost` are the baselines that were named already."""
+    """The warnings about a confirmed value. `lost` are the baselines that earlier warnings name already."""
     warnings: list[str] = []
     low, baselines = said["low"], said["baselines"]
     unsure = [name for name in beaten_baselines(low, baselines) if name not in lost] if low is not None else []
@@ -267,7 +271,7 @@ def _levels(names: list[str], baselines: Mapping[str, float]) -> str:
 
 
 def _within(trials: list[TrialFacts], best: TrialFacts, within: float) -> list[TrialFacts]:
-    """The other complete trials whose value is at most `within` dB below the best one's, best first."""
+    """The other complete trials whose value is at most `within` dB below the value of `best`, the highest first."""
     assert best.value is not None
     near = [
         trial
@@ -278,6 +282,6 @@ def _within(trials: list[TrialFacts], best: TrialFacts, within: float) -> list[T
 
 
 def _version(trial: TrialFacts) -> str:
-    """Version of the program that trained the trial."""
+    """The version of cvaeopt that trained the trial, or 'unknown'."""
     versions = trial.attributes.get("versions")
     return str(versions.get("cvaeopt", "unknown")) if isinstance(versions, dict) else "unknown"

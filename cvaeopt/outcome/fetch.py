@@ -1,4 +1,4 @@
-"""Where the checkpoint of a finished trial is: in this machine's artifact folder, an object store, or elsewhere."""
+"""The place of a finished trial's checkpoint: this machine's artifact folder, an object store, or another machine."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Located:
-    """The checkpoint of complete trial `number`.
+    """The place of the checkpoint of complete trial `number`.
 
-    path    where it is on this machine, or would be
-    host    the machine that finished the trial
-    store   the object store to which it was copied, s3://BUCKET/PREFIX, or ''
-    objects  what stands there before the trial's number
+    path     the checkpoint's path on this machine; the file may be missing
+    host     the machine that finished the trial
+    store    the object store to which the checkpoint was copied, s3://BUCKET/PREFIX; '' if it was not copied
+    objects  the part of the object's key between `store` and the trial's number
     """
 
     number: int
@@ -37,7 +37,7 @@ class Located:
     objects: str
 
     def elsewhere(self) -> CheckpointError:
-        """What to say when it is not here and no object store has it."""
+        """The error for a checkpoint that is neither on this machine nor in an object store."""
         if self.host == socket.gethostname() and self.path.parent.is_dir():
             return CheckpointError(
                 f"Trial {self.number} was finished on this machine and left no checkpoint: there is no {self.path}.",
@@ -61,7 +61,10 @@ class Located:
 
 @named
 def locate(storage: Storage, name: str, number: int | None, artifacts: Path) -> Located:
-    """Where the checkpoint of a complete trial is; `number` None is the best one. StudyError if there is no such."""
+    """The place of the checkpoint of complete trial `number`; None stands for the best trial.
+
+    StudyError if the study has no such complete trial.
+    """
     study, _ = open_existing(storage, name)
     trials = [trial for trial in facts(study.get_trials(deepcopy=False)) if trial.value is not None]
     chosen = best_of(trials if number is None else [trial for trial in trials if trial.number == number])
@@ -80,7 +83,10 @@ def locate(storage: Storage, name: str, number: int | None, artifacts: Path) -> 
 
 
 def _copied(identity: Identity, artifacts: Path, number: int) -> Path | None:
-    """The checkpoint that somebody put into a folder without a mark, if it says that it is this study's."""
+    """The checkpoint in `artifacts/NAME`, if this study accepts the identity in its provenance; None otherwise.
+
+    A user may have copied the checkpoint there. Such a folder has no `study.json`, so `Identity.run` may not find it.
+    """
     path = RunFolder.of_trial(artifacts, identity.study, number).last
     with contextlib.suppress(CheckpointError):
         own = checkpoint.own_part(checkpoint.read(path), path)

@@ -1,9 +1,11 @@
-"""How much each searched setting mattered, how the value depends on it, and whether the space should be wider.
+"""The importance of each searched setting, its effect on the value, and the bounds that should be wider.
 
-Computed from the Gaussian process that the sampler uses: a setting's main effect is the process's mean over all other
-settings of the space, so that a search which has concentrated on good places does not hide what it has learned from
-the others. Pruned trials count with the forecast of their value. Bands are the process's: where every trial was stopped
-early, forecasts may err by more, towards the values of the complete trials.
+The importance is computed from the Gaussian process that the sampler uses. The main effect of a setting is the mean of
+the process over all other settings of the whole space. So the effect is not biased towards the region in which the
+search sampled most. Pruned trials count with the forecast of their value.
+
+The intervals are those of the process. If every trial in a region was stopped early, the true error there may be larger
+than the interval. The forecasts are then too close to the values of the complete trials.
 """
 
 from __future__ import annotations
@@ -26,25 +28,26 @@ from cvaeopt.suggest.gaussian_process import Posterior, fit
 from cvaeopt.suggest.sampler import cube_of
 
 MIN_TRIALS: Final = 10
-MIN_CERTAINTY: Final = 0.9  # probability from which a setting is said to have mattered most
-_PLACES: Final = 11  # of a range, at which its effect is computed
-_POOL: Final = 512  # points drawn of the space
-_OTHERS: Final = 48  # of them, over which an effect is averaged
-_DRAWS: Final = 400  # of all effects, from which intervals are read
-_BEST: Final = 10  # trials that are compared with the bounds of the space
-_EDGE: Final = 0.05  # part of a range that counts as its end
+MIN_CERTAINTY: Final = 0.9  # lowest `certainty` with which the report names the most important setting
+_PLACES: Final = 11  # number of values of a numeric setting at which the effect is computed
+_POOL: Final = 512  # number of random points of the space
+_OTHERS: Final = 48  # largest number of these points over which an effect is averaged
+_DRAWS: Final = 400  # number of random draws of all effects, from which the quantiles are computed
+_BEST: Final = 10  # number of trials that are compared with the bounds of the space
+_EDGE: Final = 0.05  # a value in this fraction of the range at an end is close to the bound
 
 
 @dataclass(frozen=True)
 class Importance:
     """The main effect of one setting.
 
-    share         of the variance of all main effects, 0..1, and its 10 % and 90 % quantiles `low` and `high`
-    certainty     probability that no other setting matters more
-    scale         how the setting's values are spread
-    values        places of the setting's range, or its choices
-    effect        (n,) mean value at each of them over all other settings, dB
-    error         (n,) standard error of each, dB
+    share         the setting's share of the variance of all main effects, 0..1
+    low, high     10 % and 90 % quantiles of `share`
+    certainty     probability that this setting has the largest share, 0..1
+    scale         the scale of the setting's values
+    values        n values of the setting: evenly spaced over its range, or its choices
+    effect        (n,) mean over all other settings at each of `values`, dB
+    error         (n,) standard error of each element of `effect`, dB
     """
 
     name: str
@@ -59,7 +62,10 @@ class Importance:
 
 
 def importances(definition: Definition, trials: Sequence[FrozenTrial], *, seed: int = 0) -> list[Importance]:
-    """Importance of every setting that varies, the largest first; empty below ten trials with a value or a forecast."""
+    """The importance of every setting that varies, the largest share first.
+
+    The list is empty if fewer than MIN_TRIALS trials have a value or a forecast.
+    """
     draw = np.random.default_rng(seed)
     cube = cube_of(definition)
     process = _process(definition, cube, trials, draw)
@@ -95,14 +101,17 @@ def importances(definition: Definition, trials: Sequence[FrozenTrial], *, seed: 
 def _process(
     definition: Definition, cube: Cube, trials: Sequence[FrozenTrial], draw: np.random.Generator
 ) -> Posterior | None:
-    """The process of the study's values and forecasts, of at most `MAX_OBSERVATIONS` drawn ones; None for too few."""
+    """The Gaussian process of the study's values and forecasts; None for fewer than MIN_TRIALS trials.
+
+    If there are more than `MAX_OBSERVATIONS` trials, the process uses a random part of them.
+    """
     forecaster = Forecaster(definition.window, MIN_COMPLETE, definition.seed_noise_db)
     forecaster.learn(definition.name, trials)
     estimates = forecaster.estimates(trials)
     known = [one for one in trials if one.number in estimates]
     if len(known) < MIN_TRIALS:
         return None
-    if len(known) > MAX_OBSERVATIONS:  # not the best ones: an effect is one over the whole space
+    if len(known) > MAX_OBSERVATIONS:  # a random part and not the best trials: effects are over the whole space
         known = [known[index] for index in draw.choice(len(known), MAX_OBSERVATIONS, replace=False)]
     values = np.array([estimates[one.number].mean for one in known])
     errors = np.array([estimates[one.number].error for one in known])
@@ -111,9 +120,10 @@ def _process(
 
 
 def _groups(cube: Cube, name: str, pool: np.ndarray) -> tuple[np.ndarray, float]:
-    """For each value of a setting the same points of the space with that value: (values, points, width).
+    """Copies of the same points of the space for each value of a setting, and the setting's weight.
 
-    And the part of the space in which the setting is searched.
+    returns   (values, points, width): in each group of points the setting has another value; and the fraction of the
+              space in which the setting is searched, 0..1
     """
     searched = np.array([cube.searches(name, point) for point in pool])
     others, columns = pool[searched][:_OTHERS], cube.columns[name]
@@ -140,10 +150,11 @@ def _scale(one: BaseDistribution) -> Literal["linear", "log", "categorical"]:
 
 
 def at_bounds(definition: Definition, trials: Sequence[FrozenTrial]) -> list[str]:
-    """A sentence for each bound of the search space near which most of the best trials lie, and which could be moved.
+    """A sentence for each bound of the search space that should be moved, because most of the best trials lie near it.
 
-    Of the ten best complete trials, more than half within 5 % of the range; a bound beyond which the setting has no
-    meaning (a ratio of 0) is not named, nor are ranges with few values, whose ends are met by chance.
+    A bound is named if more than half of the ten best complete trials lie within 5 % of the range from the bound. A
+    bound is left out if the setting allows no value beyond it (a ratio of 0). A range with fewer than ten values is
+    left out, too, because trials often lie at its ends by chance.
     """
     complete = [one for one in trials if one.state == TrialState.COMPLETE and math.isfinite(one.value or math.nan)]
     best = sorted(complete, key=lambda one: (-(one.value or 0.0), one.number))[:_BEST]
@@ -166,5 +177,5 @@ def at_bounds(definition: Definition, trials: Sequence[FrozenTrial]) -> list[str
 
 
 def _is_limit(name: str, value: float, kind: str) -> bool:
-    """Whether the setting itself allows nothing beyond `value`; `kind` is pydantic's word, le or ge."""
+    """Whether the setting allows no value beyond `value`. `kind` is the name of pydantic's constraint, le or ge."""
     return value in [getattr(one, kind, None) for one in Config.model_fields[name].metadata]

@@ -1,4 +1,4 @@
-"""What repeated runs say about a mean: standard errors and Student's intervals."""
+"""Estimates of a mean from repeated runs: standard errors and Student's t intervals."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Final
 from scipy.special import stdtrit
 
 CONFIDENCE: Final = 0.95
-"""How often an interval of this program covers the true mean."""
+"""The probability that an interval covers the true mean."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its standard error and its 95 % interval; None where one value cannot say."""
+    """A mean with its standard error and its 95 % interval from `low` to `high`.
+
+    The standard error and the interval are None if there are too few values to estimate them.
+    """
 
     mean: float
     standard_error: float | None
@@ -24,7 +27,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of independent `values` and its t interval, from their own spread."""
+    """The mean of independent `values` and its t interval. The interval uses the standard deviation of `values`."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Interval(mean, None, None, None)
@@ -33,15 +36,16 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def t_interval(mean: float, error: float, freedom: float) -> Interval:
-    """The t interval around an estimate whose standard error is known to `freedom` degrees of freedom."""
+    """The t interval around the estimate `mean`, whose standard error `error` has `freedom` degrees of freedom."""
     half = t_quantile(freedom) * error
     return Interval(mean, error, mean - half, mean + half)
 
 
 def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """(standard deviation of one value within its group, degrees of freedom); (0, 0) without a repeat.
+    """(standard deviation of one value within its group, degrees of freedom); (0, 0) if no group has two values.
 
-    All groups are taken to scatter alike, so that every repeat of any of them tells about the scatter.
+    All groups are assumed to have the same standard deviation, so every group with two values or more contributes to
+    the estimate.
     """
     squares, freedom = 0.0, 0
     for values in groups:
@@ -53,7 +57,10 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
 
 
 def t_quantile(freedom: float) -> float:
-    """Half the width of a two-sided t interval in standard errors: 12.706 for 1 degree of freedom, 1.96 for many."""
+    """Half the width of a two-sided t interval, in standard errors.
+
+    It is 12.706 for 1 degree of freedom and 1.96 for many. ValueError unless `freedom` > 0.
+    """
     if not freedom > 0:
         raise ValueError(f"freedom = {freedom}")
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
