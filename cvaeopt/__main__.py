@@ -1,4 +1,4 @@
-"""`python -m cvaeopt` is the command line."""
+"""`python -m cvaeopt` starts the command line."""
 
 from cvaeopt.cli import main
 

@@ -1,7 +1,7 @@
-"""One run's settings, under the lab's names; checked once, here, and never filled in later.
+"""The settings of one training run, under the lab's names. They are checked once, here, and never changed later.
 
-The defaults are the lab template's, so that a definition that names nothing trains what the template trains;
-the one exception is `val_statistics`, whose template value makes the validation curve noise (see there).
+The defaults are those of the lab's template, with two exceptions. The template's `val_statistics` makes the validation
+curve noisy. The template's `label_bn` computes the BatchNorm statistics frame by frame instead of over a clip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cvaeopt.files import digest
 KlFormula = Literal["fu", "seed000", "seed001", "seed003", "seed004"]
 TfrFormula = Literal["linear", "seed000", "seed001", "seed003"]
 
-# Options of the lab's trainer that are no settings here, and what is there instead.
+# Options of the lab's trainer that are not settings here, and what to do instead of setting each option.
 _LAB_OPTIONS = {
     "val_vi_len": "Validation always predicts the whole validation video: remove it",
     "test_vi_len": "Every test sequence is predicted as a whole: remove it",
@@ -47,7 +47,7 @@ class Config(spelling.Table):
     and a key of a recipe's `[settings]`.
     """
 
-    # The network (lab names; 1,585,620 parameters at these widths)
+    # The network. It has 1,585,620 parameters at the default widths.
     F_dim: int = Field(128, ge=8, multiple_of=8, description="channels of the frame features")
     L_dim: int = Field(32, ge=2, multiple_of=2, description="channels of the label (pose) features")
     N_dim: int = Field(12, ge=4, multiple_of=4, description="channels of the latent map z")
@@ -111,7 +111,7 @@ class Config(spelling.Table):
         description="KL summed over the latents and divided by the batch (the lab's), or its mean per latent",
     )
 
-    # What is computed, not how fast
+    # Settings that change the result, not only the speed
     label_bn: Literal["clip", "frame"] = Field(
         "clip",
         description="training statistics of the label encoder's BatchNorm: over the whole clip, or frame by frame, "
@@ -143,7 +143,7 @@ class Config(spelling.Table):
 
     @classmethod
     def parse(cls, settings: dict[str, Any], where: str) -> Self:
-        """The checked settings; SettingsError names `where` they stand, the key and what it should be."""
+        """The settings, checked. SettingsError gives their place (`where`), the wrong key and the expected value."""
         check_names(settings, list(cls.model_fields), where)
         try:
             return cls.model_validate(settings)
@@ -151,16 +151,16 @@ class Config(spelling.Table):
             raise settings_error(error, where) from None
 
     def plain(self) -> dict[str, Any]:
-        """All settings as JSON values (lists for tuples), in the order of the fields."""
+        """All settings as JSON values, in the order of the fields. A tuple becomes a list."""
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """Twelve hex digits that name these settings."""
+        """Twelve hex digits that identify these settings. Equal settings have equal digits."""
         return digest(self.plain())
 
 
 def check_names(given: dict[str, Any], known: list[str], where: str, kind: str = "setting") -> None:
-    """SettingsError with a suggestion if `given` has a key that is not in `known`."""
+    """Raise SettingsError, with a suggestion, if `given` has a key that is not in `known`."""
     for name in given:
         if name not in known:
             near = spelling.nearest(name, known)
@@ -171,7 +171,10 @@ def check_names(given: dict[str, Any], known: list[str], where: str, kind: str =
 
 
 def settings_error(error: ValidationError, where: str, inside: int = 0) -> SettingsError:
-    """The first complaint of `error` as found, expected, what to do; its place without the first `inside` steps."""
+    """A SettingsError for the first problem in `error`.
+
+    inside   the number of leading keys in the problem's location that the message leaves out
+    """
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][inside:])
     message = first["msg"].removeprefix("Value error, ")

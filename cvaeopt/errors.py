@@ -1,21 +1,21 @@
-"""Every error a user can meet, each with its exit code.
+"""The errors of this program. The number is the exit code of the command that ends with the error.
 
-    CvaeoptError
+    CvaeoptError             1
     ├── UserError            2    the input is wrong: settings, study, data, checkpoint, device, URL
-    │   ├── SettingsError         a setting or a definition
-    │   ├── StudyError            a study that does not exist, was made from another definition, or is damaged
-    │   │   ├── StudyGone         it was deleted while a worker trained it
-    │   │   └── StudyDamaged      a row of it in the database is not what was written there
-    │   ├── DataError             a data folder or a file in it
-    │   ├── CheckpointError       a checkpoint that cannot be used
-    │   ├── DeviceError           a GPU that does not exist
-    │   ├── SchemaError           tables of another version of this program
-    │   └── StorageRefused        the database answered, and said no: user, password, rights, options
+    │   ├── SettingsError         a setting or a study definition is not valid
+    │   ├── StudyError            the study does not exist, was made from another definition, or is damaged
+    │   │   ├── StudyGone         the study was deleted while a worker trained a trial of it
+    │   │   └── StudyDamaged      the database has a row of the study with invalid content
+    │   ├── DataError             a data folder or a file in it cannot be used
+    │   ├── CheckpointError       a checkpoint cannot be used
+    │   ├── DeviceError           the device does not exist
+    │   ├── SchemaError           the database has tables of another version of this program
+    │   └── StorageRefused        the database refused a request: user, password, rights, options
     ├── StorageUnreachable   3    the database cannot be reached, or its disk is full
-    ├── TryAgain            75    a device fault that poisons the process; a supervisor restarts it
-    ├── Interrupted        130    stopped at once by a second signal
-    ├── Diverged                  one trial's loss is NaN or infinite (never leaves the worker)
-    └── LeaseLost                 another worker owns the trial now (never leaves the worker)
+    ├── TryAgain            75    a device fault made the process unusable; a supervisor starts a new process
+    ├── Interrupted        130    a second signal stopped the process at once
+    ├── Diverged                  a loss, a gradient or a PSNR is NaN or infinite (a worker catches this error)
+    └── LeaseLost                 another worker has the trial now (a worker catches this error)
 
 A message has three parts: what was found, what was expected, what to do.
 """
@@ -26,7 +26,7 @@ from typing import ClassVar
 
 
 class CvaeoptError(Exception):
-    """An error with a message made for the person who types the command."""
+    """The base class of this program's errors. The message is for the user who typed the command."""
 
     exit_code: ClassVar[int] = 1
 
@@ -47,23 +47,23 @@ class UserError(CvaeoptError):
 
 
 class SettingsError(UserError):
-    """A setting, or a study definition, is not what it should be."""
+    """A setting or a study definition is not valid."""
 
 
 class StudyError(UserError):
-    """The study does not exist or was created from another definition."""
+    """The study does not exist, was created from another definition, or is damaged."""
 
 
-class StudyGone(StudyError):  # noqa: N818 - reads as a state, which it is
+class StudyGone(StudyError):  # noqa: N818 - the name describes a state
     """The study was deleted while this process worked for it."""
 
 
 class StudyDamaged(StudyError):  # noqa: N818
-    """A row of the study in the database does not hold what belongs there."""
+    """The database has a row of the study with invalid content."""
 
 
 class DataError(UserError):
-    """The data folder, or a file in it, cannot be used."""
+    """The data folder or a file in it cannot be used."""
 
 
 class CheckpointError(UserError):
@@ -71,39 +71,39 @@ class CheckpointError(UserError):
 
 
 class DeviceError(UserError):
-    """The device that was asked for does not exist here."""
+    """The requested device does not exist on this machine."""
 
 
 class SchemaError(UserError):
     """The database holds tables of another version of this program."""
 
 
-class StorageRefused(UserError):  # noqa: N818 - reads as a state, which it is
-    """The database answered, and will not do what was asked: wrong user, missing rights, an option it refuses."""
+class StorageRefused(UserError):  # noqa: N818 - the name describes a state
+    """The database refused a request: the user is wrong, rights are missing, or an option is not accepted."""
 
 
-class StorageUnreachable(CvaeoptError):  # noqa: N818 - reads as a state, which it is
-    """The database did not answer within the stated limit, or has no room to be written."""
+class StorageUnreachable(CvaeoptError):  # noqa: N818 - the name describes a state
+    """The database did not answer within the time limit, or its disk is full."""
 
     exit_code = 3
 
 
 class TryAgain(CvaeoptError):  # noqa: N818
-    """A device fault left this process unusable; a fresh process may succeed."""
+    """A device fault made this process unusable; a new process may succeed."""
 
     exit_code = 75
 
 
 class Interrupted(CvaeoptError):  # noqa: N818
-    """A second signal asked to stop at once."""
+    """A second signal asked the process to stop at once."""
 
     exit_code = 130
 
 
 class Diverged(CvaeoptError):  # noqa: N818
-    """A loss or a PSNR of this run is not finite.
+    """A loss, a gradient or a PSNR of this run is not finite.
 
-    epoch      epochs finished before the one that diverged
+    epoch      the number of epochs that were finished before the run diverged
     """
 
     def __init__(self, quantity: str, value: float, epoch: int) -> None:
@@ -117,4 +117,4 @@ class Diverged(CvaeoptError):  # noqa: N818
 
 
 class LeaseLost(CvaeoptError):  # noqa: N818
-    """The lease of the running trial expired and another worker holds it now."""
+    """The lease of the running trial expired, and another worker holds the trial now."""

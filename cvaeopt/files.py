@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the paths of one run."""
+"""Functions that write a file whole or not at all, and the paths of one run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream that becomes `path` when the block ends, or nothing when it fails.
+    """A binary stream for the new content of `path`. If the block fails, `path` stays as it was.
 
-    The bytes go to a scratch file beside the target, are flushed to the disk and renamed over it, so a
-    reader (or a crash) sees the old file or the new one, never a part. OSError where something else than a file is,
-    such as a device, which the renaming would replace.
+    The bytes go to a scratch file beside `path`. When the block ends, the scratch file is flushed to the disk and
+    renamed to `path`. So a reader sees the old file or the new file, never a part of a file, even after a crash.
+    FileExistsError if `path` exists and is not a file, such as a device, because the renaming would replace the device.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "It exists and is no file", str(path))
@@ -63,9 +63,9 @@ def digest(value: Any, length: int = 12) -> str:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """The path `relative` under `root`; ValueError if it would leave `root`.
+    """The path `relative` under `root`; ValueError if this path is outside `root` or is `root` itself.
 
-    For names that come from a database, which another program may have written.
+    Use this function for names from a database, because another program may have written them.
     """
     base = root.resolve()
     path = (base / relative).resolve()
@@ -80,15 +80,15 @@ class RunFolder:
 
     config.json      the resolved settings, written before the first step
     history.jsonl    one JSON object per finished epoch
-    last.pt          where to continue
-    best.pt          the best epoch by the metric
+    last.pt          the checkpoint of the last epoch, from which the run continues
+    best.pt          the checkpoint of the best epoch (only in the folder of a retrain)
     """
 
     root: Path
 
     @classmethod
     def of_trial(cls, artifacts: Path, study: str, number: int) -> RunFolder:
-        """`artifacts/study/00042`; ValueError if the study's name would leave `artifacts`."""
+        """The folder of a trial, such as `artifacts/main/00042`; ValueError if it would be outside `artifacts`."""
         return cls(inside(artifacts, study) / f"{number:05d}")
 
     @property
@@ -108,22 +108,22 @@ class RunFolder:
         return self.root / "best.pt"
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Write the whole history, one JSON object a line (whole or not at all: a resumed run rewrites it)."""
+        """Write all rows of the history, one JSON object per line. They replace the old file, whole or not at all."""
         write_text(self.history, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     def read_history(self) -> list[dict[str, Any]]:
-        """The rows of history.jsonl; an empty list when there is none yet."""
+        """The rows of history.jsonl, or an empty list if the file does not exist."""
         if not self.history.exists():
             return []
         return [json.loads(line) for line in self.history.read_text().splitlines() if line.strip()]
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a full disk, or a used-up quota, says."""
+"""The error numbers of a full disk and of a used-up quota."""
 
 
 def trouble(folder: Path, error: OSError) -> str:
-    """Why nothing could be written into `folder`, which need not exist: what the disk said, and how full it is."""
+    """Why nothing could be written into `folder`, with the free space if the disk is full. `folder` need not exist."""
     if error.errno == errno.EDQUOT:
         return f"the quota of the disk of {folder} is used up"
     if error.errno == errno.ENOSPC:
@@ -139,7 +139,7 @@ def _free_mb(folder: Path) -> int:
 
 
 def umask() -> int:
-    """The permissions that a new file of this process does not get."""
+    """The process's umask: the permission bits that are not set on new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""The words of settings: how users write them, which of ours they mean, and the table that reads them so."""
+"""The words that settings take: other spellings, suggestions for wrong words, and the base class of settings tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-# Other names for our words, as `_key` writes them: those of the lab, of torch and of Optuna.
+# Names of the lab, of torch and of Optuna for our words, in the form that `_key` returns.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "MultiStepLR": ("multistep",),
     "ExponentialLR": ("exponential",),
@@ -36,9 +36,9 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 
 
 class Table(BaseModel):
-    """A frozen table of settings; the words of its `Literal` fields may be spelled in any way that is unambiguous.
+    """A frozen table of settings. A word of a `Literal` field may have another spelling if it fits only one word.
 
-    What is kept is our spelling, so that digests and Optuna's parameters do not depend on how a word was written.
+    The table stores our spelling, so that digests and Optuna's parameters do not depend on the user's spelling.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -52,9 +52,9 @@ class Table(BaseModel):
 
 
 def meant(value: Any, words: Iterable[str]) -> Any:
-    """The one of `words` that `value` is another spelling of; `value` itself where there is none, or more than one.
+    """Our spelling of `value`: the word in `words` that fits. If no word or several words fit, `value` itself.
 
-    Capitals, '_', '-', spaces and a module's name in front ("torch.optim.Adam") do not count.
+    Capitals, '_', '-', spaces and a module's name in front ("torch.optim.Adam") make no difference.
     """
     if not isinstance(value, str):
         return value
@@ -67,7 +67,7 @@ def meant(value: Any, words: Iterable[str]) -> Any:
 
 
 def nearest(given: object, words: Iterable[str]) -> str | None:
-    """The one of `words` that `given` is most likely a mistake for, if any is like it."""
+    """The word in `words` that is most similar to `given`; None if no word is similar enough."""
     by_key = {_key(word): word for word in words}
     near = difflib.get_close_matches(_key(str(given)), list(by_key), n=1)
     return by_key[near[0]] if near else None
@@ -75,7 +75,7 @@ def nearest(given: object, words: Iterable[str]) -> str | None:
 
 @functools.cache
 def words_of(model: type[BaseModel], field: str) -> tuple[str, ...]:
-    """The words that a field of `model` takes; none for a field of another kind, or one that does not exist."""
+    """The words that a `Literal` field of `model` takes; empty if the field has another type or does not exist."""
     known = model.model_fields.get(field)
     return () if known is None else tuple(_words(known.annotation))
 

@@ -1,4 +1,4 @@
-"""Numbers, times, states and baselines in words: one copy of each, for the terminal, the pages and the messages."""
+"""Numbers, times, states and baselines as text. The terminal, the HTML pages and the messages share this text."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ STATES: Final[dict[str, State]] = {
     "RUNNING": "running",
     "WAITING": "waiting",
 }
-"""The word for each of Optuna's trial states. A diverged trial is PRUNED for Optuna and "failed" for people, see
-`store.status.FAILED`."""
+"""Our word for each of Optuna's trial states. Optuna stores a diverged trial as PRUNED, but users see "failed" (see
+`store.status.FAILED`)."""
 
 BASELINES: Final = {"copy_first": "copy first", "train_mean": "mean frame", "nearest_pose": "nearest pose"}
-"""The short name of each baseline, by its key in JSON."""
+"""The short name of each baseline. The keys are those of the JSON output."""
 
 BASELINES_LONG: Final = {
     "copy_first": "first frame repeated",
     "train_mean": "mean training frame",
     "nearest_pose": "nearest pose",
 }
-"""The same in charts and sentences, where there is room."""
+"""The long name of each baseline, for charts and sentences."""
 
 SPARKS: Final = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """The shape of a curve in one line; the newest `width` values, '·' for those that are not finite."""
+    """A curve as one line of text, one character for each of the last `width` values; '·' if it is not finite."""
     shown = list(values)[-width:]
     finite = [value for value in shown if math.isfinite(value)]
     if not finite:
         return "·" * len(shown)
-    low, span = min(finite) / 2, max(finite) / 2 - min(finite) / 2  # halves: the difference of any two is finite
+    low, span = min(finite) / 2, max(finite) / 2 - min(finite) / 2  # halved, so that no difference overflows
     top = len(SPARKS) - 1
 
     def spark(value: float) -> str:
@@ -48,7 +48,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: '48 s', '12 min', '3 h 05', '2 d 4 h'."""
+    """A duration as short text: '48 s', '12 min', '3 h 05', '2 d 4 h'; '?' if it is not finite."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 90:
@@ -63,20 +63,20 @@ def duration(seconds: float) -> str:
 
 
 def baseline_texts(values: Mapping[str, float | None]) -> str:
-    """The baselines in one line: 'copy first 20.76, mean frame 22.56'."""
+    """The baselines in dB on one line: 'copy first 20.76, mean frame 22.56'. A value of None is left out."""
     return ", ".join(f"{BASELINES.get(name, name)} {value:.2f}" for name, value in values.items() if value is not None)
 
 
 def count(number: int, what: str) -> str:
-    """A number of things: '1 epoch', '2 epochs'."""
+    """A number with its noun: '1 epoch', '2 epochs'."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 class Advice(str):
     """A sentence that ends with a command of this program, such as 'Let a worker finish one: cvaeopt worker ...'.
 
-    sentence   what stands before the command
-    command    the words after `cvaeopt`, so that the command line can spell it as the user has to type it
+    sentence   the text before the command
+    command    the words after `cvaeopt`. The console uses them to write the command as the user has to type it.
     """
 
     sentence: str
@@ -92,5 +92,5 @@ class Advice(str):
 
 
 def short(value: Any) -> str:
-    """A setting's value in few characters."""
+    """The value of a setting as short text. A float has at most four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

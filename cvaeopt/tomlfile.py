@@ -1,4 +1,4 @@
-"""TOML files as editors write them: read, or named as what they are instead."""
+"""Read a TOML file. If the file has another format, the error names that format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from cvaeopt.errors import SettingsError
 
 _WIDE = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is the first half of this one
+    codecs.BOM_UTF32_LE: "UTF-32",  # tested before UTF-16, because it begins with UTF-16's mark
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
@@ -22,9 +22,9 @@ _YAML_LINE = re.compile(r"""(?:---|- |["']?[\w.-]+["']?\s*:(?:\s|$))""")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables in `path`; a byte order mark before them is passed over.
+    """The tables in `path`. A byte order mark at the start of the file is ignored.
 
-    OSError if it cannot be read; SettingsError says what it is instead of TOML, or which line is wrong.
+    OSError if the file cannot be read. SettingsError if it is not TOML: the message names its format or the wrong line.
     """
     data = path.read_bytes()
     try:
@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise SettingsError(f"{path} nests its values too deeply.", "Expected: tables of settings.") from None
-    except ValueError as error:  # TOMLDecodeError is one; so is what a number of 5,000 digits raises
+    except ValueError as error:  # TOMLDecodeError, or Python's error for a number of 5,000 digits
         other = _other_format(text)
         if other:
             raise SettingsError(
@@ -52,21 +52,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _encoding(data: bytes, error: UnicodeError) -> str:
-    """How these bytes, which are no UTF-8 text, are encoded, as far as that can be seen."""
+    """Why `data` is not UTF-8 text, as the end of an error message. It names the encoding if it can be recognised."""
     for mark, name in _WIDE.items():
         if data.startswith(mark):
             return f"it is {name} text, not UTF-8"
     if b"\0" in data:
-        # Every second byte of UTF-16 text is 0 where the text is mostly ASCII.
+        # In UTF-16 text that is mostly ASCII, about every second byte is 0.
         wide = len(data) % 2 == 0 and max(data[::2].count(0), data[1::2].count(0)) > len(data) // 4
         return "it is UTF-16 text, not UTF-8" if wide else "it is not text: it has bytes that are 0"
     return f"byte {error.start if isinstance(error, UnicodeDecodeError) else 0} is not UTF-8 text"
 
 
 def _other_format(text: str) -> str | None:
-    """What this text, which is no TOML, is instead: JSON, YAML, or None for neither."""
+    """The format of a text that is not TOML: "JSON", "YAML", or None if it is neither."""
     start = next((line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), "")
-    if start.startswith("{"):  # as no TOML does
+    if start.startswith("{"):  # no TOML file starts with a brace
         return "JSON"
     if start.startswith("["):
         with contextlib.suppress(ValueError, RecursionError):
