@@ -1,15 +1,16 @@
 """Leases: which worker trains which trial, and until when.
 
-A lease is a trial's place in the budget and the right to train it. `claim` gives one out together with its trial, in
-one transaction that no other can overlap. Therefore:
+A lease is the right to train a trial, and it reserves the trial's epochs in the budget. `claim` gives a worker a trial
+and its lease in one transaction. No other `claim` for the same study can run at the same time. Therefore:
 
-    no trial is RUNNING without a lease, and none has two
-    the number of leases never exceeds the study's trials, and reserved epochs never exceed its epochs
-    whoever holds an older token of a lease can neither renew, report, release nor finish it
+    every trial that is RUNNING has exactly one lease
+    the number of leases never exceeds the study's budget of trials, and reserved epochs never exceed its epochs
+    a worker with an older token of a lease can neither renew, report, release nor finish the lease
 
-The next worker that asks takes an expired lease over: the same trial, the next token. After an outage of the database
-every lease looks expired, so nobody is declared dead until the living had time to renew (`grace_until`). A worker that
-died on the same machine is recognised by its process, and its lease is taken over at once.
+The next worker that asks gets an expired lease, with the next token, and trains the same trial. After an outage of the
+database every lease looks expired. So no expired lease is taken over until `grace_until`, and the workers that still
+run have time to renew their leases. If a worker's process has ended, workers on the same machine notice this, and take
+its lease over at once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cvaeopt.store.tables import lease_table, study_table, worker_table
 from cvaeopt.store.workers import Beat, Place, enter, mark_dead, note_beat
 
 CONSTRAINTS = ("diverged", "out_of_memory", "crashed")
-"""Constraints that every finished trial carries, 0.0 when fine: samplers learn from them what cannot be trained."""
+"""Constraints of every finished trial, 0.0 if satisfied. Samplers learn from them which settings cannot be trained."""
 
 Outcome = Literal["complete", "pruned", "failed"]
 
@@ -38,13 +39,13 @@ Outcome = Literal["complete", "pruned", "failed"]
 class Lease:
     """The right to train one trial.
 
-    token            rises with every owner; part of the names of files that only one owner may write
-    attempt          starts since the last finished epoch, this one included
-    exhausted        True if the trial killed its workers too often: end it, do not train it
+    token            rises with every new owner; part of the names of files that only one owner may write
+    attempt          number of this attempt to finish the next epoch, from 1; a new attempt follows a worker's death
+    exhausted        True if too many workers died while they trained this trial: end the trial, do not train it
     epochs           epochs of a whole trial
     epochs_done      epochs reported so far
     folder           the trial's folder under the artifact folder
-    checkpoint_epoch, checkpoint_host    the newest checkpoint that was announced, and where it is
+    checkpoint_epoch, checkpoint_host    the epoch of the newest recorded checkpoint, and the host that has it
     """
 
     study: str
@@ -64,7 +65,10 @@ class Lease:
 
 @dataclass(frozen=True)
 class Idle:
-    """There is nothing to train: for now ("wait": others may still give a trial back), or ever ("finished")."""
+    """There is no trial to train.
+
+    kind   "wait" while other workers train trials, which they may give back; "finished" if no trial can come any more
+    """
 
     kind: Literal["wait", "finished"]
     reason: str
@@ -72,7 +76,11 @@ class Idle:
 
 @dataclass(frozen=True)
 class Pulse:
-    """The answer to a sign of life: whether a stop was asked for, and whether the lease is still held."""
+    """The answer to `beat`.
+
+    stop   whether the worker was asked to stop
+    held   whether the worker still holds its lease
+    """
 
     stop: bool
     held: bool
@@ -81,9 +89,9 @@ class Pulse:
 class LeaseRegistry(LiveStudy):
     """The leases of one study, and the workers that hold them.
 
-    ttl_s          how long a lease lives without a sign of life, seconds
-    max_attempts   starts of a trial without a finished epoch between them, before it is given up
-    clock          seconds; the database's clock unless a test pushes its own
+    ttl_s          how long a lease is valid after the last sign of life of its worker, seconds
+    max_attempts   number of attempts to finish the same epoch; then the trial ends as failed
+    clock          a clock in seconds; None for the database's clock. Tests give another clock.
     """
 
     def __init__(
@@ -102,10 +110,11 @@ class LeaseRegistry(LiveStudy):
 
     @in_transaction
     def claim(self, connection: Connection, worker: str, place: Place | None = None) -> Lease | Idle:
-        """A lease for `worker` with its trial RUNNING, or why there is none. StudyGone if the study was deleted.
+        """A lease for `worker`, whose trial is RUNNING, or the reason why there is no trial to train.
 
-        A trial whose worker gave it back or died comes first, then a new one if the budget permits. A worker holds one
-        lease at most: asking again returns that one, so that a lost answer does no harm.
+        Trials that another worker gave back, or whose worker died, come first. If there are none, a new trial starts,
+        if the budget permits it. A worker holds at most one lease. A worker that asks again gets the same lease, so the
+        call can be repeated if its answer was lost. StudyGone if the study was deleted.
         """
         study = self.storage.lock_study(connection, self.study)
         if not self._exists(connection):
@@ -146,7 +155,7 @@ class LeaseRegistry(LiveStudy):
     ) -> Lease:
         attempt, attempt_epoch = row.attempt, row.attempt_epoch
         if crashed:
-            # A finished epoch since the last start proves that the trial does not kill its host at once.
+            # An epoch was finished in this attempt. So the trial can be trained, and the count starts again.
             if row.epochs_done > attempt_epoch:
                 attempt, attempt_epoch = 1, row.epochs_done
             else:
@@ -198,11 +207,11 @@ class LeaseRegistry(LiveStudy):
         exhausted = row["attempt"] > self.max_attempts
         return Lease(**{name: row[name] for name in names}, exhausted=exhausted, epochs=study.epochs)
 
-    # ---- holding it
+    # ---- holding a lease
 
     @in_transaction
     def renew(self, connection: Connection, lease: Lease) -> None:
-        """Extend the lease by its time to live; LeaseLost if another worker holds the trial."""
+        """Extend the lease until `ttl_s` from now; LeaseLost if another worker holds the trial."""
         self._write(connection, lease, expires_at=self._now(connection) + self.ttl_s)
 
     @in_transaction
@@ -211,8 +220,8 @@ class LeaseRegistry(LiveStudy):
     ) -> None:
         """Write the value of one finished epoch; LeaseLost if another worker holds the trial.
 
-        The same transaction renews the lease and notes a new checkpoint, `saved` = (epoch, host).
-        UpdateFinishedTrialError if the trial was ended by someone else.
+        The same transaction renews the lease and records a new checkpoint, `saved` = (epoch, host).
+        UpdateFinishedTrialError if another program has ended the trial.
         """
         done = lease_table.c.epochs_done
         self._write(
@@ -226,10 +235,13 @@ class LeaseRegistry(LiveStudy):
 
     @in_transaction
     def release(self, connection: Connection, lease: Lease, *, crashed: bool = False) -> None:
-        """Leave the trial to whoever is free; `crashed` counts as an attempt. LeaseLost if another worker holds it."""
+        """Give the trial back, so that another worker can take it. LeaseLost if another worker holds the trial.
+
+        crashed   True if the training crashed: the next start of the trial then counts as a new attempt
+        """
         row = self._row(connection, lease)
         if row.token == lease.token and row.state == "open" and row.owner is None:
-            return  # done before; the acknowledgement was lost
+            return  # an earlier call released the lease, but its acknowledgement was lost
         if crashed:
             self._write(connection, lease, expires_at=0.0)
         else:
@@ -237,13 +249,13 @@ class LeaseRegistry(LiveStudy):
 
     @in_transaction
     def finish(self, connection: Connection, lease: Lease, outcome: Outcome, reason: str, epochs_done: int) -> None:
-        """Close the lease; epochs that were reserved and not trained return to the study's budget.
+        """Close the lease; reserved epochs that were not trained return to the study's budget.
 
-        The trial must have been told before. LeaseLost if another worker holds it.
+        The trial must have ended in Optuna (`study.tell`) before. LeaseLost if another worker holds the trial.
         """
         row = self._row(connection, lease)
         if row.token == lease.token and row.state == "done":
-            return  # done before; the acknowledgement was lost
+            return  # an earlier call closed the lease, but its acknowledgement was lost
         epochs = min(epochs_done, row.epochs_reserved)
         self._write(
             connection,
@@ -266,7 +278,7 @@ class LeaseRegistry(LiveStudy):
         return row
 
     def _write(self, connection: Connection, lease: Lease, **values: Any) -> None:
-        """Change the lease's row if `lease` has its newest token and the study exists; LeaseLost otherwise."""
+        """Change the lease's row; LeaseLost if `lease` has not the newest token, or if the study was deleted."""
         if (
             not self._exists(connection)
             or connection.execute(update(lease_table).where(_held(lease)).values(**values)).rowcount != 1
@@ -274,9 +286,10 @@ class LeaseRegistry(LiveStudy):
             raise lost(lease)
 
     def check_lost(self, lease: Lease) -> None:
-        """Why `lease` is lost, where that ends the worker: StudyGone, or StudyError if the lease's row was deleted.
+        """Raise an error if the worker cannot continue after it has lost `lease`.
 
-        Nothing is raised when another worker holds the trial, or when the database does not answer.
+        StudyGone if the study was deleted, StudyError if the row of the lease was deleted. No error if another worker
+        holds the trial, or if the database does not answer.
         """
 
         def is_listed() -> bool:
@@ -300,9 +313,9 @@ class LeaseRegistry(LiveStudy):
 
     @in_transaction
     def register(self, connection: Connection, worker: str, place: Place, device: str) -> None:
-        """Enter the worker; the reason of an earlier stop is deleted from the study."""
+        """Write a row for the worker, and delete the reason of an earlier stop from the study's row."""
         now = self._now(connection)
-        self._exists(connection)  # from now on this study is meant
+        self._exists(connection)  # this call remembers the study, so that a later study of the same name is detected
         connection.execute(update(study_table).where(study_table.c.name == self.study).values(stopped_reason=None))
         enter(connection, self.study, worker, place, device, self.ttl_s, now)
 
@@ -310,7 +323,10 @@ class LeaseRegistry(LiveStudy):
     def beat(
         self, connection: Connection, worker: str, beat: Beat, lease: Lease | None = None, *, renew: bool = True
     ) -> Pulse:
-        """A sign of life: the worker's row, and its lease renewed (unless `renew` is off: training hangs)."""
+        """Record a sign of life in the worker's row, and renew `lease`.
+
+        renew   False if the training hangs: the lease is then not renewed
+        """
         now = self._now(connection)
         self._note_life(connection, now)
         held = lease is not None
@@ -327,9 +343,9 @@ class LeaseRegistry(LiveStudy):
 
 
 def _choose(rows: Sequence[Row[Any]], worker: str, is_dead: Callable[[Row[Any]], bool]) -> tuple[Row[Any] | None, bool]:
-    """The open lease that `worker` gets, or None; and whether the worker that had it before has died.
+    """The open lease that `worker` gets, or None; and whether the lease's earlier owner has died.
 
-    Its own lease comes first, then one that was given back, then one whose owner is dead.
+    The worker's own lease comes first, then a lease that was given back, then a lease whose owner is dead.
     """
     for row in rows:
         if row.owner == worker:
@@ -353,7 +369,7 @@ def lost(lease: Lease) -> LeaseLost:
 
 
 def _held(lease: Lease) -> Any:
-    """The condition that `lease` is the newest of its trial and still open."""
+    """The SQL condition that `lease` has the newest token of its trial and is still open."""
     return and_(
         lease_table.c.study == lease.study,
         lease_table.c.slot == lease.slot,

@@ -1,6 +1,6 @@
-"""The study that workers train, and the transactions in which they do it.
+"""The study that workers train, and the transactions that change its leases and workers.
 
-All times are the database's (`Storage.now`), so that workers' clocks and time zones do not matter.
+All times come from the database's clock (`Storage.now`), so workers' clocks and time zones do not matter.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ T = TypeVar("T")
 class LiveStudy:
     """The study that had this name at the first call, never a later study of the same name.
 
-    ttl_s   how long a lease lives without a sign of life, seconds
-    clock   seconds; the database's clock unless a test pushes its own
+    ttl_s   how long a lease is valid after the last sign of life of its worker, seconds
+    clock   a clock in seconds; None for the database's clock. Tests give another clock.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class LiveStudy:
         self.study = study
         self.ttl_s = ttl_s
         self._clock = clock
-        # SQLite may give the id of a deleted study to a new one, so the time of its creation is compared, too.
+        # SQLite may give the id of a deleted study to a new study. So the time of creation is compared, too.
         self._id_and_time: tuple[int, float] | None = None
 
     def check_study(self) -> None:
-        """StudyGone if the study was deleted since the first call, also if another one has its name now."""
+        """StudyGone if the study was deleted since the first call, even if a new study has the same name now."""
 
         def check() -> None:
             with self.storage.reading() as connection:
@@ -75,12 +75,16 @@ class LiveStudy:
         return self.storage.now(connection) if self._clock is None else self._clock()
 
     def _note_life(self, connection: Connection, now: float) -> None:
-        """Note that the database answers; after a silence, give everybody time to renew before any lease expires."""
+        """Record that the database answers now.
+
+        If it did not answer for `ttl_s` / 2, no expired lease is taken over for the next `ttl_s` / 4. In this time the
+        workers that still run can renew their leases.
+        """
         alive_at = study_table.c.alive_at
         connection.execute(
             update(study_table)
             .where(study_table.c.name == self.study)
-            .where(or_(alive_at.is_(None), alive_at < now - self.ttl_s / 16))  # this avoids most of the writes
+            .where(or_(alive_at.is_(None), alive_at < now - self.ttl_s / 16))  # so most calls write nothing
             .values(
                 grace_until=case(
                     (alive_at < now - self.ttl_s / 2, now + self.ttl_s / 4), else_=study_table.c.grace_until
@@ -91,9 +95,10 @@ class LiveStudy:
 
 
 def in_transaction(method: Callable[Concatenate[S, Connection, P], T]) -> Callable[Concatenate[S, P], T]:
-    """`method` without its argument `connection`, which is made for it: one writing transaction, committed at its end.
+    """`method` in a writing transaction of its own; callers leave the argument `connection` out.
 
-    It is repeated while the database does not answer. If a damaged row made it fail, StudyDamaged names that row.
+    The transaction is committed when `method` returns. The call is repeated while the database does not answer. If the
+    call fails because of a damaged row, StudyDamaged names that row.
     """
 
     @functools.wraps(method)
