@@ -1,4 +1,4 @@
-"""Opening the database: its tables are made if they are missing, and what stands in the way is explained."""
+"""Open the database, and create its tables if they are missing; an error explains why this is impossible."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def open_storage(
     busy_s: float = 10.0,
     silence_s: float = watchdog.SILENCE_S,
 ) -> Storage:
-    """The storage at `url`, with its tables made if they are missing; any number of processes may start at once.
+    """The storage at `url`; missing tables are created. Any number of processes may call this at the same time.
 
-    create          make the folder, the database file and the tables; without it StudyError if nothing exists yet
+    create          whether to make the folder, the database file and the tables; if False, StudyError without tables
     limit_s         how long every later call is repeated during an outage, seconds
-    start_limit_s   how long this call waits for the database, seconds (a wrong host should not take 15 minutes)
+    start_limit_s   how long this call waits for the database, seconds; short, because the host name may be wrong
     busy_s          SQLite: how long one attempt waits for another process' lock, seconds
     silence_s       PostgreSQL: how long the server may be silent during one statement, seconds
 
-    UserError for a URL that cannot work, StorageRefused if the server refuses, StorageUnreachable if no server answers
-    and, at once, for a SQLite file on a full disk, SchemaError for tables of another version.
+    UserError for a URL that cannot work, StorageRefused if the server refuses, SchemaError for tables of another
+    version, StorageUnreachable if no server answers, and at once if the disk of a SQLite file is full.
     """
     target = urls.parse(url)
     shown = urls.mask(url)
@@ -64,7 +64,10 @@ def open_storage(
 
 
 def _describe(error: Exception, url: str, target: URL, absent: list[Path]) -> str | None:
-    """The database's words if `error` is an outage; None if it explains itself, and a CvaeoptError for all others."""
+    """The database's message if `error` is an outage; None if `error` shall be raised unchanged.
+
+    Other errors of the database or of its driver raise a CvaeoptError that explains them.
+    """
     shown = urls.mask(url)
     if isinstance(error, CvaeoptError):
         return None
@@ -73,12 +76,12 @@ def _describe(error: Exception, url: str, target: URL, absent: list[Path]) -> st
             f"No driver is installed for {shown} ({first_line(error)}).", todo=_driver_advice(target)
         ) from None
     if isinstance(error, TypeError) and target.query and target.drivername != urls.PSYCOPG:
-        # This is how a driver other than psycopg refuses an option.
+        # A driver other than psycopg raises TypeError for an option that it does not know.
         raise UserError(
             f"The driver of {shown} does not take an option of this URL ({urls.scrub(first_line(error), url)}).",
             todo="Change --storage.",
         ) from None
-    if isinstance(error, sqlite3.DatabaseError):  # from the lock for creating tables, which is a SQLite file
+    if isinstance(error, sqlite3.DatabaseError):  # from `_creation_lock`, whose lock is a SQLite file
         sqlite_file.check_content(error, shown)
         sqlite_file.check_disk(error, target, absent)
         return str(error)
@@ -98,7 +101,7 @@ def _describe(error: Exception, url: str, target: URL, absent: list[Path]) -> st
 
 
 def _driver_advice(target: URL) -> str:
-    """How to install the driver that the URL asks for."""
+    """Advice on how to install the driver that the URL names."""
     backend, _, driver = target.drivername.partition("+")
     if backend == "postgresql" and driver == "psycopg":
         return "For PostgreSQL: pip install 'cvaeopt[postgres]'"
@@ -106,12 +109,12 @@ def _driver_advice(target: URL) -> str:
 
 
 def _make_tables(target: URL, shown: str, create: bool, busy_s: float, silence_s: float) -> None:
-    """Make all tables that are missing; SchemaError if ours are of another version."""
+    """Create all missing tables; SchemaError if the `cvaeopt_` tables are of another version."""
     options = urls.engine_options(target, busy_s, silence_s)
     own: dict[str, Any] = {key: options[key] for key in ("connect_args", "creator") if key in options}
     engine = sqlalchemy.create_engine(target, poolclass=NullPool, **own)
     if target.drivername == urls.PSYCOPG:
-        # Before SQLAlchemy's own first query, which fails without a message where text comes as bytes.
+        # This check runs before SQLAlchemy's first query. If text comes as bytes, that query fails without a message.
         event.listen(engine, "connect", functools.partial(_require_utf8, shown), insert=True)
     try:
         if _is_ready(engine, shown):
@@ -127,17 +130,20 @@ def _make_tables(target: URL, shown: str, create: bool, busy_s: float, silence_s
             if engine.name == "sqlite":
                 with engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            # Without a pool no connection stays open, even if Optuna fails half-way.
+            # Without a pool no connection stays open if Optuna fails here.
             RDBStorage(urls.template(target), engine_kwargs={**own, "poolclass": NullPool}).remove_session()
             metadata.create_all(engine)
-            with engine.begin() as connection:  # last: this row says that everything else exists
+            with engine.begin() as connection:  # written last: this row means that all tables exist
                 connection.execute(schema_table.insert().values(version=SCHEMA_VERSION))
     finally:
         engine.dispose()
 
 
 def _require_utf8(shown: str, connection: Any, _record: Any) -> None:
-    """UserError if the database cannot hold every text; with SQL_ASCII even its version comes as bytes."""
+    """UserError if the database's encoding is not UTF-8.
+
+    Other encodings cannot store every text. With SQL_ASCII the driver returns bytes, even for the server's version.
+    """
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise UserError(
@@ -148,7 +154,7 @@ def _require_utf8(shown: str, connection: Any, _record: Any) -> None:
 
 
 def _is_ready(engine: sqlalchemy.Engine, shown: str) -> bool:
-    """Whether all tables exist; SchemaError if they are of another version."""
+    """Whether all tables exist; SchemaError if the `cvaeopt_` tables are of another version."""
     with engine.connect() as connection:
         if not sqlalchemy.inspect(connection).has_table(schema_table.name):
             return False
@@ -170,9 +176,9 @@ def _is_ready(engine: sqlalchemy.Engine, shown: str) -> bool:
 
 @contextlib.contextmanager
 def _creation_lock(engine: sqlalchemy.Engine, target: URL) -> Iterator[None]:
-    """Within the block no other process creates tables; the lock ends with the process, however that ends."""
+    """Inside this block no other process creates tables. The lock is freed even if this process is killed."""
     if engine.name == "sqlite":
-        # A second SQLite file is a lock that works on every platform.
+        # A lock on a second SQLite file works on every platform.
         guard = sqlite3.connect(f"{target.database}.lock", timeout=60, isolation_level=None)
         try:
             guard.execute("BEGIN EXCLUSIVE")
@@ -180,8 +186,8 @@ def _creation_lock(engine: sqlalchemy.Engine, target: URL) -> Iterator[None]:
         finally:
             guard.close()
         return
-    # The lock belongs to the transaction, because one of the session would stay with a pooler's connection. Nobody
-    # waits for it inside the server, because the wait would occupy a connection that the owner may need.
+    # The lock belongs to the transaction. A lock of the session could remain on a pooler's connection. A process that
+    # waits for the lock holds no connection, because the lock's owner may need that connection.
     give_up_at = time.monotonic() + 60.0
     while time.monotonic() < give_up_at:
         with engine.connect() as connection:

@@ -1,7 +1,7 @@
-"""Everything that this program does with private parts of Optuna, which are those with a leading underscore.
+"""The only module that uses private names of Optuna (names with a leading underscore).
 
-No other module touches them; the columns of Optuna's tables are in `optuna_rows`. A new release of Optuna may move
-both: tests/store/test_optuna_private.py then names what has moved.
+The columns of Optuna's tables are in `optuna_rows`. A new release of Optuna may change the private names or the
+columns. Then tests/store/test_optuna_private.py names the changed parts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cvaeopt.store.tables import lease_table
 T = TypeVar("T")
 
 _ARTIFACT: Final = "artifacts:"
-"""Prefix of the trial attributes in which Optuna and the dashboard list files."""
+"""Prefix of the trial attributes in which Optuna and the dashboard record a trial's files."""
 
 READING: Final = (
     "get_study_id_from_name",
@@ -57,29 +57,33 @@ WRITING: Final = (
     "set_trial_user_attr",
     "set_trial_system_attr",
 )
-"""The methods of RDBStorage that are repeated as they are, during an outage."""
+"""Methods of RDBStorage that write. The methods in READING and WRITING are repeated unchanged during an outage."""
 
 
 class RepeatedStorage(RDBStorage, abc.ABC):
-    """Optuna's SQL storage with every call passed through `persist`.
+    """Optuna's SQL storage; `persist` repeats every call during an outage.
 
-    Some of its methods run inside a transaction that the caller has opened, `connection`.
+    Methods with an argument `connection` run inside the transaction that the caller has opened on this connection.
     """
 
     @abc.abstractmethod
     def persist(self, call: Callable[[int], T], *, reading: bool = False) -> T:
-        """What `call(attempt)` returns, repeated while the database does not answer; `reading` takes no write lock."""
+        """The result of `call(attempt)`, which is repeated while the database does not answer.
+
+        attempt   the number of the attempt, from 0
+        reading   True if `call` only reads: the transaction then takes no write lock
+        """
 
     @abc.abstractmethod
     def transaction(self) -> AbstractContextManager[Connection]:
-        """A connection in one writing transaction, which is committed when the block ends."""
+        """A connection in one writing transaction. The transaction is committed when the block ends."""
 
     @abc.abstractmethod
     def reading(self) -> AbstractContextManager[Connection]:
         """A connection in one reading transaction."""
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """True if the trial is in `state` now by this call, also when the call's acknowledgement was lost."""
+        """True if this call put the trial into `state`, even if an acknowledgement was lost and the call repeated."""
 
         def attempt(number: int) -> bool:
             try:
@@ -110,9 +114,9 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         return trial.state == state and (values is None or trial.values == list(values))
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        """The new trial; created once, also when the acknowledgement of its creation was lost."""
+        """The new trial. Only one trial is created, even if an acknowledgement is lost and the call repeated."""
         template = template_trial or create_trial(state=TrialState.RUNNING)
-        tried: FrozenTrial | None = None  # what the attempt before has made, unless its transaction failed
+        tried: FrozenTrial | None = None  # the trial of the attempt before, whose transaction may have failed
 
         def create(_: int) -> FrozenTrial:
             nonlocal tried
@@ -130,10 +134,10 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         return self.persist(create)
 
     def _find_again(self, made: FrozenTrial, study_id: int, session: orm.Session) -> FrozenTrial | None:
-        """The trial `made` as it is in the database, or None if its transaction failed.
+        """The trial `made`, read again from the database, or None if the transaction that made it failed.
 
-        PostgreSQL gives no id twice. SQLite may give the id of a creation that failed to another process; the trial
-        of that process has another start, or waits for other parameters.
+        PostgreSQL never uses an id twice. If a transaction failed in SQLite, another process may get its trial's id.
+        The trial of that process then has another start time, or other enqueued parameters.
         """
         trial = session.get(models.TrialModel, made._trial_id)
         if trial is None or trial.study_id != study_id or trial.number != made.number:
@@ -143,13 +147,13 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         return again if started and made.system_attrs.items() <= again.system_attrs.items() else None
 
     def next_trial(self, connection: Connection, study_id: int) -> tuple[int, int]:
-        """(id, number) of the trial to run next, RUNNING when the transaction commits.
+        """(id, number) of the next trial to train; its state is RUNNING when the transaction commits.
 
-        It is the lowest-numbered WAITING trial that no lease holds (an enqueued point), or else a new one. KeyError if
-        the study was deleted.
+        The next trial is the WAITING trial with the lowest number and no lease (an enqueued point). If there is none,
+        a new trial is made. KeyError if the study was deleted.
         """
         with orm.Session(bind=connection) as session:
-            # Optuna numbers its trials under this lock.
+            # Optuna takes the same lock when it gives numbers to trials.
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             trial = (
                 session.query(models.TrialModel)
@@ -170,9 +174,9 @@ class RepeatedStorage(RDBStorage, abc.ABC):
             return int(trial.trial_id), int(trial.number)
 
     def add_waiting(self, connection: Connection, study_id: int, attributes: Sequence[dict[str, Any]]) -> None:
-        """One WAITING trial for each dictionary of system attributes, in the transaction of `connection`.
+        """Add one WAITING trial for each dictionary of system attributes, in the transaction of `connection`.
 
-        Optuna's public `enqueue_trial` opens a transaction of its own, so that a crash could lose or repeat points.
+        Optuna's public `enqueue_trial` opens a new transaction for each point, so a crash could lose or repeat points.
         """
         with orm.Session(bind=connection, join_transaction_mode="rollback_only") as session:
             for system_attrs in attributes:
@@ -187,7 +191,7 @@ class RepeatedStorage(RDBStorage, abc.ABC):
             session.flush()
 
     def artifacts(self, study_id: int) -> dict[int, dict[str, dict[str, Any]]]:
-        """The files that the dashboard lists: id of the trial -> id of the file -> its `ArtifactMeta`."""
+        """The files that the dashboard shows: id of the trial -> id of the file -> the file's `ArtifactMeta`."""
 
         def read(_: int) -> dict[int, dict[str, dict[str, Any]]]:
             listed: dict[int, dict[str, dict[str, Any]]] = {}
@@ -201,10 +205,10 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         return self.persist(read)
 
     def forget_artifacts(self, trial_id: int, artifact_ids: Sequence[str]) -> int:
-        """Take files off the dashboard's list of a trial, finished or not; returns how many of them were on it.
+        """Remove files from the dashboard's list of a trial; returns the number of removed entries.
 
-        Optuna changes nothing of a finished trial, and the dashboard's own way (an attribute `null`) breaks
-        `optuna.artifacts.get_all_artifact_meta`.
+        The trial may have ended. Optuna does not change a trial that has ended. The dashboard sets the attribute to
+        `null` instead, but then `optuna.artifacts.get_all_artifact_meta` fails.
         """
         keys = [f"{_ARTIFACT}{artifact_id}" for artifact_id in artifact_ids]
         query = sqlalchemy.delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key.in_(keys))
@@ -242,7 +246,7 @@ def trial_id_of(trial: BaseTrial) -> int:
 
 
 def storage_of(study: Study) -> BaseStorage:
-    """The storage that a study is in."""
+    """The storage that contains a study."""
     return study._storage
 
 
@@ -252,10 +256,13 @@ def forget_trials(study: Study) -> None:
 
 
 def contains(distribution: BaseDistribution, value: float) -> bool:
-    """Whether `value`, in the form in which the database keeps it, lies within the distribution."""
+    """Whether `value` is in the range of the distribution; `value` has the form that the database stores."""
     return distribution._contains(value)
 
 
 def trial_for_note(storage: BaseStorage, study: Study, trial_id: int) -> Any:
-    """What `optuna_dashboard.save_note` reads of a trial. Optuna's own class would ask the sampler for settings."""
+    """An object with the attributes of a trial that `optuna_dashboard.save_note` reads.
+
+    `optuna.Trial` is not used, because its constructor asks the sampler for parameters.
+    """
     return SimpleNamespace(storage=storage, study=study, _trial_id=trial_id)
