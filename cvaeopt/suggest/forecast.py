@@ -1,17 +1,19 @@
-"""Forecasts: the value at which a training that has run for some epochs would end, and its standard error.
+"""Forecasts: the value that an unfinished training would have at its end, and the forecast's standard error.
 
-Learned from the study's complete trials: how much they still gained between that epoch and their end, as a linear
-function of where they stood and how fast they climbed. It is a Bayesian regression, so three trials are enough to
-begin with and every further one counts. Where early epochs say little about late ones (a learning rate that falls at
-the end, forcing that ends late), the scatter about the line is large, and so is the error of every forecast.
+A forecast for an epoch is learned from the study's complete trials. The gain of a trial is its final value minus its
+level at the epoch. A Bayesian linear regression predicts the gain from the level and the slope of the curve at the
+epoch. Because the regression has priors, three trials are enough for a first forecast. Sometimes early epochs say
+little about late epochs, for example if the learning rate falls at the end. Then the scatter about the line is large,
+and the error of every forecast is large too.
 
-The priors, in dB: a curve gains 0.4 (+- 0.4) of what its slope promises for the remaining epochs; a curve that stands
-1 dB higher gains 0 (+- 0.4) dB more; and gains scatter by 0.4 dB in addition to the noise between epochs and seeds at
-both ends. The prior of the scatter has the weight of three trials.
+The priors are these. A curve gains 0.4 (+- 0.4) times its slope times the remaining epochs. A level that is 1 dB higher
+adds 0 (+- 0.4) dB to the gain. Gains scatter by 0.4 dB in addition to the noise between epochs and seeds at both ends.
+The prior of the scatter has the weight of three trials.
 
-The regression is about runs: a run whose seed is lucky is so from early on to its end, so that the more trials there
-are, the less of the seeds' noise is in the scatter of gains. A forecast is about the settings, as a complete trial's
-value is, and has the seeds' noise added.
+The regression describes runs. A run with a lucky seed has high values from an early epoch to its end, so the noise of
+the seeds cancels in its gain. With more trials the prior counts less, so the scatter of gains contains less of this
+noise. A forecast describes settings, as the value of a complete trial does. Therefore the noise of the seeds is added
+to the error of the forecast.
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.suggest.estimate import curve_until, epoch_noise, estimate
 
-_MEAN = np.array([0.0, 0.0, 0.4])  # of the constant, and per dB of standing and of promised climb
+_MEAN = np.array([0.0, 0.0, 0.4])  # prior means: the constant, per dB of level, per dB of slope * remaining epochs
 _PRECISION = np.diag([1 / 10.0**2, 1 / 0.4**2, 1 / 0.4**2])
 _SCATTER_DB = 0.4
 _SCATTER_TRIALS = 3.0
-_MIN_ERROR_DB = 0.25  # no forecast claims to be more accurate than this
-_UNKNOWN_ERROR_DB = 0.5  # of a value without a stored curve, or with too few epochs to tell
-MIN_FRACTION_TRAINED = 0.25  # part of a complete trial's epochs after which the end of a running trial is forecast
-_ROUNDS = 3  # of fitting line and scatter in turn; they converge at once
+_MIN_ERROR_DB = 0.25  # smallest standard error of a forecast
+_UNKNOWN_ERROR_DB = 0.5  # standard error of a value whose curve is not stored or has fewer than three epochs
+MIN_FRACTION_TRAINED = 0.25  # of the epochs of the longest complete trial; earlier, running trials get no forecast
+_ROUNDS = 3  # fits of the line and of the scatter in turn, which converge fast
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Value of a trial's settings at the end, as the mean over training seeds, and its standard error; dB."""
+    """The final value of a trial's settings, as the mean over training seeds, and the mean's standard error; dB."""
 
     mean: float
     error: float
@@ -47,8 +49,8 @@ class Forecast:
 def standing(curves: np.ndarray, window: int) -> np.ndarray:
     """Level and slope of curves of equal length: (..., epochs) -> (..., 2).
 
-    The level is the mean of the last `window` epochs, dB; the slope is that of the least-squares line through the last
-    half of the epochs, dB an epoch.
+    The level is the mean of the last `window` epochs, dB. The slope is the slope of the least-squares line through the
+    last half of the epochs, but at least through `window` epochs; dB per epoch.
 
     curves   dB, finite, at least one epoch
     """
@@ -61,13 +63,13 @@ def standing(curves: np.ndarray, window: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Gains:
-    """What trials still gain after an epoch, as a function of their standing there.
+    """The gain of trials between an epoch and their end, as a function of their level and slope at the epoch.
 
-    centre         mean level of the trials that it was learned from, dB
-    remaining      epochs from there to the end
-    coefficients   (3,) posterior mean: constant, per dB of standing, per dB of promised climb
+    centre         mean level at the epoch of the trials that the function was learned from, dB
+    remaining      epochs from this epoch to the end
+    coefficients   (3,) posterior mean: constant, per dB of level, per dB of slope * remaining epochs
     spread         (3, 3) posterior covariance of the coefficients
-    scatter        variance of a gain about the line, dB squared
+    scatter        variance of a gain about the fitted line, dB squared
     """
 
     centre: float
@@ -78,11 +80,11 @@ class Gains:
 
     @classmethod
     def learn(cls, standings: np.ndarray, ends: np.ndarray, remaining: int, noise_db: float = 0.5) -> Gains:
-        """The regression of complete trials.
+        """Fit the regression to complete trials.
 
         standings   (n, 2) level and slope of the trials at the epoch, n at least 1
-        ends        (n,) their values
-        noise_db    standard deviation of a level or an end about its own mean over epochs and seeds, dB
+        ends        (n,) values of these trials at their end
+        noise_db    standard deviation of a level or of an end value, from the noise between epochs and seeds, dB
         """
         prior = _SCATTER_DB**2 + 2 * noise_db**2
         centre = float(standings[:, 0].mean())
@@ -93,12 +95,12 @@ class Gains:
             spread = np.linalg.inv(known.T @ known / variance + _PRECISION)
             coefficients = _MEAN + spread @ (known.T @ surprise) / variance
             rest = gains - known @ coefficients
-            # The constant is fitted to the same trials, so a single trial says nothing about the scatter.
+            # The constant is fitted to the same trials, so a single trial has no information about the scatter.
             variance = (_SCATTER_TRIALS * prior + float(rest @ rest)) / (_SCATTER_TRIALS + len(gains) - 1)
         return cls(centre, remaining, coefficients, spread, variance)
 
     def forecast(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where runs whose level and slope at the epoch are `own` (n, 2) end, and its standard error: (n,) each, dB."""
+        """The final values, and their standard errors, of runs with level and slope `own` (n, 2): (n,) each, dB."""
         here = _features(own, self.centre, self.remaining)
         errors = np.sqrt(np.einsum("ni,ij,nj->n", here, self.spread, here) + self.scatter)
         return own[:, 0] + here @ self.coefficients, np.maximum(errors, _MIN_ERROR_DB)
@@ -111,11 +113,11 @@ def _features(rows: np.ndarray, centre: float, remaining: int) -> np.ndarray:
 class Forecaster:
     """Values and forecasts for the trials of a study.
 
-    A finished trial no longer changes, so its curve is read once and kept. Everything that depends on the set of
-    complete trials is computed anew when that set has grown: one regression for each epoch at which trials stand.
+    A finished trial no longer changes, so its curve is read only once. There is one regression for each epoch for which
+    a forecast was asked. When more trials are complete, the regressions are fitted again.
 
-    window             epochs over which standing and end are averaged, as in `estimate`
-    n_startup_trials   complete trials from which a forecast is learned, at least 1
+    window             epochs whose mean is the level or the final value of a trial, as in `estimate`
+    n_startup_trials   complete trials that a forecast needs, at least 1
     seed_noise_db      standard deviation between training seeds, dB
     """
 
@@ -129,20 +131,20 @@ class Forecaster:
         self._standings: dict[int, tuple[int, np.ndarray] | None] = {}
 
     def trials(self, study: Study) -> list[FrozenTrial]:
-        """All trials of `study`, read once; later calls are about this reading."""
+        """Read all trials of `study`, and learn from them for the later calls."""
         trials = study.get_trials(deepcopy=False)
         self.learn(study.study_name, trials)
         return trials
 
     def learn(self, study: str, trials: Sequence[FrozenTrial]) -> None:
-        """Learn from the complete trials among `trials`, which are all trials of the study of this name."""
+        """Learn from the complete trials among `trials`, which are all trials of the study with the name `study`."""
         if study != self._study:
             self._study = study
             self._learned, self._values, self._standings = _Learned(), {}, {}
         self._learned = self._learned.after(trials, self._window)
 
     def value(self, trial: FrozenTrial) -> Forecast:
-        """The value of a complete trial with its standard error."""
+        """The value of a complete trial, and the standard error of the value."""
         known = self._values.get(trial.number)
         if known is None:
             assert trial.value is not None
@@ -153,11 +155,14 @@ class Forecaster:
         return known
 
     def forecast(self, trial: FrozenTrial) -> Forecast | None:
-        """Where `trial` would end, from its last reported epoch; None while too few trials have ended after it."""
+        """The final value that `trial` is expected to have, from its last reported epoch.
+
+        None if fewer than `n_startup_trials` complete trials were trained beyond this epoch.
+        """
         return self.forecasts([trial]).get(trial.number)
 
     def forecasts(self, trials: Sequence[FrozenTrial]) -> dict[int, Forecast]:
-        """The forecasts of the trials that have one, by their numbers."""
+        """The forecasts by trial number; a trial without a forecast is left out."""
         by_epoch: dict[int, list[tuple[int, np.ndarray]]] = {}
         for trial in trials:
             here = self._standing(trial)
@@ -174,9 +179,10 @@ class Forecaster:
         return found
 
     def estimates(self, trials: Sequence[FrozenTrial]) -> dict[int, Forecast]:
-        """The value, or the forecast of it, of every trial that has one, by its number.
+        """The value, or else the forecast of the value, by trial number.
 
-        Diverged trials have none, nor have running ones whose first quarter of the epochs is not over.
+        Trials without a value and without a forecast are left out. Diverged trials get no forecast. Running trials get
+        a forecast only after the fraction `MIN_FRACTION_TRAINED` of their epochs.
         """
         complete = [one for one in trials if one.state == TrialState.COMPLETE]
         early = MIN_FRACTION_TRAINED * max((one.last_step or 0 for one in complete), default=0)
@@ -186,7 +192,7 @@ class Forecaster:
         return values | self.forecasts(stopped) | self.forecasts(running)
 
     def _gains(self, epoch: int) -> Gains | None:
-        """What was learned of the gains after `epoch`; None where fewer than `n_startup_trials` tell."""
+        """The regression of the gains after `epoch`; None if fewer than `n_startup_trials` trials have data for it."""
         learned = self._learned
         if epoch not in learned.gains:
             used, standings = learned.at(epoch, self._window)
@@ -200,7 +206,7 @@ class Forecaster:
         return learned.gains[epoch]
 
     def _standing(self, trial: FrozenTrial) -> tuple[int, np.ndarray] | None:
-        """Last epoch, and level and slope there; None without a finite value."""
+        """The last epoch of `trial`, and the level and slope at this epoch; None if the trial has no finite value."""
         if trial.number in self._standings:
             return self._standings[trial.number]
         _, values = _finite(trial.intermediate_values)
@@ -211,7 +217,7 @@ class Forecaster:
 
 
 def diverged(trial: FrozenTrial) -> bool:
-    """Whether the trial failed by itself: it diverged, or ran out of memory."""
+    """Whether the trial failed because of its own settings: it diverged, or it ran out of memory."""
     return trial.state == TrialState.PRUNED and any(value > 0 for value in trial.constraints.values())
 
 
@@ -226,7 +232,13 @@ def _finite(reported: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """The finite values of a complete trial and their epochs; mean of the last ones, and noise between epochs, dB."""
+    """The curve of a complete trial.
+
+    epochs   (n,) epochs with a finite value
+    values   (n,) the finite values, dB
+    end      mean of the last `window` values, dB; NaN if there is no value
+    noise    standard deviation between the epochs of the later half, dB
+    """
 
     epochs: np.ndarray
     values: np.ndarray
@@ -244,13 +256,13 @@ class _Curve:
 class _Learned:
     """The complete trials that forecasts are learned from: a row for each, in the order of their numbers.
 
-    curves   number of a trial -> what was read of it
+    curves   number of a trial -> its curve
     epochs   (n, longest) epochs of the finite values; infinite after the last one
     values   (n, longest) the values, dB
     lasts    (n,) last reported epoch
-    ends     (n,) mean of the last values, dB
+    ends     (n,) mean of the last `window` values, dB
     noises   (n,) standard deviation between the epochs of the later half, dB
-    gains    what was learned of an epoch so far; None where too few trials tell
+    gains    epoch -> its regression, if it was fitted; None if too few trials have data for the epoch
     """
 
     curves: dict[int, _Curve] = field(default_factory=dict)
@@ -262,7 +274,7 @@ class _Learned:
     gains: dict[int, Gains | None] = field(default_factory=dict)
 
     def after(self, trials: Sequence[FrozenTrial], window: int) -> _Learned:
-        """The same with the complete trials among `trials` that are new."""
+        """A copy to which the new complete trials among `trials` are added; `self` if there are none."""
         new = [one for one in trials if one.state == TrialState.COMPLETE and one.number not in self.curves]
         if not new:
             return self
@@ -277,10 +289,10 @@ class _Learned:
         return _Learned(curves, epochs, values, lasts, ends, noises)
 
     def at(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the trials that went on after `epoch`, and their standings there: (m,), (m, 2)."""
+        """Rows of the trials that were trained beyond `epoch`, and their level and slope at `epoch`: (m,), (m, 2)."""
         counts = np.where(self.lasts > epoch, (self.epochs <= epoch).sum(1), 0)
         standings = np.empty((len(counts), 2))
-        for count in np.unique(counts[counts > 0]):  # the same for all trials that miss no epoch
+        for count in np.unique(counts[counts > 0]):  # all trials without a missing epoch have the same count
             standings[counts == count] = standing(self.values[counts == count, :count], window)
         used = np.flatnonzero(counts)
         return used, standings[used]

@@ -1,11 +1,11 @@
-"""A Gaussian process over settings: the value at every point, from few noisy trials, and its standard error.
+"""A Gaussian process over settings. It estimates the value at every point, and its standard error, from noisy trials.
 
-Inputs lie in the unit cube. Every observation has a standard error of its own, that of a complete trial or of a
-forecast, so that a pruned trial counts for less than a complete one, and two trainings of the same settings for more
-than one. Hyperparameters are those of the highest posterior density.
+Inputs lie in the unit cube. Every observation has its own standard error. The forecast of a pruned trial has a larger
+error than the value of a complete trial, so it has less influence. Two trainings of the same settings have more
+influence than one training. The hyperparameters have the highest posterior density.
 
-Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5; expected improvement
-after Jones, Schonlau and Welch (1998), its logarithm after Ament et al. (2023).
+Sources: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5. Expected improvement:
+Jones, Schonlau and Welch (1998). Its logarithm: Ament et al. (2023).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from scipy.optimize import minimize
 from scipy.special import erfcx, ndtr
 
 _ROOT5 = math.sqrt(5.0)
-_STARTS = (0.6, 0.25)  # lengths from which the fit is begun
-_JITTER = 1e-6  # of the signal's variance, so that equal points can be told apart by rounding
+_STARTS = (0.6, 0.25)  # correlation lengths at which the fits start
+_JITTER = 1e-6  # relative variance on the diagonal; equal points would else make the covariance singular by rounding
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """A fitted process: Matern 5/2 with a length a dimension, about a constant mean.
+    """A fitted process with a constant mean. Its Matern 5/2 covariance has one correlation length per dimension.
 
     inputs    (n, d) in [0, 1]
     lengths   (d,) correlation lengths
     signal    variance of the function, in squares of the observations' unit
-    mean      the constant
-    noise     (n,) variance of each observation
+    mean      the constant mean
+    noise     (n,) noise variance of each observation
     """
 
     inputs: np.ndarray
@@ -59,7 +59,10 @@ class Posterior:
         return self.mean + cross @ self._weights, before - half.T @ half
 
     def believing(self, points: np.ndarray, errors: np.ndarray) -> Posterior:
-        """The same process as if its own mean had been observed at (m, d) points: its errors become smaller there."""
+        """A copy of the process that has also observed its own mean at (m, d) points.
+
+        Its standard errors near these points are smaller. `errors` (m,) are the observations' standard errors.
+        """
         values = self.at(points)[0]
         known = self.mean + (self._factor @ (self._factor.T @ self._weights))
         return _posterior(
@@ -88,10 +91,10 @@ def distances(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def fit(
     inputs: np.ndarray, values: np.ndarray, errors: np.ndarray, learned_from: np.ndarray | None = None
 ) -> Posterior:
-    """The process that explains `values` (n,) at `inputs` (n, d) best; n at least 2.
+    """The process with the highest posterior density for `values` (n,) at `inputs` (n, d); n at least 2.
 
-    errors         (n,) standard error of each value, in its unit; a common factor of all of them is learned too
-    learned_from   indices of the observations that lengths and variances are learned from; None: all of them
+    errors         (n,) standard error of each value, in the unit of the values; a common factor of them is learned too
+    learned_from   indices of the observations from which lengths and variances are learned; None: all observations
     """
     centre, scale = float(np.median(values)), float(values.std()) or 1.0
     y, e = (values - centre) / scale, np.maximum(errors / scale, 0.02)
@@ -106,7 +109,7 @@ def fit(
         found = minimize(
             _objective, start, data, method="L-BFGS-B", jac=True, bounds=[_BOUNDS] * len(start), options=options
         )
-        if found.fun < lowest:  # never where it is not a number
+        if found.fun < lowest:  # False if the loss is NaN
             best, lowest = found.x, float(found.fun)
     lengths, signal, noise = _natural(best, dimensions)
     variances = noise * e * e
@@ -117,11 +120,11 @@ def fit(
 
 
 def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
-    """Logarithm of the expected improvement over `best` at each point, accurate also where it is almost 0."""
+    """Logarithm of the expected improvement over `best` at each point. It is accurate for improvements near 0 too."""
     z = (mean - best) / deviation
     log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
     # The improvement is deviation * (density + z ndtr(z)). Below z = -1 the two terms nearly cancel, so the density is
-    # factored out: ndtr / density = sqrt(pi / 2) erfcx(-z / sqrt 2). Far below, what remains of it is 1 / z^2.
+    # factored out: ndtr / density = sqrt(pi / 2) erfcx(-z / sqrt 2). For z far below -1 the other factor is 1 / z^2.
     low = np.minimum(z, -1.0)
     ratio = 1 + low * math.sqrt(math.pi / 2) * erfcx(-low / math.sqrt(2))
     tail = np.where(low < -1e5, -2 * np.log(-low), np.log(np.maximum(ratio, 1e-12)))
@@ -133,10 +136,10 @@ def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: floa
 def log_news(deviation: np.ndarray, noise: float) -> np.ndarray:
     """Logarithm of the fraction by which one noisy observation of a point would reduce its standard deviation.
 
-    1 - noise / sqrt(deviation^2 + noise^2), in (0, 1): almost 0 where the value is already known well.
+    The fraction is 1 - noise / sqrt(deviation^2 + noise^2), in (0, 1). It is almost 0 if the value is known well.
     Source: Huang, Allen, Notz and Zeng (2006), Global optimization of stochastic black-box systems.
     """
-    # 1 - n / h = d^2 / (h (h + n)), which does not cancel where d is small
+    # 1 - n / h = d^2 / (h (h + n)) has no cancellation for small d; n: noise, d: deviation, h: whole
     whole = np.hypot(deviation, noise)
     return 2 * np.log(deviation) - np.log(whole) - np.log(whole + noise)  # type: ignore[no-any-return]
 
@@ -152,15 +155,15 @@ def _posterior(
 
 
 def _natural(theta: np.ndarray, dimensions: int) -> tuple[np.ndarray, float, float]:
-    """Lengths, signal variance and the factor of the noise variances."""
+    """Lengths, signal variance and the common factor of the noise variances, from their logarithms `theta`."""
     return np.exp(theta[:dimensions]), math.exp(theta[dimensions]), math.exp(theta[dimensions + 1])
 
 
-# Priors of the logarithms, for values of unit variance: (median, width).
+# Normal priors of the logarithms, for values of unit variance: (mean, standard deviation).
 _LENGTH = (math.log(0.7), 0.8)
 _SIGNAL = (0.0, 1.0)
 _NOISE = (0.0, 0.7)
-_BOUNDS = (-8.0, 8.0)  # of every logarithm
+_BOUNDS = (-8.0, 8.0)  # lower and upper bound of every logarithm
 
 
 def _objective(
@@ -168,9 +171,9 @@ def _objective(
 ) -> tuple[float, np.ndarray]:
     """Minus the log posterior density (up to a constant) and its gradient.
 
-    theta         logarithms of lengths (d,), signal variance and noise factor
+    theta         (d + 2,) logarithms of d lengths, the signal variance and the noise factor
     differences   (n, n, d) squared differences of the inputs
-    y             (n,) values of zero median and unit variance; their mean has a standard normal prior
+    y             (n,) values of zero median and unit variance; the mean of the process has a standard normal prior
     """
     count, dimensions = len(y), differences.shape[2]
     lengths, signal, factor = _natural(theta, dimensions)
@@ -179,7 +182,7 @@ def _objective(
     decay = np.exp(-r)
     kernel = signal * (1 + r + r * r / 3) * decay
     noise = factor * errors * errors
-    covariance = kernel + 1.0  # the constant mean, integrated out
+    covariance = kernel + 1.0  # 1.0 is the prior variance of the constant mean, which is integrated out
     covariance[np.diag_indices(count)] += noise + _JITTER
     lower = cholesky(covariance, lower=True, check_finite=False)
     inverse = cho_solve((lower, True), np.eye(count), check_finite=False)
@@ -187,7 +190,7 @@ def _objective(
     loss = 0.5 * float(y @ alpha) + float(np.log(np.diag(lower)).sum())
     weight = 0.5 * (inverse - np.outer(alpha, alpha))  # d loss / d covariance
     gradient = np.empty_like(theta)
-    slope = weight * (signal * (5 / 3) * (1 + r) * decay)  # d kernel / d log l_k is that times differences_k / l_k^2
+    slope = weight * (signal * (5 / 3) * (1 + r) * decay)  # times differences_k / l_k^2: d loss / d log l_k
     gradient[:dimensions] = slope.ravel() @ flat / lengths**2
     gradient[dimensions] = float((weight * kernel).sum())
     gradient[dimensions + 1] = float((np.diag(weight) * noise).sum())

@@ -1,12 +1,14 @@
-"""A pruner that uses forecasts: Optuna's interface, our estimator.
+"""A pruner with Optuna's interface. It decides by the forecasts of `suggest.forecast`.
 
     study = optuna.create_study(direction="maximize", pruner=ForecastPruner(window=5, warmup_epochs=40))
 
-At certain epochs the pruner forecasts the value at which the trial would end (`suggest.forecast`). It stops the trial
-if a new trial is more likely to become the leader. That second probability is estimated from the study's last trials
-without the leader. The leader's own value counts with its standard error too, because the best of many values is
-usually also a lucky one. Where early epochs tell little about late ones, forecasts have large errors, and nothing is
-stopped. Some trials always run to their end, so that forecasts can be found wrong.
+At certain epochs the pruner forecasts the final value of the trial. From the forecast it computes the probability that
+the trial becomes better than the leader. The pruner stops the trial if a new trial has a higher probability. The
+probability of a new trial is estimated from the study's last trials without the leader. The standard error of the
+leader's value is taken into account, because the best of many values is usually also a lucky one.
+
+If early epochs say little about late epochs, forecasts have large errors, and few trials are stopped. Some trials
+always run to their end, because otherwise nobody would notice that forecasts are wrong.
 """
 
 from __future__ import annotations
@@ -23,21 +25,23 @@ from cvaeopt.config import Config
 from cvaeopt.suggest.forecast import Forecast, Forecaster, diverged
 from cvaeopt.vae.schedules import beta_at, tfr_at
 
-MAX_RECENT = 10  # ended trials that a new one is taken to be like; not all, because suggestions become better
-MIN_COMPLETE_FRACTION = 0.2  # of the ended trials; below it the next trial runs to its end whatever its forecast
+MAX_RECENT = 10  # last ended trials that stand for a new trial; not all, because suggestions improve with time
+MIN_COMPLETE_FRACTION = 0.2  # complete trials among those that ended and did not diverge; below it no trial is pruned
 
 
 class ForecastPruner(BasePruner):
-    """Stops a trial that is less likely to become the leader than a new trial is; for studies that maximise.
+    """Stops a trial that is less likely to become a leader than a new trial; for studies that maximise.
 
-    window             epochs over which standing and end are averaged, as in `estimate`
+    window             epochs whose mean is the level or the final value of a trial, as in `estimate`
     warmup_epochs      no trial is pruned before this epoch
     interval_epochs    epochs between two decisions
-    n_startup_trials   complete trials from which the forecast is learned; at least 2
-    keep               share of the complete trials that count as leaders, in [0, 1]; 0: the best one alone
-    odds               stops a trial that is less than so many times as likely to join them as a fresh one; above 0
+    n_startup_trials   complete trials that a forecast needs; at least 2
+    keep               share of the complete trials that count as leaders, in [0, 1]; 0: only the best trial
+    odds               a trial is stopped if it is less than `odds` times as likely to become a leader as a new trial;
+                       above 0
     seed_noise_db      standard deviation between training seeds, dB
-    shows_at           epoch from which a trial's own settings have shown themselves; the later one counts
+    shows_at           returns the first epoch at which a trial can be judged, from its settings; the later of this
+                       epoch and `warmup_epochs` counts
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class ForecastPruner(BasePruner):
         ended = [one for one in ended if not diverged(one)]
         complete = [one for one in ended if one.state == TrialState.COMPLETE and one.value is not None]
         if len(complete) < MIN_COMPLETE_FRACTION * len(ended):
-            return False  # otherwise a wrong forecast of how curves go on would never be noticed
+            return False  # otherwise no complete trial could show that the forecasts are wrong
         complete.sort(key=lambda one: -(one.value or 0.0))
         best = complete[max(math.ceil(self._keep * len(complete)), 1) - 1]
         leader = self._forecaster.value(best)
@@ -87,7 +91,7 @@ class ForecastPruner(BasePruner):
         return _exceeds(own, leader) < self._odds * chance
 
     def _recent(self, ended: list[FrozenTrial]) -> list[Forecast]:
-        """The values of the last trials, or their forecasts: a trial begun now is taken to be like one of them."""
+        """The values or forecasts of the last `MAX_RECENT` trials. They stand for the value of a new trial."""
         known: list[Forecast] = []
         for one in reversed(ended):
             if len(known) == MAX_RECENT:
@@ -104,16 +108,18 @@ class ForecastPruner(BasePruner):
 
 
 def _exceeds(one: Forecast, other: Forecast) -> float:
-    """How likely `one` is worth more than `other`."""
+    """Probability that the value of `one` is higher than the value of `other`."""
     error = max(math.hypot(one.error, other.error), 1e-9)
     return NormalDist().cdf((one.mean - other.mean) / error)
 
 
 def shows_at(config: Config) -> int:
-    """Epochs after which the schedules of these settings have shown themselves; 0 where there are none.
+    """The number of finished epochs after which the effect of the schedules can be seen; 0 if nothing changes.
 
-    Teacher forcing: one epoch was trained after the ratio began to fall; a ratio that never falls hides nothing.
-    KL: one epoch was trained with the weight at the top of its first cycle, or of its ramp.
+    Teacher forcing: one epoch must be trained after the ratio began to fall. A ratio that never falls adds no
+    condition.
+    KL: one epoch must be trained with the weight at the top of its first cycle or ramp. A weight that begins at its
+    maximum adds no condition.
     """
     ratios = [tfr_at(config, epoch) for epoch in range(config.num_epoch)]
     betas = [beta_at(config, epoch) for epoch in range(config.num_epoch)]

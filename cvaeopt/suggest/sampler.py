@@ -1,7 +1,7 @@
 """Samplers and pruners, built from a definition.
 
-A suggestion depends on the study's seed, the trial's number and the other trials, never on which worker asks:
-the samplers keep nothing between trials and draw from a stream of their own for every trial and parameter.
+A suggestion depends on the study's seed, the trial's number and the other trials. It does not depend on the worker that
+asks for it, because the samplers keep no random state between trials. Every trial has its own random stream.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def sampler_for(definition: Definition) -> BaseSampler:
-    """The study's sampler; every worker makes its own, and all of them suggest alike."""
+    """The study's sampler. Every worker makes its own sampler, and all these samplers suggest the same values."""
     chosen = definition.sampler
     if isinstance(chosen, GridSampler):
         return _GridSampler(definition.name)
@@ -58,7 +58,7 @@ def sampler_for(definition: Definition) -> BaseSampler:
 
 
 def pruner_for(definition: Definition) -> BasePruner:
-    """The study's pruner; steps are epochs finished, so the first report is step 1."""
+    """The study's pruner. A step is the number of finished epochs, so the first report is step 1."""
     chosen = definition.pruner
     if isinstance(chosen, NoPruner):
         return optuna.pruners.NopPruner()
@@ -129,7 +129,7 @@ def _gaussian_process(definition: Definition, chosen: GpSampler) -> GaussianProc
 
 
 def _maker(definition: Definition) -> Callable[[int], BaseSampler]:
-    """What makes the sampler of one stream."""
+    """A function that makes the Optuna sampler for a stream's seed."""
     chosen = definition.sampler
     if isinstance(chosen, TpeSampler):
         return _tpe(chosen, definition)
@@ -137,7 +137,7 @@ def _maker(definition: Definition) -> Callable[[int], BaseSampler]:
 
 
 def _tpe(chosen: TpeSampler, definition: Definition) -> Callable[[int], BaseSampler]:
-    # Without groups, a setting that only some trials have would be modelled apart from all others.
+    # Without group=True, TPE would model a setting that only some trials have independently of all other settings.
     conditional = any(dimension.when for dimension in definition.search.values())
     return lambda seed: optuna.samplers.TPESampler(
         n_startup_trials=chosen.n_startup_trials,
@@ -150,7 +150,7 @@ def _tpe(chosen: TpeSampler, definition: Definition) -> Callable[[int], BaseSamp
 
 
 class AlternatingSampler(BaseSampler):
-    """One sampler, and for every `every`-th trial, from number `first` on, another one."""
+    """Uses sampler `other` for every `every`-th trial from number `first` on, and sampler `one` for all others."""
 
     def __init__(self, one: BaseSampler, other: BaseSampler, every: int, first: int) -> None:
         self._one = one
@@ -177,9 +177,9 @@ class AlternatingSampler(BaseSampler):
 
 
 class _StreamSampler(BaseSampler):
-    """An Optuna sampler made anew for every trial, and for every parameter drawn by itself.
+    """Makes a new Optuna sampler for every trial, and also for every parameter that is drawn independently.
 
-    The second so that a trial whose worker died between two parameters is continued with the same values.
+    If a worker dies after the draw of some parameters, the worker that continues the trial draws the same values.
     """
 
     def __init__(self, seed: int, make: Callable[[int], BaseSampler]) -> None:
@@ -189,7 +189,7 @@ class _StreamSampler(BaseSampler):
         self._fresh(0, "")  # a wrong option raises its error here, not in the first trial
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        # Optuna asks for the values next, of the same thread; the inner sampler keeps its groups till then.
+        # Optuna calls `sample_relative` next, in the same thread, and the inner sampler keeps its groups until then.
         self._thread.inner = self._fresh(trial.number, "together")
         return self._thread.inner.infer_relative_search_space(study, trial)  # type: ignore[no-any-return]
 
@@ -211,7 +211,7 @@ class _StreamSampler(BaseSampler):
 
 
 class _IndependentSampler(BaseSampler):
-    """A sampler that draws every parameter by itself."""
+    """A sampler that draws every parameter independently of the others."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -223,7 +223,7 @@ class _IndependentSampler(BaseSampler):
 
 
 class _GridSampler(_IndependentSampler):
-    """No suggestion: all points of a grid wait in the study from its start; each is taken by one worker."""
+    """Suggests nothing. All points of a grid are queued when the study is created, and one worker takes each point."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -238,7 +238,7 @@ class _GridSampler(_IndependentSampler):
 
 
 class _HaltonSampler(_IndependentSampler):
-    """Point number n of a Halton sequence with scrambled digits, one prime base a setting."""
+    """Suggests to trial n point n of a Halton sequence with scrambled digits. Each setting has its own prime base."""
 
     def __init__(self, seed: int, names: list[str]) -> None:
         self._seed = seed
