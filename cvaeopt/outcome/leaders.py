@@ -1,10 +1,12 @@
-"""What the confirmations of a study say: its leaders ranked by fresh runs alone.
+"""The results of a study's confirmations: the leaders of the search, ranked by their fresh runs alone.
 
-The values of the search do not count here: they were selected for being high. All leaders are trained from the same
-seeds, so the runs are a table of settings and seeds, which `two_way` analyses: each leader has an estimate of its true
-value, shrunk so that the first one's is not optimistic, with a 95 % interval, and leaders are compared seed by seed.
-Where there are too few runs for that, a leader's estimate is the mean of its runs, with a t interval whose spread is
-pooled over all leaders.
+The values of the search do not count here, because the leaders were selected for their high values. All leaders are
+trained with the same seeds, so the runs form a table of settings and seeds. `two_way` analyses this table. It estimates
+the true value of each leader, with a 95 % interval, and compares the leaders seed by seed. The estimates are shrunk, so
+that the estimate of the first leader is not optimistic.
+
+If there are too few runs for this analysis, a leader's estimate is the mean of its runs. Its t interval uses a standard
+deviation that is pooled over all leaders.
 """
 
 from __future__ import annotations
@@ -25,21 +27,24 @@ from cvaeopt.store.damage import named
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import stored_definition
 
-_SAME_DB = 1e-6  # what rounding leaves of no difference
+_SAME_DB = 1e-6  # tolerance for rounding errors, dB
 
 
 @dataclass(frozen=True)
 class RankedLeader:
     """One leader with its fresh runs.
 
-    values            of the fresh runs that came to their end, dB
-    seeds             training seed of each of them; empty if they are not known
-    diverged, lost    fresh runs that did not: for the settings' fault (NaN), or another's (memory, a crash)
-    open              fresh runs that are not over
-    mean              of `values`, dB
-    estimate, standard_error, low, high    of the true value, dB; error and 95 % interval need a repeat, of any leader
-    behind            how much lower it is than the first one, with its 95 % interval, dB; None for the first one
-    tied              whether noise does not tell it from the first one
+    values            values of the complete fresh runs, dB
+    seeds             training seed of each run in `values`; empty if the seeds are not known
+    diverged          number of fresh runs that diverged (NaN)
+    lost              number of fresh runs that ended without a value for another reason, such as memory or a crash
+    open              number of fresh runs that are not over
+    mean              mean of `values`, dB
+    estimate          estimate of the true value, dB
+    standard_error    standard error of `estimate`, dB; None if no leader has two runs
+    low, high         95 % interval of the true value, dB; None if no leader has two runs
+    behind            how much lower this leader is than the first leader, dB, with a 95 % interval; None for the first
+    tied              whether the difference from the first leader is within noise
     """
 
     leader: Leader
@@ -87,11 +92,12 @@ class Confirmation:
     """All fresh runs of a study's leaders.
 
     studies   the names of the confirmations
-    ranked    leaders without a diverged run first, then by estimate; those without a value last
-    spread    standard deviation of one run's value among runs of the same settings, dB; None without a repeat
+    ranked    the leaders in this order: without a diverged run, with a diverged run, without a value; the first two
+              groups are sorted by estimate
+    spread    standard deviation of the values of runs with the same settings, dB; None if no leader has two runs
     freedom   degrees of freedom of `spread`
-    paired    whether the runs are analysed as a table of settings and seeds, and leaders compared seed by seed
-    later     runs of the second stage of a successive confirmation that are not registered yet
+    paired    whether the runs are analysed as a table of settings and seeds, and leaders are compared seed by seed
+    later     number of runs in the second stage of a successive confirmation that are not registered yet
     """
 
     studies: tuple[str, ...]
@@ -103,27 +109,27 @@ class Confirmation:
 
     @property
     def runs(self) -> int:
-        """Fresh runs that are registered or will be."""
+        """The number of fresh runs that are registered or will be registered."""
         return self.ended + sum(one.open for one in self.ranked) + self.later
 
     @property
     def ended(self) -> int:
-        """Fresh runs that are over."""
+        """The number of fresh runs that are over."""
         return sum(len(one.values) + one.diverged + one.lost for one in self.ranked)
 
     @property
     def over(self) -> bool:
-        """Whether every run is over; False while there is none."""
+        """Whether every fresh run is over; False if there is no fresh run."""
         return 0 < self.runs == self.ended
 
     @property
     def best(self) -> RankedLeader | None:
-        """The first leader, once every run is over and it has a value."""
-        first = next(iter(self.ranked), None)  # none: none of the leaders has the settings of a run any more
+        """The first leader, if every run is over and this leader has a value; None otherwise."""
+        first = next(iter(self.ranked), None)  # None if no leader has the settings of a fresh run any more
         return first if first is not None and self.over and first.estimate is not None else None
 
     def plain(self) -> dict[str, Any]:
-        """The confirmation as JSON values; `best` is what counts in place of the search's best, once there is one."""
+        """The confirmation as JSON values. If `best` is not null, it replaces the best trial of the search."""
         best = self.best
         return {
             "studies": list(self.studies),
@@ -138,7 +144,10 @@ class Confirmation:
 
 @named
 def confirmation(storage: Storage, name: str) -> Confirmation | None:
-    """What the confirmations of study `name` say so far; None if there is none. StudyError for an unknown study."""
+    """The present state of all confirmations of study `name`; None if the study has no confirmation.
+
+    StudyError for an unknown study.
+    """
     definition = stored_definition(storage, name)
     known = confirmations(storage, definition)
     if not known:
@@ -164,7 +173,12 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
 
 
 def rank(names: Sequence[str], counted: Iterable[RankedLeader], later: int = 0) -> Confirmation:
-    """The confirmation with these studies and these leaders' runs: estimates, intervals and ranks."""
+    """The confirmation with the estimate, the interval and the rank of each leader in `counted`.
+
+    names     the names of the confirmations
+    counted   leaders with their fresh runs; a leader without a fresh run is left out
+    later     see `Confirmation`
+    """
     asked = [one for one in counted if one.values or one.diverged or one.lost or one.open]
     spread, freedom = pooled_spread([one.values for one in asked])
     valued = [one for one in asked if one.values]
@@ -189,7 +203,7 @@ def rank(names: Sequence[str], counted: Iterable[RankedLeader], later: int = 0) 
 
 
 def table(found: Confirmation) -> list[dict[str, str]]:
-    """The ranking in words, one row a leader: trial, confirmed value and interval, runs, value in the search."""
+    """The ranking as text, a row for each leader. The keys of a row are the columns' titles."""
     rows = []
     for one in found.ranked:
         estimate = "-" if one.estimate is None else f"{one.estimate:.2f}"
@@ -221,7 +235,7 @@ def _trials(storage: Storage, name: str) -> list[FrozenTrial]:
 
 
 def _own(one: RankedLeader, spread: float, freedom: int) -> Interval:
-    """The mean of a leader's runs, with the pooled spread; without an interval where no run is repeated."""
+    """The mean of a leader's runs, with a t interval from the pooled `spread`; without an interval if `freedom` = 0."""
     mean = math.fsum(one.values) / len(one.values)
     return (
         t_interval(mean, spread / math.sqrt(len(one.values)), freedom) if freedom else Interval(mean, None, None, None)
@@ -242,7 +256,7 @@ def _judged(one: RankedLeader, found: Interval) -> RankedLeader:
 def _compared(
     judged: Sequence[RankedLeader], first: int, place: int, runs: TwoWay | None, pooled: tuple[float, int]
 ) -> RankedLeader:
-    """The leader at `place`, with how far it is behind the one at `first`, and its tie."""
+    """The leader at `place`, with `behind` and `tied` relative to the leader at `first`."""
     one, best = judged[place], judged[first]
     if place == first:
         return one
@@ -250,7 +264,7 @@ def _compared(
     if behind is None:
         apart = math.fsum(best.values) / len(best.values) - math.fsum(one.values) / len(one.values)
         spread, freedom = pooled
-        if not freedom:  # one run each, and no run repeated: nothing can tell them apart
+        if not freedom:  # No leader has two runs, so the noise is unknown and no leader can be called worse.
             return replace(one, behind=Interval(apart, None, None, None), tied=True)
         error = spread * math.sqrt(1 / len(one.values) + 1 / len(best.values))
         behind = t_interval(apart, error, freedom)

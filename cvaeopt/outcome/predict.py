@@ -1,11 +1,12 @@
-"""From a checkpoint to what is handed in: a GIF of every test sequence and one submission.csv.
+"""Prediction of the test sequences with a checkpoint: a GIF of every sequence, and one submission.csv for all.
 
-submission.csv, as the lab's own test program writes it: the header `id,0,1,...`, then one row per frame of all
-sequences in natural order of their folders. `id` counts rows from 0 through all sequences; the pixels are
-integers 0-255 in C, H, W order (6,144 of a 32 x 64 frame); a sequence's first row is its given frame, and it has
-as many rows as labels. `pred_seq0.gif` is the first sequence, whatever number its folder has.
+submission.csv has the format of the lab's own test program. The header is `id,0,1,...`. Each further row is a frame.
+The sequences follow each other in the natural order of their folders' names. `id` numbers the rows of all sequences
+from 0. The pixels are integers 0-255 in C, H, W order (6,144 pixels for a 32 x 64 frame). The first row of a sequence
+is its given frame. A sequence has as many rows as labels. `pred_seq0.gif` is always the first sequence, even if its
+folder has another number.
 
-One sequence is in memory at a time, so their number does not matter.
+Only one sequence is in memory at a time, so the memory does not grow with the number of sequences.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _NUMBERS: Final = [str(value).encode() for value in range(256)]
 
 @dataclass(frozen=True)
 class Predicted:
-    """One finished sequence; `public_db` is its public score where the true frames are known."""
+    """One finished sequence. `public_db` is its public score in dB, or None if the true frames are not known."""
 
     name: str
     gif: str
@@ -54,7 +55,12 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict` wrote."""
+    """The files that `predict` wrote, and facts about the prediction.
+
+    rows      number of rows in submission.csv without the header
+    seconds   duration of the whole prediction
+    output    JSON values of `output_facts`
+    """
 
     folder: Path
     submission: Path
@@ -66,7 +72,7 @@ class Prediction:
 
     @property
     def public_db(self) -> float | None:
-        """Mean public score over the sequences whose true frames are known, dB."""
+        """The mean public score of the sequences whose true frames are known, dB; None if there is no such sequence."""
         known = [sequence.public_db for sequence in self.sequences if sequence.public_db is not None]
         return sum(known) / len(known) if known else None
 
@@ -83,13 +89,16 @@ def predict(
     output: Output | None = None,
     ignore_extra: bool = False,
 ) -> Prediction:
-    """Predict every test sequence under `root` with the checkpoint `path` (ours or the lab's) into `out`.
+    """Predict every test sequence under `root` with the checkpoint `path`, and write the files into the folder `out`.
 
-    z          default: what the checkpoint's own validation used
-    average    roll-outs whose frames are averaged, with seeds z.seed, z.seed + 1, ...
-    output     how frames are made of the network's output; default: as the checkpoint says, or else as fits the
-               validation video under `root` best
-    Each GIF and submission.csv appear whole or not at all; prediction.json says what made them.
+    path       a checkpoint of cvaeopt or of the lab
+    z          default: the noise that the checkpoint's own validation used
+    average    number of roll-outs whose frames are averaged; their seeds are z.seed, z.seed + 1, ...
+    output     how frames are made from the network's output; default: the checkpoint's own output. If the checkpoint
+               does not name its output, the output that fits the validation video under `root` best is used.
+
+    No GIF and no submission.csv is ever written in part. prediction.json contains their provenance. DataError if
+    there is no test sequence. SettingsError if `average` < 1.
     """
     if average < 1:
         raise SettingsError(f"average = {average}.", "Expected: at least 1 roll-out.")
@@ -121,7 +130,10 @@ def predict(
 def _write_sequences(
     loaded: Loaded, root: Path, out: Path, z: Noise, average: int, total: int, progress: Progress | None
 ) -> tuple[list[Predicted], Span]:
-    """Predict each sequence, write its GIF and its rows of submission.csv; also the range of all outputs."""
+    """Predict each sequence, and write its GIF and its rows of submission.csv.
+
+    returns   the finished sequences, and the span of all their predicted values
+    """
     height, width = frame_size(loaded.config)
     done: list[Predicted] = []
     span = Span(0.0, 1.0, 0.0)
@@ -145,7 +157,10 @@ def _write_sequences(
 
 
 def _validation_video(loaded: Loaded, root: Path) -> Split | None:
-    """The validation video under `root` where it is needed to decide; None if there is none that can be read."""
+    """The validation video under `root`, if it is needed to choose the output; None otherwise.
+
+    If the video is missing or cannot be read, the result is None, too.
+    """
     if loaded.output_from != "assumed":
         return None
     try:
@@ -163,7 +178,7 @@ def _averaged(loaded: Loaded, first: Frames, labels: Frames, z: Noise, average: 
 
 
 def file_digest(path: Path) -> str:
-    """The first twelve hex digits of the SHA-256 of the file."""
+    """The first twelve hex digits of the file's SHA-256 digest."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 

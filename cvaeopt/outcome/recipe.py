@@ -1,9 +1,9 @@
-"""A recipe: every setting of one run and where it comes from, as a TOML file that people read and keep.
+"""A recipe: a TOML file with every setting of one run and the provenance of these settings.
 
-[settings]                  every setting of a run, nothing implied
-[provenance]                study, trial, value, how it was estimated, data, code, date
-[provenance.baselines]      what a model must beat
-[[provenance.runners_up]]   the trials that noise does not tell apart from this one
+[settings]                  every setting of the run; no setting has an implied default
+[provenance]                study, trial, its value and how the value was estimated, data, code, date
+[provenance.baselines]      PSNR of each baseline, dB
+[[provenance.runners_up]]   the trials whose values differ from this trial's value by no more than noise
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from cvaeopt.outcome.transfer import Transfer, landmarks, transfer
 _TRANSFERS: Final[tuple[Transfer, ...]] = ("proportional", "absolute")
 
 LONG_RUN_EPOCHS: Final = 500
-"""Epochs of the run that a recipe's comments and picture show beside the searched one."""
+"""The length of the long run, in epochs. A recipe's comments and picture show its schedules and the searched ones."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run and its provenance (plain TOML values)."""
+    """The settings of a run, and their provenance as plain TOML values."""
 
     settings: Config
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def edited(self) -> bool:
-        """Whether the settings were changed by hand since they were exported."""
+        """Whether the settings were changed after their export."""
         stored = self.provenance.get("settings_digest")
         return stored is not None and stored != self.settings.digest()
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a checkpoint trained with this recipe carries of its provenance."""
+        """The part of the provenance that is stored in a checkpoint that was trained with this recipe."""
         named = {"settings_digest": "searched_settings_digest", "data_digest": "searched_data_digest"}
         kept = [
             "study",
@@ -59,7 +59,10 @@ class Recipe:
 
 
 def write(path: Path, recipe: Recipe) -> None:
-    """Write `recipe` as TOML, whole or not at all; comments show its schedules in a run of LONG_RUN_EPOCHS."""
+    """Write `recipe` as TOML. The file is never written in part.
+
+    Comments in the file show the turning points of its schedules, as searched and in a run of LONG_RUN_EPOCHS.
+    """
     provenance = {"settings_digest": recipe.settings.digest(), **_without_none(recipe.provenance)}
     tables = {"settings": recipe.settings.plain(), "provenance": provenance}
     head = (
@@ -70,9 +73,10 @@ def write(path: Path, recipe: Recipe) -> None:
 
 
 def read(path: Path, *, partial: bool = False) -> Recipe:
-    """The recipe in `path`; SettingsError says what is wrong with it and what to do.
+    """The recipe in the file `path`. SettingsError if the file cannot be read or is not a valid recipe.
 
-    partial   settings that it lacks have their defaults, which are the template's; otherwise they are an error
+    partial   if True, a missing setting has its default, which is the lab's template's value; if False, a missing
+              setting is an error
     """
     try:
         tables = tomlfile.read(path)
@@ -86,7 +90,10 @@ def read(path: Path, *, partial: bool = False) -> Recipe:
 
 
 def parse(tables: dict[str, Any], where: str, *, partial: bool = False) -> Recipe:
-    """The recipe in parsed TOML `tables`; SettingsError names `where` it stands."""
+    """The recipe in parsed TOML `tables`. SettingsError if the recipe is not valid; its message names `where`.
+
+    partial   as in `read`
+    """
     if "search" in tables or "fixed" in tables:
         raise SettingsError(
             f"{where} is the definition of a study.",
@@ -113,12 +120,12 @@ def parse(tables: dict[str, Any], where: str, *, partial: bool = False) -> Recip
 
 
 def runs(config: Config, epochs: int) -> dict[str, Config]:
-    """The settings as searched, and for a run of `epochs` epochs under both transfers, by name."""
+    """Three runs, by name: the searched settings, and the settings of a run of `epochs` epochs under both transfers."""
     return {"as searched": config, **{mode: transfer(config, epochs, mode) for mode in _TRANSFERS}}
 
 
 def _without_none(value: Any) -> Any:
-    """`value` without None, which TOML cannot write."""
+    """`value` without the keys whose value is None, because TOML has no None."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
@@ -127,7 +134,7 @@ def _without_none(value: Any) -> Any:
 
 
 def _curves(config: Config, epochs: int) -> str:
-    """A comment table: where the schedules turn, as searched and under both transfers."""
+    """A table in TOML comments: the turning points of the schedules, as searched and under both transfers."""
     columns = ("epochs", "decay_starts", "decay_ends", "beta_full", "cycle", "lr_end")
     lines = [
         "# Where the schedules turn, in finished epochs ('-': never):",

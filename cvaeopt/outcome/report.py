@@ -1,8 +1,8 @@
-"""One self-contained HTML page per study, and the pictures it shows as files beside it.
+"""The report of a study: one self-contained HTML page, and a file beside it for each of its pictures.
 
-The page opens without a network: every picture is a data URI, there is no script, and its own content security
-policy forbids both. Names and reasons come from a database that other programs may write, so the template escapes
-them all.
+The page needs no network. Every picture is a data URI, and there is no script. The page's own content security policy
+forbids network access and scripts. Names and reasons come from a database that other programs may write to, so the
+template escapes all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAGE: Final = "report.html"
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` wrote."""
+    """The paths of the files that `report` wrote."""
 
     page: Path
     pictures: tuple[Path, ...]
@@ -42,9 +42,9 @@ class Report:
 
 @named
 def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: datetime) -> Report:
-    """Write `out`/report.html and its pictures for study `name`; StudyError for an unknown study.
+    """Write `out`/report.html and its pictures for study `name`. StudyError for an unknown study.
 
-    artifacts   folder of the trials' run folders; what is missing there is said on the page
+    artifacts   folder of the studies' run folders; the page names the files of the best trial that are missing there
     now         the date on the page
     """
     study, definition = open_existing(storage, name)
@@ -66,7 +66,11 @@ def write(
     artifacts: Path,
     now: datetime,
 ) -> Report:
-    """The same as `report`, of trials that were read already; `overview` as `report_data` takes it."""
+    """Write the report of a study from `trials` that were read before.
+
+    overview          as in `report_data`
+    artifacts, now    as in `report`
+    """
     data = report_data(definition, trials, overview, artifacts=artifacts, now=now)
     shown = report_pictures(data, importances(definition, trials))
     environment = Environment(

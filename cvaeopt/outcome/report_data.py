@@ -1,4 +1,4 @@
-"""What a report says about a study, as typed facts: no picture is drawn here and no HTML is written."""
+"""The facts of a report about a study, as typed values. This module draws no picture and writes no HTML."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ STATES: Final = ("complete", "pruned", "failed", "running", "waiting")
 
 @dataclass(frozen=True)
 class Against:
-    """The best value beside one baseline. `gain` in dB is None while no trial is complete."""
+    """A comparison of the best value with one baseline.
+
+    value   PSNR of the baseline, dB
+    gain    the best value minus `value`, dB; None if no trial is complete
+    """
 
     name: str
     value: float
@@ -43,7 +47,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Fresh:
-    """The leaders that were trained again: the rows of their table, and what the table means in words."""
+    """The leaders that were trained again: the rows of their table, and a text that explains the table."""
 
     rows: list[dict[str, str]]
     text: str
@@ -51,9 +55,9 @@ class Fresh:
 
 @dataclass(frozen=True)
 class GoodTrials:
-    """Where the settings of the best `count` of `total` complete trials lie.
+    """The settings of the good trials, which are the best `count` of `total` complete trials.
 
-    rows   (setting, its values among the good trials, its values among all trials)
+    rows   (setting, its values in the good trials, its values in all trials); the values are text
     """
 
     count: int
@@ -63,7 +67,12 @@ class GoodTrials:
 
 @dataclass(frozen=True)
 class BestRun:
-    """The best trial's settings, and where its schedules turn. `files` is None while no trial is complete."""
+    """The best trial's files, host and settings, and the turning points of its schedules.
+
+    files   None if no trial is complete
+    host    the machine that finished the trial; '' if it is not known
+    marks   (name of the turning point, its time as text)
+    """
 
     files: RunFiles | None
     host: str
@@ -73,7 +82,12 @@ class BestRun:
 
 @dataclass(frozen=True)
 class FailureKind:
-    """Trials that failed for the same reason; `numbers` lists the first of them."""
+    """Trials that failed for the same reason.
+
+    count     number of these trials
+    epochs    epochs trained by these trials
+    numbers   the numbers of the first of these trials, as text
+    """
 
     reason: str
     count: int
@@ -83,23 +97,28 @@ class FailureKind:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that the page of a report says.
+    """All facts on the page of a report.
 
-    metric         what the values are, such as val_psnr
-    estimated      how the best value was estimated, in words
-    verdict        one sentence: what the study has found
+    metric         the name of the value, such as val_psnr
+    estimated      a description of how the best value was estimated
+    verdict        a sentence with the result of the study
     lost           True if the best trial does not beat every baseline
-    best           the trial to recommend: by fresh runs if they are over, else by the search
-    retrained      the run of the study's recipe, if `retrain` has made one beside the artifacts
+    best           the recommended trial: fresh runs decide if they are over, otherwise the values of the search
     searched_best  the trial with the highest value of the search
-    spent          epochs trained, by how their trials ended
-    epochs_saved   epochs that pruning spared
-    seconds        training time of all trials that recorded it; None if none did
-    known          all trials, by number
+    levels         PSNR of each baseline, dB
+    counts         number of trials in each state
+    spent          epochs trained by the trials in each state
+    epochs_saved   epochs that were not trained because of pruning
+    seconds        training time of all trials that recorded their time; None if no trial did
+    known          all trials, sorted by number
     rows           the trials of the table, best first, at most MAX_ROWS
     axes           the searched settings that vary
     all_axes       all searched settings
-    configs        resolved settings of the trials whose settings fit this definition, by number
+    good_numbers   the numbers of the good trials, best first
+    configs        number of the trial -> its complete settings, for trials whose settings fit the definition
+    retrained      the best run of the study's recipe that `retrain` made beside the artifacts; None without such a run
+    failures       the reasons of failed trials, the most frequent first, at most MAX_FAILURES
+    failure_kinds  number of different reasons, without a limit
     """
 
     name: str
@@ -139,17 +158,20 @@ class ReportData:
 
     @property
     def epochs_spent(self) -> int:
-        """Epochs trained by all trials."""
+        """The number of epochs that all trials trained."""
         return sum(self.spent.values())
 
     @property
     def device_time(self) -> str | None:
-        """The training time in words."""
+        """The training time as text with its unit; None if it was not recorded."""
         return duration(self.seconds)
 
     @property
     def time_saved(self) -> str | None:
-        """The time that pruning spared, if an epoch takes as long as those that were trained."""
+        """The estimated time that pruning saved, as text; None if nothing was saved or no time was recorded.
+
+        The estimate assumes that an epoch that was not trained takes as long as the mean trained epoch.
+        """
         if not self.seconds or not self.epochs_saved:
             return None
         return duration(self.seconds * self.epochs_saved / self.epochs_spent)
@@ -170,10 +192,12 @@ def report_data(
 ) -> ReportData:
     """The facts of a report.
 
-    overview    what `status` says; under "left" the numbers of the trials that wait for a worker, under
-                "confirmation" what fresh runs say of the leaders, if there are any, under "identity" whose files are
-                shown (without it those of `artifacts/NAME`)
-    artifacts   folder of the trials' run folders
+    overview    the result of `status`, with three optional keys:
+                "left"           the numbers of the trials that wait for a worker
+                "confirmation"   the result of `confirmation`
+                "identity"       the identity of the study whose files are shown; default: the study without an
+                                 identity, whose files are in `artifacts/NAME`
+    artifacts   folder of the studies' run folders
     now         the date of the report
     """
     known = facts(trials, overview.get("left", ()))
@@ -225,9 +249,9 @@ def report_data(
 def _recommended(
     definition: Definition, known: Sequence[TrialFacts], searched: TrialFacts | None, fresh: Confirmation | None
 ) -> tuple[TrialFacts | None, str]:
-    """The trial to recommend and how its value was estimated; as `export-best` decides.
+    """The recommended trial, and a description of how its value was estimated. `export-best` decides in the same way.
 
-    What the search ranks first is partly luck, so once all fresh runs are over only they count.
+    The first rank in the search is partly luck. So if all fresh runs are over, only they count.
     """
     if fresh is None or not fresh.over or fresh.best is None:
         return searched, estimator(definition)
@@ -249,7 +273,7 @@ def _configs(definition: Definition, known: Sequence[TrialFacts]) -> dict[int, C
                 found[trial.number] = params_to_config(
                     definition, trial.params, trial.number, trial.attributes.get("seed")
                 )
-            except SettingsError:  # a trial that another version of the definition made
+            except SettingsError:  # The trial comes from another version of the definition.
                 continue
     return found
 
@@ -261,13 +285,13 @@ def _best_run(definition: Definition, best: TrialFacts | None, folder: Path) -> 
     host = str(best.attributes.get("host") or "")
     try:
         config = params_to_config(definition, best.params, best.number, best.attributes.get("seed"))
-    except SettingsError:  # a trial that another version of the definition made
+    except SettingsError:  # The trial comes from another version of the definition.
         return BestRun(files, host, list(best.params.items()), [])
     return BestRun(files, host, list(config.plain().items()), marks(config))
 
 
 def _failures(known: Sequence[TrialFacts]) -> list[FailureKind]:
-    """Failed trials by reason, the most frequent first."""
+    """The failed trials, grouped by reason, with the most frequent reason first."""
     by_reason: dict[str, list[TrialFacts]] = {}
     for trial in known:
         if trial.state == "failed":
@@ -285,7 +309,7 @@ def _failures(known: Sequence[TrialFacts]) -> list[FailureKind]:
 
 
 def _good(known: Sequence[TrialFacts]) -> list[TrialFacts]:
-    """The best fifth of the complete trials, best first; empty below five complete trials."""
+    """The best fifth of the complete trials, but at least three, best first; empty for fewer than five."""
     complete = sorted((t for t in known if t.value is not None), key=lambda t: (-(t.value or 0.0), t.number))
     return complete[: max(3, math.ceil(len(complete) / 5))] if len(complete) >= 5 else []
 
@@ -315,7 +339,10 @@ def _against(best: TrialFacts | None, baselines: Mapping[str, float]) -> list[Ag
 
 
 def _rank(trial: TrialFacts) -> tuple[int, float, int]:
-    """Complete trials by value, then the others by state and last report."""
+    """The sort key of the table: the state, then the value or last reported value, then the trial's number.
+
+    Complete trials come first. A higher value comes before a lower value.
+    """
     level = trial.level
     return (STATES.index(trial.state), -level if level is not None else math.inf, trial.number)
 

@@ -1,4 +1,4 @@
-"""What a report says in words: the verdict, the schedules' turning points, and settings as people write them."""
+"""The texts of a report: the verdict, the turning points of the schedules, and the values of settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cvaeopt.text import BASELINES_LONG
 
 
 def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
-    """One sentence: what the study has found, against its baselines in dB."""
+    """A sentence with the result of the study: the best trial compared with the baselines, in dB."""
     if best is None or best.value is None:
         return "No trial is complete yet, so there is nothing to recommend."
     if not baselines:
@@ -23,7 +23,7 @@ def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
     lost = beaten_baselines(best.value, baselines)
     if lost:
         names = " and ".join(BASELINES_LONG.get(name, name) for name in lost)
-        # The nearest pose is not trivial: it looks the frame up in the training video.
+        # The nearest pose is not a trivial baseline: it finds the frame with the nearest pose in the training video.
         doing = "copying the nearest training frame is worth" if lost == ["nearest_pose"] else "doing nothing is worth"
         return (
             f"The best trial, number {best.number} with {best.value:.2f} dB, does NOT beat {names}: "
@@ -37,7 +37,7 @@ def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
 
 
 def fresh_text(fresh: Confirmation) -> str:
-    """What the table of fresh runs means."""
+    """A text that explains the table of fresh runs."""
     text = (
         f"{fresh.ended} of {fresh.runs} fresh runs of the leaders are over. They rank by these runs alone, because the "
         "search's own values were selected for being high."
@@ -54,7 +54,7 @@ def fresh_text(fresh: Confirmation) -> str:
 
 
 def marks(config: Config) -> list[tuple[str, str]]:
-    """Where the schedules of the best trial turn, in words."""
+    """The turning points of a run's schedules: (name of the point, its time as text)."""
     turns = landmarks(config)
     when = {
         "teacher forcing starts to fall": turns.decay_starts,
@@ -72,13 +72,13 @@ def _when(epoch: int | None) -> str:
 
 
 def tally(values: Sequence[Any], axis: Axis) -> str:
-    """How often each choice of a setting occurs."""
+    """A text with the number of times that each choice of a categorical setting occurs; '-' for no value."""
     found = [(choice, values.count(choice)) for choice in axis.choices]
     return ", ".join(f"{setting_text(choice)} {count}x" for choice, count in found if count) or "-"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Smallest, largest and median of a setting's numbers."""
+    """A text with the smallest, the largest and the median value of a numeric setting; '-' for no value."""
     if not values:
         return "-"
     low, middle, high = (setting_text(at(values)) for at in (min, statistics.median, max))
@@ -86,19 +86,19 @@ def spread(values: Sequence[float]) -> str:
 
 
 def duration(seconds: float | None) -> str | None:
-    """A time with its unit, in hours from one hour on; None for None."""
+    """The time as text: in minutes below one hour, in hours otherwise; None for None."""
     if seconds is None:
         return None
     return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def short_name(name: str) -> str:
-    """A setting's name as the labels of an ablation have it."""
+    """A setting's short name for the labels of an ablation."""
     return {"kl_anneal_type": "KL", "tfr": "forcing"}.get(name, name)
 
 
 def setting_text(value: Any) -> str:
-    """A setting's value as people write it."""
+    """A setting's value as short text: yes or no for a bool, four significant digits for a float."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
