@@ -1,12 +1,13 @@
-"""A small data set of our own making, in the lab's layout: one figure in a lit studio, and its skeleton.
+"""A small artificial data set in the lab's layout: videos of a figure in a lit studio, and the figure's skeleton.
 
-The figure walks, dances, kneels, turns, waves, jumps, bows and now and then leaves the picture. Four stages:
+The figure walks, dances, kneels, turns, waves, jumps, bows and sometimes leaves the picture. The four modules are four
+stages:
 
-    choreography   a sequence of motions gives the angles of all joints and the place on the floor, smooth in time
-    skeleton       the angles give the joints in space, and the joints in the picture (forward kinematics, fixed camera)
-    drawing        the joints give a shaded picture, and a thin colour skeleton on white
-    writer         pictures and labels become a data folder
+    choreography   computes smooth joint angles and a smooth path on the floor from a sequence of motions
+    skeleton       computes the joints in space from the angles, and projects them into the picture
+    drawing        draws a shaded picture (frame) and a thin coloured skeleton on white (label) from the joints
+    writer         writes frames and labels into a data folder
 
-Lengths are in body heights (the standing figure is 1), angles in radians, times in frames. In space x goes to the
-right of the picture, y up, z towards the camera; at yaw 0 the figure looks into the camera.
+Lengths are in body heights: the standing figure has height 1. Angles are in radians, and times are in frames. In space,
+x points to the right of the picture, y up, and z towards the camera. At yaw 0 the figure looks into the camera.
 """

@@ -1,4 +1,4 @@
-"""What the figure does: the angles of its joints and its place on the floor, for every frame."""
+"""The motion of the figure: the angles of its joints and its place on the floor in every frame."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Arms: swing forward, raise to the side, roll about their own length (at pi/2 the elbow of a raised arm bends the
-# forearm upwards, at -pi/2 that of a hanging arm bends it across the body), elbow. Legs: swing, raise, knee.
+# An arm has four angles: swing forward, raise to the side, roll about the arm's own axis, and bend of the elbow.
+# If roll is pi/2, the elbow of a raised arm bends the forearm upwards. If roll is -pi/2, the elbow of a hanging arm
+# bends the forearm across the body. A leg has three angles: swing forward ("leg"), raise to the side ("out"), knee.
 ANGLES = (
     "lean", "tilt", "twist", "nod", "look", "lift", "sway",
     "l_swing", "l_raise", "l_roll", "l_elbow",
@@ -27,7 +28,12 @@ _RELAXED = {
 
 @dataclass(frozen=True)
 class Motion:
-    """What the figure does in N frames: `angles` (N, len(ANGLES)); place `x`, `z` and direction `yaw` (N,)."""
+    """The motion of the figure in N frames.
+
+    angles   (N, len(ANGLES))
+    x, z     the place on the floor, (N,) each
+    yaw      the direction in which the figure looks, (N,)
+    """
 
     angles: np.ndarray
     x: np.ndarray
@@ -39,7 +45,7 @@ class Motion:
 
 
 def _pose(t: np.ndarray, **angles: np.ndarray | float) -> np.ndarray:
-    """Angles (N, len(ANGLES)) at the times `t` (N,): those given, and the relaxed ones for the others."""
+    """Angles (N, len(ANGLES)) at the times `t` (N,). An angle that is not given has its value in the relaxed pose."""
     given = {**_RELAXED, **angles}
     return np.stack([np.broadcast_to(given.get(name, 0.0), t.shape) for name in ANGLES], axis=1)
 
@@ -111,7 +117,7 @@ def _bow(t: np.ndarray) -> np.ndarray:
     )  # fmt: skip
 
 
-_ACTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {  # motion, frames of one performance
+_ACTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {  # (motion, duration in frames)
     "groove": (_groove, 36),
     "kick": (_kick, 32),
     "star": (_star, 26),
@@ -120,25 +126,29 @@ _ACTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {  # motion, 
     "turn": (_turn, 34),
     "bow": (_bow, 30),
 }
-_SPEED = 0.047  # of walking, body heights a frame: the stride of `_walk`
-_STAGE = 0.9  # acts take place at |x| up to this; the picture ends at about 1.3
-_OUTSIDE = 1.7  # nothing of a figure that walks is seen there
-_SOFT = 7  # half the frames in which one motion becomes the next
+_SPEED = 0.047  # walking speed in body heights per frame; it matches the stride of `_walk`
+_STAGE = 0.9  # largest |x| at which an act takes place; the edge of the picture is at about 1.3
+_OUTSIDE = 1.7  # |x| at which no part of a walking figure is in the picture
+_SOFT = 7  # half the duration of the transition between two motions, frames
 
 
 @dataclass(frozen=True)
 class _Segment:
     motion: Callable[[np.ndarray], np.ndarray]
     frames: int
-    x: float  # where it ends; it begins where the one before ended
+    x: float  # place at the end; the segment starts at the place where the previous segment ended
     z: float
-    yaw: float  # throughout, but for `turns`
-    turns: int = 0  # whole turns, signed
+    yaw: float  # direction; constant if `turns` is 0
+    turns: int = 0  # number of whole turns; the sign is the direction of rotation
     mirrored: bool = False
 
 
 def _programme(rng: np.random.Generator, frames: int) -> list[_Segment]:
-    """Segments of at least `frames` frames: acts in random order, walks between, out of the picture once a round."""
+    """Segments with at least `frames` frames in total.
+
+    Each round has all acts in random order, with walks between the acts. In each round the figure walks out of the
+    picture once.
+    """
     segments: list[_Segment] = []
     x, z = float(rng.uniform(-_STAGE, _STAGE)), 0.0
 
@@ -150,7 +160,7 @@ def _programme(rng: np.random.Generator, frames: int) -> list[_Segment]:
 
     while sum(segment.frames for segment in segments) < frames:
         acts = [str(name) for name in rng.permutation(list(_ACTS))]
-        leaving = int(rng.integers(1, 3))  # early, so that short videos have it too
+        leaving = int(rng.integers(1, 3))  # early, so that the figure leaves the picture in short videos too
         for position, name in enumerate(acts):
             if position == leaving:
                 side = math.copysign(1.0, x)
@@ -169,7 +179,7 @@ def _programme(rng: np.random.Generator, frames: int) -> list[_Segment]:
 
 
 def choreography(rng: np.random.Generator, frames: int) -> Motion:
-    """A continuous, smooth motion of `frames` frames; equal generators give equal motions."""
+    """A continuous, smooth motion of `frames` frames. Generators with the same seed give the same motion."""
     segments = _programme(rng, frames)
     ends = np.cumsum([segment.frames for segment in segments])
     starts = ends - [segment.frames for segment in segments]
@@ -202,7 +212,10 @@ def fade(u: np.ndarray) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """`values` (N,) under a Gaussian window; the ends continue as they are."""
+    """`values` (N,) smoothed by a Gaussian window with the standard deviation `sigma`.
+
+    Before the start and after the end, the first and the last value are repeated.
+    """
     reach = math.ceil(3 * sigma)
     window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     return np.convolve(np.pad(values, reach, mode="edge"), window / window.sum(), mode="valid")

@@ -1,4 +1,4 @@
-"""The pictures: a shaded figure in a studio, and its skeleton as thin coloured lines on white."""
+"""Draw the frames (a shaded figure in a studio) and the labels (its skeleton as thin coloured lines on white)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cvaeopt.demo_data.skeleton import AT, HEIGHT, WIDTH, project
 Color = tuple[int, int, int]
 Draw = ImageDraw.ImageDraw
 
-_FINE = 8  # pictures are drawn this much larger, then averaged
+_FINE = 8  # pictures are drawn larger by this factor, then reduced by averaging
 _SKIN, _HAIR, _COAT, _SHIRT = (232, 182, 148), (58, 36, 26), (206, 74, 56), (240, 234, 222)
 _TROUSERS, _SHOES = (44, 52, 92), (236, 232, 226)
 
-# Limbs as (from, to, radius there, radius here, colour)
+# Limbs: (first joint, second joint, radius at the first joint, radius at the second joint, colour)
 _LIMBS: tuple[tuple[str, str, float, float, Color], ...] = tuple(
     (side + a, side + b, r, s, color)
     for side in ("l_", "r_")
@@ -32,7 +32,7 @@ _LIMBS: tuple[tuple[str, str, float, float, Color], ...] = tuple(
     )
 )
 
-# Bones of the label: (from, to, colour), one colour each
+# Bones of the label: (first joint, second joint, colour). Each bone has its own colour.
 _BONES: tuple[tuple[str, str, Color], ...] = (
     ("pelvis", "neck", (210, 0, 50)),
     ("neck", "head", (255, 0, 170)),
@@ -53,7 +53,7 @@ _BONES: tuple[tuple[str, str, Color], ...] = (
 )
 _NOSE: Color = (255, 120, 200)
 
-# Shadows on the floor: (joint above, width, strength, height at which it has faded)
+# Shadows on the floor: (joint above the shadow, width, strength, height of the joint that divides the strength by e)
 _SHADOWS = (
     ("l_ankle", 0.11, 0.4, 0.12),
     ("r_ankle", 0.11, 0.4, 0.12),
@@ -64,17 +64,19 @@ _SHADOWS = (
     ("pelvis", 0.26, 0.55, 0.7),
 )
 
-# What makes a part look round: (tone, size, shift to the upper left in radii), painted one over the other
+# The layers that make a body part look round, in the order of painting: (tone, size, shift in radii). A negative shift
+# moves the layer to the upper left.
 _ROUND = ((0.72, 1.0, 0.0), (1.0, 0.82, -0.16), (1.15, 0.42, -0.36))
 
 _SCREEN = (WIDTH * _FINE, HEIGHT * _FINE)
-_V, _U = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5  # centres of the pixels, from the top and the left
+_V, _U = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5  # pixel centres, measured from the top (V) and from the left (U)
 
 
 def picture(space: np.ndarray, light: float = 1.0) -> np.ndarray:
-    """The studio and the figure with joints at `space` (J, 3), uint8 (HEIGHT, WIDTH, 3).
+    """The picture of the figure in the studio, uint8 (HEIGHT, WIDTH, 3).
 
-    light   brightness of the lamps as a fraction of the usual
+    space   the joints, (J, 3)
+    light   brightness of the lamps; 1 is the usual brightness
     """
     stage = Image.fromarray(np.round(_STUDIO * _shadow(space)[..., None]).astype(np.uint8))
     canvas = stage.resize(_SCREEN, Image.Resampling.BICUBIC)
@@ -83,26 +85,29 @@ def picture(space: np.ndarray, light: float = 1.0) -> np.ndarray:
     parts = [(figure.depth(*limb[:2]), partial(_paint_limb, draw, figure, *limb)) for limb in _LIMBS]
     parts.append((figure.depth("pelvis", "neck"), partial(_paint_trunk, draw, figure)))
     parts.append((figure.depth("head", "head"), partial(_paint_head, draw, figure)))
-    for _, paint in sorted(parts, key=lambda part: part[0]):  # what is farther away is painted first
+    for _, paint in sorted(parts, key=lambda part: part[0]):  # parts farther from the camera are painted first
         paint()
     return np.clip(np.round(np.asarray(canvas.reduce(_FINE)) * light), 0, 255).astype(np.uint8)
 
 
 def label(space: np.ndarray) -> np.ndarray:
-    """The skeleton of the joints at `space` (J, 3), uint8 (HEIGHT, WIDTH, 3): thin lines on white, a colour a bone."""
+    """The skeleton of the figure as thin lines on white, one colour for each bone, uint8 (HEIGHT, WIDTH, 3).
+
+    space   the joints, (J, 3)
+    """
     canvas = Image.new("RGB", _SCREEN, (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
     figure = _Figure(space)
-    radius = _FINE / 2  # lines of one pixel
+    radius = _FINE / 2  # half the width of a line, in fine pixels: a line is one pixel wide
     for a, b, color in sorted(_BONES, key=lambda bone: figure.depth(*bone[:2])):
         _capsule(draw, figure.seen(a), figure.seen(b), radius, radius, color)
-    if figure.facing > -0.3:  # a nose is not seen from behind: this tells front from back
+    if figure.facing > -0.3:  # seen from behind, the figure has no nose, so labels of front and back differ
         _capsule(draw, figure.seen("head"), figure.seen("nose"), radius, radius, _NOSE)
     return np.asarray(canvas.reduce(_FINE))
 
 
 def _studio() -> np.ndarray:
-    """The empty studio, float (HEIGHT, WIDTH, 3), 0-255: a lit wall that runs softly into a floor."""
+    """The empty studio, float (HEIGHT, WIDTH, 3), 0-255: a lit wall and a floor, without a hard edge between them."""
     across = (_U - WIDTH / 2) / (WIDTH / 2)
     lamp = np.exp(-((across + 0.15) ** 2) / 0.55 - ((_V - 9) / 20) ** 2)
     wall = np.array([92, 116, 128]) + lamp[..., None] * np.array([92, 88, 80])
@@ -117,7 +122,7 @@ _STUDIO = _studio()
 
 
 def _shadow(space: np.ndarray) -> np.ndarray:
-    """The part of the light that reaches each pixel, (HEIGHT, WIDTH) in (0, 1]: soft shadows on the floor."""
+    """The fraction of the light that reaches each pixel, (HEIGHT, WIDTH) in (0, 1]. It is below 1 in a shadow."""
     dark = np.zeros((HEIGHT, WIDTH))
     for name, width, strength, reach in _SHADOWS:
         x, y, z = space[AT[name]]
@@ -130,7 +135,10 @@ def _shadow(space: np.ndarray) -> np.ndarray:
 
 
 class _Figure:
-    """The joints of one moment as the painter needs them: in fine pixels, with scales and depths."""
+    """The joints of one frame, prepared for drawing: positions and scales in fine pixels, and depths.
+
+    A fine pixel is a pixel of the enlarged picture: `_FINE` of them are as wide as a pixel of the result.
+    """
 
     def __init__(self, space: np.ndarray) -> None:
         self._space = space
@@ -138,32 +146,32 @@ class _Figure:
         self._points, self._scales = points * _FINE, scales * _FINE
 
     def seen(self, joint: str) -> np.ndarray:
-        """Where the joint is on the canvas, (2,)."""
+        """The position of the joint in the picture, (2,) fine pixels from the left and from the top."""
         point: np.ndarray = self._points[AT[joint]]
         return point
 
     def scale(self, joint: str) -> float:
-        """Fine pixels of one body height at the joint."""
+        """The length of one body height at the joint, fine pixels."""
         return float(self._scales[AT[joint]])
 
     def depth(self, a: str, b: str) -> float:
-        """How near the middle of two joints is to the camera."""
+        """The z coordinate of the middle of two joints. It is larger for points nearer to the camera."""
         return float(self._space[AT[a], 2] + self._space[AT[b], 2]) / 2
 
     @property
     def facing(self) -> float:
-        """1 when the face looks into the camera, -1 when it looks away."""
+        """The direction of the face, in [-1, 1]: 1 if it looks into the camera, -1 if it looks away."""
         return float(self._space[AT["nose"], 2] - self._space[AT["head"], 2]) / 0.1
 
     @property
     def open_coat(self) -> float:
-        """1 when the front of the trunk looks into the camera, at most 0 when it is not seen."""
+        """The direction of the trunk's front, in [-1, 1]: 1 if it faces the camera, 0 or less if it cannot be seen."""
         return float(self._space[AT["belly"], 2] - self._space[AT["pelvis"], 2]) / 0.075
 
 
 def _paint_limb(draw: Draw, figure: _Figure, a: str, b: str, r: float, s: float, color: Color) -> None:
     behind = figure.depth(a, b) - figure.depth("pelvis", "pelvis")
-    color = _tone(color, float(np.clip(1 + 1.2 * behind, 0.75, 1.05)))  # less light comes behind the body
+    color = _tone(color, float(np.clip(1 + 1.2 * behind, 0.75, 1.05)))  # limbs behind the body get less light
     r, s = r * figure.scale(a), s * figure.scale(b)
     for tone, size, shift in _ROUND:
         move = np.full(2, shift * (r + s) / 2)
@@ -209,7 +217,7 @@ def _paint_head(draw: Draw, figure: _Figure) -> None:
 
 
 def _tone(color: Color, factor: float) -> Color:
-    """A colour made lighter or darker."""
+    """`color` times `factor`, lighter if the factor is above 1; each channel is at most 255."""
     r, g, b = (min(255, round(value * factor)) for value in color)
     return (r, g, b)
 
@@ -220,7 +228,7 @@ def _disc(draw: Draw, center: np.ndarray, radius: float, color: Color) -> None:
 
 
 def _capsule(draw: Draw, a: np.ndarray, b: np.ndarray, r: float, s: float, color: Color) -> None:
-    """Two discs and what lies between them."""
+    """Draw a disc of radius `r` at `a`, a disc of radius `s` at `b`, and the area between the two discs."""
     _disc(draw, a, r, color)
     _disc(draw, b, s, color)
     length = math.dist(a, b)

@@ -1,4 +1,4 @@
-"""Where the joints are, in space and in the picture: forward kinematics and one fixed camera."""
+"""The positions of the joints in space (forward kinematics) and in the picture (one fixed camera)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ JOINTS = (
 )  # fmt: skip
 AT = {name: index for index, name in enumerate(JOINTS)}
 
-_SCALE = 25.0  # pixels of one body height at z = 0
-_DISTANCE = 5.0  # of the camera from z = 0
+_SCALE = 25.0  # pixels per body height at z = 0
+_DISTANCE = 5.0  # distance of the camera from z = 0
 _EYE = 0.75  # height of the camera
-_FLOOR = 29.5  # where the floor at z = 0 is seen, pixels from the top
+_FLOOR = 29.5  # position of the floor at z = 0 in the picture, pixels from the top
 
 
 def joints(motion: Motion) -> np.ndarray:
-    """All joints of all frames in space, (N, J, 3), in the order of `JOINTS`; the lowest touch the floor, y = 0."""
+    """The positions of all joints in all frames, (N, J, 3), in the order of `JOINTS`.
+
+    In each frame the lowest point of the feet and knees is as high above the floor (y = 0) as the angle "lift" says.
+    """
     a = dict(zip(ANGLES, motion.angles.T, strict=True))
     n = len(motion)
     hips = _turn_y(motion.yaw)
@@ -57,7 +60,10 @@ def joints(motion: Motion) -> np.ndarray:
 
 
 def project(space: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where points (..., 3) are seen, (..., 2) pixels from the left and the top, and their scale (...), pixels."""
+    """The positions of points (..., 3) in the picture, and the scale at each point.
+
+    returns   positions (..., 2), pixels from the left and from the top; scales (...), pixels per body height
+    """
     scale = _SCALE * _DISTANCE / (_DISTANCE - space[..., 2])
     across = WIDTH / 2 + scale * space[..., 0]
     down = _FLOOR - _SCALE * _EYE + scale * (_EYE - space[..., 1])
@@ -65,24 +71,27 @@ def project(space: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _go(start: np.ndarray, frame: np.ndarray, x: float, y: float, z: float) -> np.ndarray:
-    """Points (N, 3) at (x, y, z) from `start` (N, 3), measured along the axes `frame` (N, 3, 3)."""
+    """Points (N, 3) at the distance (x, y, z) from `start` (N, 3), along the axes that are the columns of `frame`.
+
+    frame   rotation matrices, (N, 3, 3)
+    """
     there: np.ndarray = start + frame @ np.array([x, y, z])
     return there
 
 
 def _turn_x(angle: np.ndarray) -> np.ndarray:
-    """Rotations (N, 3, 3) that take y towards z."""
+    """Rotation matrices (N, 3, 3) about the x axis. They turn y towards z."""
     one, nil, c, s = np.ones_like(angle), np.zeros_like(angle), np.cos(angle), np.sin(angle)
     return np.stack([one, nil, nil, nil, c, -s, nil, s, c], axis=-1).reshape(-1, 3, 3)
 
 
 def _turn_y(angle: np.ndarray) -> np.ndarray:
-    """Rotations (N, 3, 3) that take z towards x."""
+    """Rotation matrices (N, 3, 3) about the y axis. They turn z towards x."""
     one, nil, c, s = np.ones_like(angle), np.zeros_like(angle), np.cos(angle), np.sin(angle)
     return np.stack([c, nil, s, nil, one, nil, -s, nil, c], axis=-1).reshape(-1, 3, 3)
 
 
 def _turn_z(angle: np.ndarray) -> np.ndarray:
-    """Rotations (N, 3, 3) that take x towards y."""
+    """Rotation matrices (N, 3, 3) about the z axis. They turn x towards y."""
     one, nil, c, s = np.ones_like(angle), np.zeros_like(angle), np.cos(angle), np.sin(angle)
     return np.stack([c, -s, nil, s, c, nil, nil, nil, one], axis=-1).reshape(-1, 3, 3)

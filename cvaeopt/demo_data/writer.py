@@ -1,4 +1,4 @@
-"""The demonstration data as a folder in the lab's layout, written whole or not at all."""
+"""Write the demonstration data to a folder in the lab's layout, whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from cvaeopt.errors import DataError
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 CLIP_FRAMES = 16
-MARKER = "demonstration.json"  # moved in last: a folder that has it is complete
+MARKER = "demonstration.json"  # moved into the folder last, so a folder with this file is complete
 
-_VERSION = 1  # of the pictures; another version draws others
+_VERSION = 1  # version of the pictures; it must change if the pictures change
 
 
 def draw(rng: np.random.Generator, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The pictures and labels of one video of `frames` frames, each uint8 (HEIGHT, WIDTH, 3)."""
+    """Yield the picture and the label of each frame of a video, uint8 (HEIGHT, WIDTH, 3) each.
+
+    frames   the length of the video
+    """
     space = joints(choreography(rng, frames))
-    # The lamps breathe by less than 1 %: in a studio that never changed, empty frames would be predicted without
-    # any error, and their 100 dB would drown the others.
+    # The brightness of the lamps varies by 0.8 %. Without this variation empty frames would be predicted without any
+    # error. Each of them would count as 100 dB, so the mean PSNR would depend mostly on empty frames.
     light = 1 + 0.008 * np.sin(2 * np.pi * (np.arange(frames) / 57 + rng.uniform()))
     for moment, level in zip(space, light, strict=True):
         yield picture(moment, float(level)), label(moment)
@@ -48,13 +51,14 @@ def write(
     sequence_frames: int = 96,
     progress: Progress | None = None,
 ) -> None:
-    """Write a demonstration set to the folder `root`, whole or not at all; equal parameters give equal bytes.
+    """Write a demonstration set to the folder `root`, whole or not at all. Equal parameters give equal bytes.
 
-    clips             training frames / 16, one continuous video
-    sequences         test sequences of `sequence_frames` labels; test_img has the first frame, test_truth all
+    clips             length of the training video, in clips of 16 frames
+    sequences         number of test sequences. test_img gets the first frame of each, and test_truth gets all frames.
+    sequence_frames   number of frames and of labels in each test sequence
 
-    A folder that was written with the same parameters is left as it is. DataError if `root` holds anything
-    else, or if a number is too small to be of use.
+    If `root` already holds a set with the same parameters, nothing is changed. DataError if `root` holds anything else,
+    if a parameter is too small, or if `root` cannot be written.
     """
     for name, value, least in (
         ("seed", seed, 0),
@@ -72,7 +76,7 @@ def write(
     root = root.absolute()
     if _is_there(root, marker):
         return
-    # A folder that exists may be a mount point, which cannot be replaced: its contents are moved in instead.
+    # An existing folder may be a mount point, which cannot be replaced. So the files are moved into the folder.
     exists = root.is_dir()
     scratch = (root if exists else root.parent) / f".{root.name}-{secrets.token_hex(4)}.part"
     try:
@@ -85,7 +89,7 @@ def write(
             scratch.rename(root)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_there(root, marker):
-            return  # another process wrote the same set meanwhile
+            return  # another process has written the same set in the meantime
         raise DataError(
             f"The demonstration set could not be written to {root}: {error.strerror}.",
             "Expected a folder that can be written, on a disk with 20 MB of room.",
@@ -96,7 +100,7 @@ def write(
 
 
 def _is_there(root: Path, marker: dict[str, int]) -> bool:
-    """Whether `root` holds the set that `marker` describes; DataError if it holds anything else."""
+    """Whether `root` holds the set that `marker` describes. DataError if `root` holds anything else."""
     if not root.exists():
         return False
     if not root.is_dir():
@@ -110,7 +114,7 @@ def _is_there(root: Path, marker: dict[str, int]) -> bool:
             f"Expected {json.dumps(marker)}.",
             "Remove the folder or choose another.",
         )
-    left = re.compile(rf"\.{re.escape(root.name)}-[0-9a-f]{{8}}\.part")  # by a process that was killed
+    left = re.compile(rf"\.{re.escape(root.name)}-[0-9a-f]{{8}}\.part")  # remains of a killed process
     if any(not left.fullmatch(path.name) for path in root.iterdir()):
         raise DataError(
             f"{root} is not empty, and not a demonstration set.",
@@ -121,7 +125,7 @@ def _is_there(root: Path, marker: dict[str, int]) -> bool:
 
 
 def _draw_all(folder: Path, marker: dict[str, int], progress: Progress | None) -> None:
-    """All pictures and labels of the set, and its marker, under `folder`."""
+    """Write all pictures and labels of the set, and then `marker`, into `folder`."""
     videos = [
         ("train/train_img", "train/train_label", marker["clips"] * CLIP_FRAMES),
         ("val/val_img", "val/val_label", marker["val_frames"]),
