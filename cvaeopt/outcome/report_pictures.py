@@ -40,7 +40,7 @@ _RUN_PICTURES: Final = (
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the page. `text` describes it to those who cannot see it."""
+    """One picture of the page. `text` describes the picture for readers who cannot see it."""
 
     name: str
     data: bytes = field(repr=False)
@@ -49,20 +49,25 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture as a data URI, so that the page needs no other file."""
+        """The picture as a data URI. With data URIs the page needs no other file."""
         kind = "gif" if self.name.endswith(".gif") else "png"
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, so that the page does not jump while it loads."""
+        """Width and height in pixels. The page states both, so that its layout does not change while it loads."""
         with Image.open(io.BytesIO(self.data)) as image:
             return image.size
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of the filmstrip. `mark` is 'best', 'median', 'worst', or ''."""
+    """A frame of the film strip.
+
+    number   the number of the predicted frame, counted from 1
+    psnr     PSNR of the frame, dB
+    mark     'best', 'median', 'worst', or ''
+    """
 
     picture: Picture
     number: int
@@ -74,8 +79,8 @@ class Frame:
 class ReportPictures:
     """The pictures of each section of the page.
 
-    missing   the files of the best trial's run folder that are not on this machine
-    strip     frames of the roll-out, of the retrained run where there is one
+    missing   names of the files that are missing in the best trial's run folder on this machine
+    strip     frames of the roll-out: of the retrained run if there is a retrained run, else of the best trial
     """
 
     overall: list[Picture]
@@ -99,7 +104,7 @@ class ReportPictures:
 def report_pictures(data: ReportData, shares: list[Importance]) -> ReportPictures:
     """Draw all pictures of a report.
 
-    shares   how much each setting mattered
+    shares   the importance of each setting, the largest first
     """
     run, missing = _best_run(data)
     cost = study_charts.cost(data.spent, data.epochs_saved, data.device_time)
@@ -154,7 +159,7 @@ def _settings(data: ReportData, shares: list[Importance]) -> list[Picture]:
 
 
 def _contour(data: ReportData, shares: list[Importance]) -> list[Picture]:
-    """The two settings that mattered most, if they are numbers and enough trials have them."""
+    """The chart of the values over the two most important numeric settings; empty if there are too few trials."""
     pair = first_pair([item.name for item in shares], data.axes)
     drawn = contour(data.known, *pair, data.metric) if pair else None
     if pair is None or drawn is None:
@@ -164,7 +169,7 @@ def _contour(data: ReportData, shares: list[Importance]) -> list[Picture]:
 
 
 def _strip(data: ReportData) -> list[Frame]:
-    """The roll-out frame by frame, of the run that a reader is to believe in."""
+    """The film strip of the retrained run. If there is no retrained run, the film strip of the best trial."""
     files = data.retrained.files if data.retrained else data.run.files
     if files is None:
         return []
@@ -192,7 +197,10 @@ def _retrained(data: ReportData) -> list[Picture]:
 
 
 def _good_schedules(data: ReportData) -> list[Picture]:
-    """Forcing ratio and KL weight of the good trials as curves, where the study searches what shapes them."""
+    """The chart of the good trials' forcing ratio and KL weight over epochs.
+
+    The list is empty if the study searches no setting of these schedules, or if there is no good trial.
+    """
     searched = any(axis.name.startswith(("tfr", "kl_anneal")) for axis in data.all_axes)
     chosen = {number: data.configs[number] for number in data.good_numbers if number in data.configs}
     if not searched or not chosen:
@@ -209,7 +217,7 @@ def _good_schedules(data: ReportData) -> list[Picture]:
 
 
 def _best_run(data: ReportData) -> tuple[list[Picture], list[str]]:
-    """The pictures of the best trial, and the names of the files that its run folder lacks here."""
+    """The pictures of the best trial, and the names of the files that are missing in its run folder on this machine."""
     files = data.run.files
     if files is None or data.best is None:
         return [], []
@@ -261,7 +269,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _compared(compared: Comparison, levels: dict[str, float]) -> list[Picture]:
-    """The charts of an ablation: losses, PSNR over epochs and PSNR per frame, one line an arm."""
+    """The charts of an ablation: losses and PSNR over epochs, and PSNR per frame. Each arm is a line."""
     if not compared.varied:
         return []
     runs = {one.label: one.files.history for one in compared.variants}

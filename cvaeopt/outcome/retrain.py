@@ -1,13 +1,15 @@
-"""The full run of a recipe: resumable at any moment, best and last checkpoints, a score sheet at its end.
+"""The full run of a recipe. The run has a best and a last checkpoint, and a score sheet at its end.
 
     run = Retraining(resolve(recipe, 500), data, RunFolder(out), provenance=recipe.origin)
     for result in run.run():
-        ...                                    # show it
+        ...                                    # show the result
     sheet = run.finish()
 
-The folder: config.json and retrain.json first, then after every epoch best.pt (when it is the best so far),
-last.pt and history.jsonl, in this order. last.pt is the commit mark: whatever a kill leaves behind, the run goes
-on after the epoch that last.pt holds, and on the CPU it ends with the same weights, bit for bit.
+The run writes retrain.json and config.json into its folder before the first epoch. After every epoch it writes best.pt
+(only if this epoch is the best so far), last.pt and history.jsonl, in this order.
+
+A run can be stopped at any moment and resumed. A resumed run continues after the epoch in last.pt, whatever other files
+a killed run has left. On the CPU, the final weights are equal bit for bit to those of a run without an interruption.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ def resolve(
     mode: Transfer = DEFAULT_TRANSFER,
     changes: dict[str, Any] | None = None,
 ) -> Config:
-    """The settings of the full run: the recipe's schedules carried over to `epochs` epochs, then `changes`.
+    """The settings of the full run: the recipe's schedules are carried over to `epochs` epochs, then `changes` apply.
 
-    epochs    default: the recipe's own
-    changes   settings as the user wants them trained, e.g. {"seed": 1, "milestones": [20, 50]}: nothing is carried
-              over in them; SettingsError as everywhere
+    epochs    default: the recipe's own number of epochs
+    changes   settings of the user, e.g. {"seed": 1, "milestones": [20, 50]}; these values are trained as given and
+              are not carried over
+
+    SettingsError if a setting is not valid, or if both `epochs` and `changes` set the number of epochs.
     """
     if epochs is not None and changes and "num_epoch" in changes:
         raise SettingsError(
@@ -58,7 +62,7 @@ def resolve(
 
 
 def differences(before: Config, after: Config) -> dict[str, str]:
-    """Every setting in which `after` differs, as 'before -> after'."""
+    """The settings in which `before` and `after` differ: name -> 'old value -> new value'."""
     old, new = before.plain(), after.plain()
     return {name: f"{_shown(old[name])} -> {_shown(new[name])}" for name in new if old[name] != new[name]}
 
@@ -70,10 +74,13 @@ def _shown(value: Any) -> str:
 def with_output_of(
     start: Path | None, config: Config, data: Dataset, folder: RunFolder, *, ignore_extra: bool = False
 ) -> tuple[Config, tuple[str, ...]]:
-    """`config` with the output of the weights that the run begins with, and what its user should know of it.
+    """`config` with the output that fits the run's starting weights, and sentences about it for the user.
 
-    For runs whose user sets no output. Weights that were trained with a sigmoid need one and others need none; linear
-    and clamp are trained alike. A run in `folder` that began from weights goes on with the output it has.
+    This function is for runs whose user sets no output. Weights that were trained with a sigmoid need a sigmoid. Other
+    weights need an output without a sigmoid; linear and clamp are trained in the same way. If `folder` has a run that
+    began from weights, this run keeps its output.
+
+    start   the checkpoint with the starting weights; None for a run that does not start from weights
     """
     output = _begun_output(folder)
     if output is not None:
@@ -96,7 +103,7 @@ def _with_output(config: Config, output: str) -> Config:
 
 
 def _begun_output(folder: RunFolder) -> str | None:
-    """The output of the run in `folder` if it has begun from given weights."""
+    """The output of the run in `folder`, if that run began from given weights; None otherwise."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
         if json.loads((folder.root / RETRAIN).read_text())["start"]:
             return str(json.loads(folder.config.read_text())["output"])
@@ -104,7 +111,7 @@ def _begun_output(folder: RunFolder) -> str | None:
 
 
 def require_widths(loaded: checkpoint.Loaded, config: Config, path: Path) -> None:
-    """SettingsError unless the checkpoint's network has the widths of the run that shall start from it."""
+    """Raise SettingsError if the network of the checkpoint `path` has other widths than the run's settings `config`."""
     settings = config.plain()
     for name, width in loaded.model.widths.items():
         if settings[name] != width:
@@ -118,12 +125,13 @@ def require_widths(loaded: checkpoint.Loaded, config: Config, path: Path) -> Non
 class Retraining:
     """A run of `config` on `data` in `folder`, new or continued.
 
-    start      a checkpoint (ours or the lab's) whose weights a new run starts from; `ignore_extra` leaves out tensors
-               of it that this network has not
-    patience   stop after so many epochs without a better `metric` (None: never)
-    metric     what "best" means: 'val_psnr' or 'val_psnr_late'
-    provenance  of the settings (`Recipe.origin`); goes into the checkpoints
-    SettingsError when the folder holds a run of other settings or other starting weights.
+    start         a checkpoint of cvaeopt or of the lab; a new run starts from its weights
+    ignore_extra  ignore the tensors of `start` that do not belong to this network
+    patience      stop the run after this number of epochs without a better `metric`; None: never
+    metric        the figure that defines the best epoch: 'val_psnr' or 'val_psnr_late'
+    provenance    the provenance of the settings (`Recipe.origin`), which is stored in the checkpoints
+
+    SettingsError if the folder contains a run with other settings or other starting weights.
     """
 
     def __init__(
@@ -171,17 +179,17 @@ class Retraining:
 
     @property
     def epoch(self) -> int:
-        """Epochs finished, those before a resume included."""
+        """The number of finished epochs, including the epochs before a resume."""
         return self.trainer.epoch
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch so far, or None."""
+        """The history's row of the best epoch so far; None before the first epoch."""
         return max(self.trainer.history, key=lambda row: float(row[self.metric]), default=None)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to train: all epochs done, or the patience is used up."""
+        """Whether the run is over: all epochs are finished, or `patience` epochs brought no better value."""
         return self._nothing_left()
 
     def _nothing_left(self) -> bool:
@@ -191,9 +199,10 @@ class Retraining:
         return self.patience is not None and best is not None and self.epoch - best["epoch"] >= self.patience
 
     def run(self) -> Iterator[EpochResult]:
-        """Train what is left; each epoch is saved before it is yielded. OSError when it cannot be saved.
+        """Train the remaining epochs. Each epoch is saved before its result is yielded.
 
-        A finished run yields nothing. Raises Diverged when a loss is not finite; the last good epoch stays.
+        A finished run yields nothing. OSError if an epoch cannot be saved. Diverged if a loss, a gradient or a PSNR is
+        not finite; the checkpoints of the epochs before are kept.
         """
         if not self.folder.config.exists():
             write_json(self.folder.root / RETRAIN, {"kind": "retrain", **self.provenance})
@@ -212,13 +221,17 @@ class Retraining:
                 return
 
     def finish(self) -> ScoreSheet:
-        """The score of best.pt; score.json and its pictures are written into the folder."""
+        """The score of best.pt. This method also writes score.json and its pictures into the run's folder."""
         sheet = score(self.folder.best, self.data, device=self._device)
         write(sheet, self.data, self.folder.root)
         return sheet
 
     def _check_folder(self, begun_from: str | None) -> str | None:
-        """Digest of the weights that the run in the folder started from; SettingsError if it is another run."""
+        """The digest of the weights from which the run in the folder started; None if it started without weights.
+
+        SettingsError if the folder contains a run with other settings or other starting weights, or if its files
+        cannot be read.
+        """
         if not self.folder.config.exists():
             if self.folder.last.exists():
                 raise SettingsError(
@@ -237,7 +250,8 @@ class Retraining:
                 "Name another folder.",
             ) from None
         mine = self.config.plain()
-        stored = Config.parse(stored, str(self.folder.config)).plain()  # what an older version lacks has its default
+        # A setting that is missing, because an older version wrote the file, gets its default.
+        stored = Config.parse(stored, str(self.folder.config)).plain()
         if names := [name for name in mine if stored[name] != mine[name]]:
             raise SettingsError(
                 f"{self.folder.root} holds a run of other settings (digest {facts.get('settings_digest')}; "

@@ -1,4 +1,4 @@
-"""The run of a study's recipe that `retrain` made, as far as a report shows it."""
+"""The facts that a report shows about a run of the study's recipe, which `retrain` made."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from cvaeopt.outcome.run_files import RETRAIN, SCORE, RunFiles
 class Retrained:
     """A run of the study's recipe that has ended.
 
-    trial       number of the trial whose settings it has
-    epochs      epochs trained; `epoch` is the best of them, to which the values belong
-    val_psnr, late   of all frames and of the late ones, dB
+    trial       number of the trial that the recipe comes from
+    epochs      number of epochs trained
+    epoch       the best epoch, to which `val_psnr` and `late` belong
+    val_psnr    mean validation PSNR of all frames, dB
+    late        mean validation PSNR of the late frames, dB
     """
 
     name: str
@@ -30,16 +32,16 @@ class Retrained:
 
 
 def find_retrained(artifacts: Path, study: str) -> Retrained | None:
-    """The best run of a recipe of `study` that stands where `retrain` puts it, beside `artifacts`; None without one.
+    """The best run of a recipe of `study` in the folder `retrain` beside `artifacts`; None if there is no such run.
 
-    A folder that cannot be read as such a run, or whose run has not ended, is passed over.
+    `retrain` writes its runs there. A folder is ignored if its files cannot be read or if its run has not ended.
     """
     found = [run for folder in _folders(artifacts.parent / "retrain") if (run := _read(folder, study)) is not None]
     return max(found, key=lambda run: (run.val_psnr, run.name), default=None)
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """`root` itself, as the demonstration has it, and the folders in it."""
+    """`root` itself, because the demonstration writes its run there, and the folders in `root`."""
     yield root
     if root.is_dir():
         yield from sorted(path for path in root.iterdir() if path.is_dir())

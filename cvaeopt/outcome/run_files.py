@@ -1,4 +1,4 @@
-"""What the run folder of a trial has on this machine, as far as a report shows it."""
+"""The files of a run folder on this machine that a report shows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from cvaeopt.files import RunFolder
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
 
 RETRAIN: Final = "retrain.json"
-"""In the folder of a retrained run: what it was trained from."""
+"""The file with the provenance of a retrained run, in the run's folder."""
 
 SCORE: Final = "score.json"
-"""Beside it: the score sheet of its best epoch."""
+"""The file with the score sheet of a retrained run's best epoch, in the run's folder."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The history's rows, and the PSNR of each validation frame in dB.
+    """The data of a run's files.
 
-    Both are empty where the file is missing, or is not what a run writes.
+    history   the rows of history.jsonl; empty if the file is missing or is not valid
+    psnr      PSNR of each validation frame, dB; empty if the file is missing or is not valid
     """
 
     folder: RunFolder
@@ -30,12 +31,12 @@ class RunFiles:
 
     @classmethod
     def read(cls, study: Path, number: int) -> RunFiles:
-        """The files of trial `number` in the folder of its study."""
+        """The files of trial `number`. `study` is the folder of its study."""
         return cls.of(study / f"{number:05d}")
 
     @classmethod
     def of(cls, root: Path) -> RunFiles:
-        """The files of the run in `root`."""
+        """The files of the run whose folder is `root`."""
         folder = RunFolder(root)
         return cls(folder, tuple(_read_history(folder)), tuple(_read_psnr(folder)))
 
