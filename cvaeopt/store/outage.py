@@ -1,4 +1,8 @@
-"""What an error of the database means: an outage, which passes, or a refusal, whose cause somebody must correct."""
+"""Decide whether an error of the database is an outage or a refusal.
+
+After an outage the same call may succeed. After a refusal the call fails again until somebody corrects the cause. This
+module only classifies errors; `retries.repeat` repeats a call during an outage.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,16 @@ _SQLITE_OUTAGES = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
 }
-# Connection lost; serialisation and deadlock; read-only (a standby being promoted); resources; lock and statement
-# time-outs, shutdown and start; the server's own disk.
+# Classes and codes of SQLSTATE: connection lost (08); serialisation failure (40001) and deadlock (40P01); read-only,
+# while a standby is promoted (25006); idle transaction ended (25P03); no resources (53); lock time-out (55P03);
+# statement time-out, shutdown and start (57); system error, such as the server's disk (58).
 _POSTGRES_OUTAGES = ("08", "40001", "40P01", "25006", "25P03", "53", "55P03", "57", "58")
-# Authorization, database, rights; statements that were prepared on another connection of a pooler.
+# Authorization (28), unknown database (3D000), missing right (42501); statements that were prepared on another
+# connection of a pooler (26000, 42P05).
 _POSTGRES_REFUSALS = ("28", "3D000", "42501", "26000", "42P05")
 
-# When no connection is made, libpq gives a text and no SQLSTATE. An unknown text counts as an outage. A refusal in
-# another language then costs a minute of waiting, but a worker never ends because the server is only starting.
+# If no connection was made, libpq gives a text but no SQLSTATE. An unknown text counts as an outage. So a refusal in
+# another language is repeated until the time limit, but no worker ends because the server is still starting.
 _REFUSED_WORDS = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|pg_hba\.conf rejects"
     r"|unsupported startup parameter|unrecognized configuration parameter|invalid value for parameter"
@@ -46,7 +52,7 @@ _PASSING_WORDS = re.compile(
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error itself, or the one that Optuna has wrapped in a StorageInternalError."""
+    """The original error, if Optuna has wrapped it in a StorageInternalError; otherwise `error`."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         return error.__cause__
     return error
@@ -58,12 +64,12 @@ def first_line(error: BaseException) -> str:
     if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.orig is not None:
         cause = cause.orig
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    # If the host has several addresses, this chooses the attempt that got an answer.
+    # If the host has several addresses, the message has a line for each. A line with a refusal came from a server.
     return next((line for line in lines if _REFUSED_WORDS.search(line)), lines[0]).rstrip(".")
 
 
 def is_outage(error: BaseException) -> bool:
-    """True if the same call may succeed later: connection lost, server restarting, lock held, disk full."""
+    """True if the same call may succeed later, such as after a lost connection, a restart, a lock or a full disk."""
     cause = cause_of(error)
     if isinstance(cause, (sqlalchemy.exc.DisconnectionError, sqlalchemy.exc.TimeoutError)):
         return True
@@ -82,7 +88,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """True if the server, a pooler or the driver refuses this call, and would refuse it later, too."""
+    """True if the server, a pooler or the driver refuses this call, and would refuse the same call later, too."""
     cause = cause_of(error)
     if not isinstance(cause, sqlalchemy.exc.DBAPIError) or isinstance(cause.orig, sqlite3.Error):
         return False
@@ -94,7 +100,11 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def refused(url: str, said: str) -> StorageRefused:
-    """The error for a database that answered with a refusal; `said` is its message, `url` is masked."""
+    """The error for a refusal.
+
+    url    the URL of the database, with its password masked
+    said   the database's message
+    """
     todo = "Check user, password, database, rights and --storage."
     if "startup parameter" in said:
         todo = "Behind PgBouncer, set ignore_startup_parameters = options in its settings."
@@ -104,7 +114,12 @@ def refused(url: str, said: str) -> StorageRefused:
 
 
 def unreachable(url: str, outage_s: float, said: str) -> StorageUnreachable:
-    """The error for a database that did not answer for `outage_s` seconds; `said` is its last message."""
+    """The error for an outage.
+
+    url        the URL of the database, with its password masked
+    outage_s   how long the database did not answer, seconds
+    said       the database's last message
+    """
     if re.search(r"disk is full|No space left", said):
         return StorageUnreachable(
             f"The database {url} could not be written for {outage_s:.0f} s ({said}).",

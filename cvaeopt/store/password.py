@@ -1,4 +1,7 @@
-"""The database's password from a file, as container platforms hand out their secrets."""
+"""Read the database's password from a file. Container platforms give secrets to a program in such files.
+
+This module only reads password files; `urls.mask` hides passwords.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from pathlib import Path
 from cvaeopt.errors import UserError
 
 VARIABLE = "PGPASSWORD_FILE"
-"""The environment variable that names the file. libpq's own PGPASSFILE needs another format, and a file that nobody
-else may read. The secrets of `docker compose` keep the owner and the permissions that they have on the host, and
-several users must read them."""
+"""The environment variable that names the file. libpq's own PGPASSFILE is not used: it needs another format, and its
+file must be readable by its owner only. A secret of `docker compose` keeps its owner and its permissions from the
+host, and several users must be able to read this file."""
 
 
 def from_file() -> str | None:
-    """The password in the file that PGPASSWORD_FILE names; None without that variable, or if PGPASSWORD is set.
+    """The password in the file that PGPASSWORD_FILE names; None if this variable is not set, or PGPASSWORD is set.
 
-    Line ends after the password are ignored, as the PostgreSQL image does. UserError if the file cannot be read.
+    Line ends after the password are removed, as in the PostgreSQL image. UserError if the file cannot be read, is
+    empty or is not UTF-8.
     """
     path = os.environ.get(VARIABLE)
     if not path or os.environ.get("PGPASSWORD"):

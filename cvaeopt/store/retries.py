@@ -1,4 +1,4 @@
-"""The one loop that repeats a call while the database does not answer."""
+"""The loop that repeats a call while the database does not answer. There is no other such loop in this program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cvaeopt.store.outage import unreachable
 T = TypeVar("T")
 
 HURRY_S: Final = 2.0
-"""How long a call is still repeated once the process was asked to stop, seconds."""
+"""How long a call is repeated after the process was asked to stop, seconds."""
 
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 3.0
@@ -20,7 +20,7 @@ _jitter = random.Random()
 
 
 def ignore(*_: object) -> None:
-    """Do nothing: what is called in place of a listener that nobody has set."""
+    """Do nothing. This is the default of `on_retry` and `on_recovery`."""
 
 
 def repeat(
@@ -35,13 +35,13 @@ def repeat(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """What `call(attempt)` returns; it is repeated during an outage, with growing pauses. `attempt` counts from 0.
+    """The result of `call(attempt)`, which is repeated during an outage, with growing pauses. `attempt` counts from 0.
 
-    describe      the database's own words if an error is an outage, None if it is not; it may raise another error
-    url           names the database in the error, with its password masked
+    describe      returns the database's message for an outage, None for another error; may raise a clearer error
+    url           the URL of the database for error messages, with its password masked
     limit_s       how long an outage may last before StorageUnreachable, seconds
-    hurry         True when the process was asked to stop: the limit is then HURRY_S
-    on_retry      called before each repetition with (seconds of the outage so far, the database's words)
+    hurry         returns True if the process was asked to stop; the limit is then at most HURRY_S
+    on_retry      called before each repetition with (seconds of the outage so far, the database's message)
     on_recovery   called when a repeated call succeeded, with the seconds of the outage
     """
     failed_at: float | None = None
@@ -59,7 +59,7 @@ def repeat(
             if failed_at is not None:
                 on_recovery(clock() - failed_at)
             return result
-        failed_at = started if failed_at is None else failed_at  # a call that hung was an outage from its beginning
+        failed_at = started if failed_at is None else failed_at  # the outage includes the time of the first failed call
         outage_s = clock() - failed_at
         if outage_s >= limit_s or (outage_s >= HURRY_S and hurry()):
             raise unreachable(url, outage_s, said)

@@ -1,4 +1,4 @@
-"""What can be wrong with a SQLite file, its folder and its disk, and the error that says so."""
+"""Checks of a SQLite file, its folder and its disk; each check raises an error that explains the problem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cvaeopt.errors import StorageUnreachable, StudyError, UserError
 from cvaeopt.store.outage import first_line
 
 _MIN_FREE_BYTES: Final = 65536
-"""Free bytes on a disk below which SQLite cannot make the files that it needs beside the database."""
+"""With fewer free bytes on the disk, SQLite cannot create the files that it needs beside the database file."""
 
 _NOT_WRITABLE: Final = (
     "Expected: a file, in a folder, that this user may write.",
@@ -24,7 +24,12 @@ _NOT_WRITABLE: Final = (
 
 
 def check_path(target: URL, shown: str, create: bool) -> None:
-    """Make the folder of the file; UserError if that is impossible, StudyError if the file must exist and does not."""
+    """Make the folder of the file.
+
+    create   False if the file must exist already: StudyError if it does not exist
+
+    UserError if the folder cannot be made, or if the path is a folder.
+    """
     path = Path(target.database or "")
     if path.is_dir():
         raise UserError(f"{shown} is a folder.", "Expected a file.", "Change --storage.")
@@ -40,17 +45,17 @@ def check_path(target: URL, shown: str, create: bool) -> None:
 
 
 def files_of(target: URL) -> list[Path]:
-    """The files that opening a SQLite database may create."""
+    """The files that may be created when a SQLite database is opened."""
     return [Path(f"{target.database}{ending}") for ending in ("", ".lock", "-journal", "-wal", "-shm")]
 
 
 def check_disk(error: BaseException, target: URL, absent: list[Path]) -> None:
     """StorageUnreachable if `error` means that the disk is full, UserError if it means that the folder is read-only.
 
-    absent   files that did not exist before; those of them that are empty are deleted when the disk is full
+    absent   files that did not exist before this command; if the disk is full, the empty files among them are deleted
 
-    This is for the start of a command, when somebody should be told at once. During a run, calls are repeated: somebody
-    may make room meanwhile.
+    This check is used at the start of a command, where the user should see the error at once. During a run a full disk
+    counts as an outage, and calls are repeated, because somebody may make room on the disk.
     """
     codes = _codes(error)
     folder = Path(target.database or "").absolute().parent
@@ -59,7 +64,7 @@ def check_disk(error: BaseException, target: URL, absent: list[Path]) -> None:
             f"The SQLite database {target.database} may not be written (its folder is read-only).", *_NOT_WRITABLE
         ) from None
     if sqlite3.SQLITE_FULL not in codes:
-        # Without room for its other files SQLite reports an I/O error, or a file that it cannot open.
+        # If the disk has no room for SQLite's other files, SQLite reports an I/O error or a file that it cannot open.
         if not codes & {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}:
             return
         try:
@@ -78,7 +83,7 @@ def check_disk(error: BaseException, target: URL, absent: list[Path]) -> None:
 
 
 def check_content(error: BaseException, shown: str) -> None:
-    """UserError if `error` means that the file is not a database, is damaged, or may not be written."""
+    """UserError if `error` means that the file is not a database, is damaged, or cannot be written."""
     codes = _codes(error)
     if sqlite3.SQLITE_NOTADB in codes:
         raise UserError(
