@@ -1,8 +1,8 @@
-"""Optuna's tables, and what is read from them with plain queries.
+"""Optuna's tables, and functions that read them with plain queries.
 
-Optuna's own reading makes an object of every reported epoch. With 5,000 trials of up to 100 epochs that took 10 s and
-0.7 GB in every process that asked for its first suggestion; `read_trials` takes a tenth of both (bench/suggest.py).
-Columns have no type where that lets a damaged row be read.
+Optuna makes an object for every reported epoch when it reads a trial. With 5,000 trials of up to 100 epochs, this took
+10 s and 0.7 GB in every process before its first suggestion. `read_trials` takes a tenth of that time and memory
+(bench/suggest.py). Most columns have no type here, so that a damaged row can still be read.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ USER_ATTRS: Final = table("trial_user_attributes", *(column(name) for name in ("
 SYSTEM_ATTRS: Final = table("trial_system_attributes", *(column(name) for name in ("trial_id", "key", "value_json")))
 
 _NOT_FINITE: Final = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
-_MAX_ROWS: Final = 100  # fetched at once: faster than row by row, and few enough to leave the garbage collector idle
-_MAX_IDS: Final = 500  # in one query: SQLite takes a limited number of parameters
+_MAX_ROWS: Final = 100  # fetched at once: faster than single rows, and too few to start a full garbage collection
+_MAX_IDS: Final = 500  # in one query, because SQLite limits the number of parameters
 
 
 def read_trials(
     connection: Connection, study_id: int, states: Container[TrialState] | None, ids: set[int], newer_than: int
 ) -> list[FrozenTrial]:
-    """The trials of a study whose id is in `ids` or above `newer_than`, by their ids; with -1 all trials.
+    """The trials of a study whose ids are in `ids` or above `newer_than`, sorted by id.
 
-    states   only the trials in one of these states; None: in any
+    states       only trials in one of these states are returned; None for all states
+    newer_than   -1 for all trials
 
-    KeyError if there is no such study. Other errors, such as ValueError, come from damaged rows.
+    KeyError if the study does not exist. Other errors, such as ValueError, come from damaged rows.
     """
     found: list[tuple[int, FrozenTrial]] = []
     for chosen in _conditions(ids, newer_than):
@@ -66,7 +67,7 @@ def read_trials(
 
 
 def _conditions(ids: set[int], newer_than: int) -> Iterator[ColumnElement[bool]]:
-    """Conditions of which every chosen trial fulfils exactly one."""
+    """SQL conditions for queries of limited length; every chosen trial fulfils exactly one condition."""
     if newer_than == -1:
         yield true()
         return
@@ -79,7 +80,7 @@ def _conditions(ids: set[int], newer_than: int) -> Iterator[ColumnElement[bool]]
 def _read(
     connection: Connection, chosen: ColumnElement[bool], states: Container[TrialState] | None
 ) -> list[tuple[int, FrozenTrial]]:
-    """The chosen trials, each after its id."""
+    """Pairs of a trial's id and the trial, for all chosen trials."""
 
     def rows(of: TableClause) -> Iterator[Any]:
         """The rows of a table that belong to the chosen trials."""
@@ -137,7 +138,13 @@ def _trial(
 
 
 def _number(value: Any, kind: str) -> float:
-    """The number that Optuna has stored as `value`, or as a word where it is not finite; ValueError if both differ."""
+    """The number that Optuna has stored.
+
+    value   the number; None if the number is not finite
+    kind    "FINITE", "NAN", "INF_POS" or "INF_NEG"
+
+    ValueError if `value` and `kind` do not agree.
+    """
     if (value is None) != (kind in _NOT_FINITE) or (value is not None and kind != "FINITE"):
         raise ValueError(f"value {value!r} of the kind {kind!r}")
     return _NOT_FINITE[kind] if value is None else float(value)
@@ -145,12 +152,12 @@ def _number(value: Any, kind: str) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def _distribution(text: str) -> BaseDistribution:
-    """The distribution that is written as JSON; the trials of a study share theirs."""
+    """The distribution from its JSON text. Trials whose texts are equal share one object."""
     return json_to_distribution(text)
 
 
 def trial_states(connection: Connection, study_id: int) -> list[tuple[int, int, str]]:
-    """(trial_id, number, state) of all trials of the study, by number."""
+    """(trial_id, number, state) of all trials of the study, sorted by number."""
     rows = connection.execute(
         select(TRIALS.c.trial_id, TRIALS.c.number, cast(TRIALS.c.state, String))
         .where(TRIALS.c.study_id == study_id)
@@ -165,7 +172,7 @@ def trial_attributes(
     """The attributes of the study's trials by (trial_id, key).
 
     source   USER_ATTRS or SYSTEM_ATTRS
-    keys     the keys wanted, or the string that they start with
+    keys     a tuple of keys, or the common beginning of the keys
     """
     wanted = source.c.key.startswith(keys) if isinstance(keys, str) else source.c.key.in_(keys)
     rows = connection.execute(

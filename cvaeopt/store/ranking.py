@@ -1,7 +1,7 @@
-"""Which trial is the best one of a study: one rule, for Optuna's trials and for the rows of the database.
+"""The rule that selects the best trial of a study, for Optuna's trials and for the rows of the database.
 
-A trial is ranked if it is complete, its value is finite and none of its constraints is violated. The trial with the
-highest value is the best one; of equal values, the one with the lowest number.
+A trial is ranked if it is complete, its value is finite and none of its constraints is violated. The best trial is the
+ranked trial with the highest value. If several trials have this value, the best is the trial with the lowest number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Best(NamedTuple):
 
 
 def value_of(trial: FrozenTrial) -> float | None:
-    """The value by which the trial is ranked, dB; None if it is not ranked."""
+    """The value by which the trial is ranked, dB; None if the trial is not ranked."""
     if trial.state != TrialState.COMPLETE or not trial.values or not is_feasible(trial.constraints):
         return None
     value = trial.values[0]
@@ -35,17 +35,17 @@ def value_of(trial: FrozenTrial) -> float | None:
 
 
 def is_feasible(constraints: Mapping[str, float]) -> bool:
-    """Whether no constraint is violated: a positive value violates one."""
+    """Whether no constraint is violated. A constraint with a positive value is violated."""
     return all(value <= 0 for value in constraints.values())
 
 
 def place(value: float, number: int) -> tuple[float, int]:
-    """The key by which trials are sorted, the best one first."""
+    """The sort key of a trial. The best trial has the smallest key."""
     return (-value, number)
 
 
 def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The ranked ones of `trials`, the best one first."""
+    """Those of `trials` that are ranked, best first."""
     places = [(place(value, trial.number), trial) for trial in trials if (value := value_of(trial)) is not None]
     return [trial for _, trial in sorted(places, key=lambda item: item[0])]
 
@@ -73,7 +73,7 @@ def best_row(connection: Connection, study_id: int) -> Best | None:
 
 
 def _constraints(connection: Connection, trial_id: int) -> dict[str, float]:
-    """The constraints of a trial, in the spelling of this Optuna and in that of Optuna 4 (one list)."""
+    """The constraints of a trial, as the installed Optuna stores them, or as Optuna 4 does (one list)."""
     rows = connection.execute(
         select(SYSTEM_ATTRS.c.key, SYSTEM_ATTRS.c.value_json).where(
             SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key.startswith("constraints")
@@ -88,7 +88,10 @@ def _constraints(connection: Connection, trial_id: int) -> dict[str, float]:
 
 
 def progress(connection: Connection, study_id: int) -> tuple[float | None, int]:
-    """The best value, dB (None without one), and how many trials with a higher number than the best one have ended."""
+    """The best value, dB, and the number of ended trials whose number is higher than that of the best trial.
+
+    If no trial is ranked, the value is None and all ended trials are counted.
+    """
     best = best_row(connection, study_id)
     ended = connection.execute(
         select(func.count()).where(
