@@ -1,4 +1,4 @@
-"""The state of a study: its trials counted, its best and its last trial, its failures and its workers."""
+"""The state of a study: numbers of trials, the best and the last trial, failures and workers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cvaeopt.store.tables import lease_table
 from cvaeopt.store.workers import workers
 
 FAILED: Final = "failed"
-"""User attribute of a trial that failed; Optuna's state is then PRUNED, so that samplers learn from it."""
+"""User attribute of a trial that failed. Optuna's state of such a trial is PRUNED, so that samplers learn from it."""
 
 _ENDED: Final = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 @named
 def counts(storage: Storage, name: str) -> dict[str, int]:
-    """Trials by state: complete, pruned, running, waiting, failed; StudyError for an unknown study.
+    """The number of trials in each state: complete, pruned, running, waiting, failed. StudyError for an unknown study.
 
-    A trial that its worker gave back, or whose worker died, is waiting: it goes on when a worker takes it.
+    If a worker gave its trial back or died, the trial is waiting. Its training continues when a worker takes it.
     """
     study_id = require(storage, name)["study_id"]
 
@@ -45,9 +45,9 @@ def counts(storage: Storage, name: str) -> dict[str, int]:
 
 @named
 def without_worker(storage: Storage, name: str) -> frozenset[int]:
-    """The numbers of the trials that were begun, are not over, and have no worker; empty for an unknown study.
+    """The numbers of the trials that were begun, have not ended and have no worker; empty for an unknown study.
 
-    Optuna calls them running. They go on when a worker takes them.
+    These trials have Optuna's state RUNNING. Their training continues when a worker takes them.
     """
 
     def read() -> frozenset[int]:
@@ -63,7 +63,7 @@ def without_worker(storage: Storage, name: str) -> frozenset[int]:
 
 @named
 def status(storage: Storage, name: str) -> dict[str, Any]:
-    """What `cvaeopt status --json` prints; StudyError for an unknown study.
+    """The dictionary that `cvaeopt status --json` prints; StudyError for an unknown study.
 
     The number of queries does not grow with the number of trials, and none of them reads the trials' curves.
     """
@@ -110,7 +110,11 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _OpenLeases:
-    """The ids of the trials that were begun and are not over (`all`), and of those that no worker trains (`free`)."""
+    """The ids of trials whose lease is open.
+
+    all    the trials that were begun and have not ended
+    free   those of `all` that no worker trains
+    """
 
     all: frozenset[int]
     free: frozenset[int]
@@ -118,10 +122,10 @@ class _OpenLeases:
 
 @dataclass(frozen=True)
 class _Trials:
-    """What the database says about a study's trials.
+    """The facts about a study's trials, read from the database.
 
-    is_open        whether a trial was begun and is not over
-    epochs_spent   epochs that were reported, of all trials
+    is_open        whether any trial was begun and has not ended
+    epochs_spent   number of reported epochs, summed over all trials
     failures       number and reason of every failed trial
     """
 
@@ -165,7 +169,7 @@ def _read_trials(connection: Connection, name: str, study_id: int, now: float) -
 
 
 def _is_met(entry: dict[str, Any], trials: _Trials) -> bool:
-    """Whether the study has trained all that its budget allows; a request to stop has then prevented nothing."""
+    """Whether the study has used its whole budget of trials or epochs. A request to stop then had no effect."""
     if trials.is_open:
         return False
     ended = sum(trials.counts[state] for state in _ENDED.values())
@@ -186,7 +190,10 @@ def _open_leases(connection: Connection, name: str, now: float) -> _OpenLeases:
 
 
 def _last(connection: Connection, study_id: int, notes: dict[tuple[int, str], Any]) -> dict[str, Any] | None:
-    """The trial that ended last, as far as the workers' clocks agree; its value in dB if it is complete."""
+    """The trial that ended last, with its value in dB if it is complete; None if no trial has ended.
+
+    The end times come from the workers' clocks, which may differ.
+    """
     state = cast(TRIALS.c.state, String)
     row = connection.execute(
         select(TRIALS.c.trial_id, TRIALS.c.number, state.label("state"), VALUES.c.value)

@@ -1,7 +1,7 @@
-"""An Optuna storage that survives an outage of its database, and whose transactions this program shares.
+"""An Optuna storage that repeats its calls during an outage of the database, and offers transactions to this program.
 
-Plain Optuna ends a worker at the first connection that is lost. `Storage` repeats every call, with growing pauses,
-until the database answers or a stated limit has passed (`StorageUnreachable`).
+Plain Optuna ends a worker at the first lost connection. `Storage` repeats every call, with growing pauses, until the
+database answers. After a time limit it raises StorageUnreachable.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ _CLOCKS = {
 
 
 class Storage(RepeatedStorage):
-    """Optuna's SQL storage, with repetition; made by `open_storage`, and closed at the end of a `with` block.
+    """Optuna's SQL storage, which repeats calls. `open_storage` makes it; the end of a `with` block closes it.
 
     url           the URL with its password masked
     limit_s       how long a call is repeated before StorageUnreachable, seconds
-    on_retry      called before each repetition with (seconds of the outage so far, the database's words)
+    on_retry      called before each repetition with (seconds of the outage so far, the database's message)
     on_recovery   called when a repeated call succeeded, with the seconds of the outage
-    hurry         True when the process was asked to stop: calls then give up after a few seconds
-    silence_s     PostgreSQL: how long the server may be silent during one statement, seconds; then it is an outage
+    hurry         returns True if the process was asked to stop; calls are then repeated only for a few seconds
+    silence_s     PostgreSQL: how long the server may be silent during one statement, seconds; a longer silence is an
+                  outage
     """
 
     def __init__(
@@ -86,27 +87,27 @@ class Storage(RepeatedStorage):
         return (make, (self._source,))
 
     def _refuse(self, context: sqlalchemy.engine.ExceptionContext) -> StorageRefused | None:
-        """What is raised in place of a driver's error that is a refusal, such as a missing right."""
+        """The error that replaces a driver's error; None if the driver's error is not a refusal."""
         error = context.sqlalchemy_exception
         if error is None or not is_refusal(error):
             return None
         return refused(self.url, self.scrub(first_line(error)))
 
     def _harden_sqlite(self) -> None:
-        # Installed after construction: Optuna's schema check holds one transaction while it opens another.
+        # This runs after construction, because Optuna's schema check opens a second transaction during its first.
         self.engine.dispose()
 
         @event.listens_for(self.engine, "connect")
         def _connected(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # transactions begin when `_begun` says so
+            connection.isolation_level = None  # transactions begin with the statement in `_begun`
             connection.execute("PRAGMA synchronous=NORMAL")
-            with contextlib.suppress(sqlite3.OperationalError):  # a copy made by other means may have lost it
+            with contextlib.suppress(sqlite3.OperationalError):  # a copy of the file may have lost this mode
                 connection.execute("PRAGMA journal_mode=WAL")
 
         @event.listens_for(self.engine, "begin")
         def _begun(connection: Connection) -> None:
-            # Without IMMEDIATE two writers read the same row, and both believe that they took the trial.
-            # Reads stay deferred: a status of a large study must not hold up the workers.
+            # Without IMMEDIATE, two writers could read the same row and take the same trial.
+            # A reading transaction takes no lock here: the status of a large study must not make workers wait.
             reading = getattr(self._local, "reading", False)
             connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
@@ -125,7 +126,7 @@ class Storage(RepeatedStorage):
 
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
-        """Within the block, and in this thread only, calls are repeated for at most `seconds`."""
+        """Inside this block, and in this thread only, calls are repeated for at most `seconds`."""
         before = getattr(self._local, "limit_s", None)
         self._local.limit_s = seconds
         try:
@@ -134,15 +135,19 @@ class Storage(RepeatedStorage):
             self._local.limit_s = before
 
     def retry(self, call: Callable[[], T]) -> T:
-        """What `call` returns, repeated while the database does not answer; StorageUnreachable after the limit.
+        """The result of `call`, which is repeated while the database does not answer. StorageUnreachable after limit_s.
 
-        `call` may have happened although it seemed to fail, when an acknowledgement was lost. So its repetition must do
-        no harm.
+        If an acknowledgement was lost, `call` seems to fail although it took effect. So a second `call` must do no
+        harm.
         """
         return self.persist(lambda _: call())
 
     def persist(self, call: Callable[[int], T], *, reading: bool = False) -> T:
-        """As `retry`, for a `call` that is given the number of its attempt, from 0; `reading` takes no write lock."""
+        """The result of `call(attempt)`, which is repeated as in `retry`.
+
+        attempt   the number of the attempt, from 0
+        reading   True if `call` only reads: the transaction then takes no write lock
+        """
         limit_s = getattr(self._local, "limit_s", None)
 
         def attempt(number: int) -> T:
@@ -162,7 +167,10 @@ class Storage(RepeatedStorage):
         )
 
     def _describe(self, error: Exception) -> str | None:
-        """The database's words if `error` is an outage, None if it is not; UserError for a damaged SQLite file."""
+        """The database's message if `error` is an outage; None otherwise.
+
+        UserError if the SQLite file is damaged, is not a database or cannot be written.
+        """
         if not isinstance(error, (StorageInternalError, sqlalchemy.exc.SQLAlchemyError)):
             return None
         if not is_outage(error):
@@ -171,10 +179,10 @@ class Storage(RepeatedStorage):
         return self.scrub(first_line(error))
 
     def scrub(self, text: str) -> str:
-        """`text` without the password of this database, in any spelling."""
+        """`text` with the password of this database masked, in any spelling."""
         return urls.scrub(text, self._source)
 
-    # ---- transactions of our own
+    # ---- transactions of this program
 
     @contextlib.contextmanager
     def _mode(self, reading: bool) -> Iterator[None]:
@@ -187,26 +195,26 @@ class Storage(RepeatedStorage):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A connection in one writing transaction, committed when the block ends.
+        """A connection in one writing transaction. The transaction is committed when the block ends.
 
-        On SQLite only one such transaction runs at a time; elsewhere lock what you read (`lock_study`). It is not
-        repeated: put the block into a function and give that to `retry`.
+        SQLite runs only one writing transaction at a time. In PostgreSQL, lock the rows that you read (`lock_study`).
+        The block is not repeated during an outage: put it into a function, and give this function to `retry`.
         """
         with self._mode(False), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection in one reading transaction that keeps no writer waiting."""
+        """A connection in one reading transaction. No writer waits for this transaction."""
         with self._mode(True), self.engine.begin() as connection:
             yield connection
 
     def now(self, connection: Connection) -> float:
-        """The database server's clock, seconds since 1970 UTC, at this moment (not when the transaction began)."""
+        """The present time of the database's clock, not the start of the transaction; seconds since 1970, UTC."""
         return float(connection.execute(sqlalchemy.text(_CLOCKS[self.engine.name])).scalar_one())
 
     def lock_study(self, connection: Connection, name: str) -> sqlalchemy.Row[Any]:
-        """The row of study `name` in cvaeopt_study, locked until the transaction ends; StudyError if unknown."""
+        """The study's row in cvaeopt_study, locked until the transaction ends; StudyError for an unknown study."""
         query = sqlalchemy.select(study_table).where(study_table.c.name == name).with_for_update()
         row = connection.execute(query).one_or_none()
         if row is None:
