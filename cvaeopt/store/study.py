@@ -1,4 +1,4 @@
-"""A study in the storage: the first worker creates it, and every other worker verifies its definition."""
+"""Create and open studies. The first worker creates a study; every other worker compares its definition."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from cvaeopt.store.tables import lease_table, study_table
 from cvaeopt.suggest.sampler import pruner_for, sampler_for
 
 ENQUEUED = "cvaeopt:enqueued"
-"""System attribute of a trial that waited in the study from its start: the index of its point."""
+"""System attribute of a trial that was enqueued when the study was created: the index of its point."""
 
 MARK = "cvaeopt:digest"
-"""System attribute that connects a study with its row in cvaeopt_study. The id is not enough, because SQLite
-gives the id of a deleted study to the next one."""
+"""System attribute that connects a study with its row in cvaeopt_study. The study's id is not enough, because SQLite
+may give the id of a deleted study to a new study."""
 
 _SHOWN_DIFFERENCES = 3
 
@@ -38,7 +38,7 @@ _SHOWN_DIFFERENCES = 3
 def create_or_open(storage: Storage, definition: Definition) -> Study:
     """The study of `definition`, created with its enqueued points if it does not exist yet.
 
-    Any number of workers may call this at the same time, and any of them may be killed in it.
+    Any number of workers may call this function at the same time. A worker that is killed inside it does no harm.
     StudyError if a study of this name was created from another definition or by another program.
     """
     entry = _entry(storage, definition.name)
@@ -60,7 +60,7 @@ def create_or_open(storage: Storage, definition: Definition) -> Study:
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
-    """The first three settings in which two definitions differ, such as "budget.trials: stored 4, file 5"."""
+    """A text with the first three settings that differ, such as "budget.trials: stored 4, file 5"."""
     before, after = _leaves(stored), _leaves(given)
     keys = [key for key in dict.fromkeys([*before, *after]) if key != "study.description"]
     found = [
@@ -75,7 +75,7 @@ def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
 
 
 def _leaves(value: Any, key: str = "") -> dict[str, str]:
-    """The values in nested tables, as JSON, by dotted key; tables in a list are numbered."""
+    """The values in nested tables: dotted key -> JSON text. A table in a list has its number in the key."""
     if isinstance(value, list) and all(isinstance(one, dict) for one in value):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
@@ -89,9 +89,9 @@ def _leaves(value: Any, key: str = "") -> dict[str, str]:
 
 @named
 def open_existing(storage: Storage, name: str) -> tuple[Study, Definition]:
-    """The study of this name and the definition it was created from ([service] at its defaults).
+    """The study of this name and its stored definition. The settings of [service] have their defaults.
 
-    StudyError with the names that exist if there is none.
+    If the study does not exist, StudyError names the existing studies.
     """
     definition = stored_definition(storage, name)
     return _load(storage, definition), definition
@@ -99,13 +99,13 @@ def open_existing(storage: Storage, name: str) -> tuple[Study, Definition]:
 
 @named
 def stored_definition(storage: Storage, name: str) -> Definition:
-    """The definition a study was created from; StudyError with the names that exist if there is none."""
+    """The definition from which a study was created. If the study does not exist, StudyError names existing studies."""
     entry = require(storage, name)
     return Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
 
 
 def names(storage: Storage) -> list[str]:
-    """The names of all studies that this program has made in the storage, in order."""
+    """The sorted names of all studies that have a row in cvaeopt_study."""
 
     def read() -> list[str]:
         with storage.reading() as connection:
@@ -118,9 +118,9 @@ def names(storage: Storage) -> list[str]:
 def record_facts(
     storage: Storage, name: str, data_digest: str, measure: Callable[[], dict[str, float]]
 ) -> dict[str, Any]:
-    """The study's facts: `data_digest` and `baselines` (dB), measured and stored by the first worker.
+    """The study's facts: `data_digest` and `baselines` (dB). The first worker measures and stores them.
 
-    StudyError if the study's trials were measured on data with another digest: values could not be compared.
+    StudyError if the study's data have another digest, because values on different data cannot be compared.
     """
     entry = require(storage, name)
     facts = json.loads(entry["facts"])
@@ -158,6 +158,7 @@ def _load(storage: Storage, definition: Definition) -> Study:
 
 
 def require(storage: Storage, name: str) -> dict[str, Any]:
+    """The study's row with its identity. If the study does not exist, StudyError names existing studies."""
     entry = _entry(storage, name)
     if entry is not None:
         return entry
@@ -173,7 +174,7 @@ def require(storage: Storage, name: str) -> dict[str, Any]:
 
 
 def _entry(storage: Storage, name: str) -> dict[str, Any] | None:
-    """The study's row; None if there is none, or if its study was deleted from Optuna's tables since."""
+    """The study's row with its identity; None if there is no row, or if the study was deleted from Optuna's tables."""
 
     def read() -> dict[str, Any] | None:
         with storage.reading() as connection:
@@ -183,7 +184,7 @@ def _entry(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def _identify(storage: Storage, entry: dict[str, Any]) -> None:
-    """Give an identity to a study that an older version made; of several callers only the first does so."""
+    """Give an identity to a study that an older version made. If several workers call this, only the first acts."""
     mine = identity.of_older(entry["name"], entry["created_at"])
     study_id = entry["study_id"]
 
@@ -201,12 +202,12 @@ def _identify(storage: Storage, entry: dict[str, Any]) -> None:
 
 @named
 def identity_of(storage: Storage, name: str) -> identity.Identity:
-    """The identity of study `name`, which its files have; StudyError for an unknown study."""
+    """The identity of study `name`, which its files contain; StudyError for an unknown study."""
     return identity.stated(name, require(storage, name)["identity"])
 
 
 def _current(connection: Connection, name: str) -> dict[str, Any] | None:
-    """The study's row with its identity; None if there is none, or if it belongs to a study that was deleted."""
+    """The study's row with its identity; None if there is no row, or if the row belongs to a deleted study."""
     own = STUDY_ATTRS.alias()
     rows = connection.execute(
         select(study_table, STUDY_ATTRS.c.value_json, own.c.value_json.label("identity"))
@@ -230,7 +231,7 @@ def _current(connection: Connection, name: str) -> dict[str, Any] | None:
 
 
 def _create(storage: Storage, definition: Definition) -> None:
-    """Make the study, its row and its waiting trials; of several callers only the first does so."""
+    """Make the study, its row and its waiting trials. If several workers call this, they are made only once."""
     points = [*definition.points(), *_earlier_points(storage, definition)]
     try:
         study_id = storage.create_new_study([StudyDirection.MAXIMIZE], definition.name)
@@ -249,9 +250,10 @@ def _create(storage: Storage, definition: Definition) -> None:
 
 
 def _earlier_points(storage: Storage, definition: Definition) -> list[dict[str, Any]]:
-    """The points of [warm_start]: those of the earlier study's best trials that fit into this search space.
+    """The points of [warm_start]: the settings of the earlier study's best trials, as far as this study can use them.
 
-    Values are not taken, because they may have been measured on other data or after fewer epochs.
+    Settings that this study does not search, or that are out of its ranges, are left out. The values of the trials are
+    not copied, because they may have been measured on other data or after fewer epochs.
     """
     warm = definition.warm_start
     if warm is None:
@@ -270,7 +272,10 @@ def _earlier_points(storage: Storage, definition: Definition) -> list[dict[str, 
 def _enter(
     connection: Connection, storage: Storage, definition: Definition, study_id: int, points: list[dict[str, Any]]
 ) -> None:
-    """Write the row and the waiting trials in one transaction, so that a crash leaves both or neither."""
+    """Write the study's row and its waiting trials in the caller's transaction, so that a crash leaves both or neither.
+
+    StudyError if another program has made a study of this name with trials.
+    """
     connection.execute(select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update())
     if _current(connection, definition.name) is not None:
         return
@@ -280,7 +285,7 @@ def _enter(
             todo="Give this study another name, or use another storage. Optuna's dashboard renames a study by making "
             "such a copy and deleting the study: a backup has it under its old name.",
         )
-    # Rows of this name belonged to a study that was deleted in the dashboard.
+    # Rows with this name are left from a study that was deleted in the dashboard.
     connection.execute(delete(study_table).where(study_table.c.name == definition.name))
     connection.execute(delete(lease_table).where(lease_table.c.study == definition.name))
     budget = definition.budget
