@@ -1,7 +1,7 @@
-"""A checkpoint's roll-outs: with which noise, at which size, and how frames are made of the network's output.
+"""The roll-outs of a checkpoint: the noise, the size of the frames, and the way from the network's output to frames.
 
-A checkpoint of the lab's form does not say whether its network ends in a sigmoid. The validation video tells: with
-the wrong answer the frames are far from the truth.
+A checkpoint in the lab's format does not state whether its network ends in a sigmoid. Every output is tried on the
+validation video. With a wrong output, the predicted frames are far from the true frames.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from cvaeopt.vae.rollout import Output, noise, roll_chunks, to_float
 LAB_HEIGHT: Final = 32
 LAB_WIDTH: Final = 64
 FAR: Final = 0.5
-"""A value is far outside when it lies this much below 0 or above 1; a network that learns overshoots by less."""
+"""A predicted value is far outside [0, 1] if it is below -FAR or above 1 + FAR. Values of a trained network with the
+right output are rarely so far outside."""
 MIN_FAR_FRACTION: Final = 0.01
 
 
 @dataclass(frozen=True)
 class Noise:
-    """z of a roll-out: the prior N(0, I), zero, or the prior scaled by `scale`; equal seeds give equal z."""
+    """The noise z of a roll-out. Equal seeds give equal z.
+
+    kind    prior: N(0, I); zero: z = 0; scaled: `scale` times N(0, I)
+    """
 
     kind: Literal["prior", "zero", "scaled"] = "prior"
     scale: float = 0.5
@@ -38,15 +42,16 @@ class Noise:
 
     @classmethod
     def of(cls, config: Config | None) -> Noise:
-        """What the run's own validation used; the prior for a checkpoint without settings."""
+        """The noise that the run's own validation used. A checkpoint without settings gets the prior."""
         return cls(config.val_noise, config.val_noise_scale, config.val_noise_seed) if config else cls()
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where predicted values lie before they are limited to [0, 1].
+    """The range of predicted values before they are limited to [0, 1].
 
-    far   fraction of them that lies more than FAR outside
+    low, high   the smallest and the largest value
+    far         fraction of the values below -FAR or above 1 + FAR
     """
 
     low: float
@@ -55,30 +60,34 @@ class Span:
 
     @classmethod
     def of(cls, frames: Tensor) -> Span:
-        """The span of one prediction."""
+        """The span of all values in `frames`."""
         far = ((frames < -FAR) | (frames > 1 + FAR)).float().mean()
         return cls(float(frames.min()), float(frames.max()), float(far))
 
     def joined(self, other: Span) -> Span:
-        """The span of two predictions; `far` is that of the worse one."""
+        """The span of two predictions together; `far` is the larger one of the two fractions."""
         return Span(min(self.low, other.low), max(self.high, other.high), max(self.far, other.far))
 
     def plain(self) -> dict[str, float]:
-        """The figures as JSON values."""
+        """The span as JSON values, rounded to 0.0001."""
         return {"low": round(self.low, 4), "high": round(self.high, 4), "far_fraction": round(self.far, 4)}
 
 
 def roll_frames(loaded: Loaded, first: Frames, labels: Frames, z: Noise) -> Tensor:
-    """Frames 1..T predicted from `first` (3, H, W) and their labels (T, 3, H, W), both uint8.
+    """The predicted frames 1..T of a roll-out that starts from the given frame `first`.
 
-    returns   (T, 3, H, W) float32 on the CPU; outside [0, 1] where the network's output is
-    CheckpointError when they are not finite.
+    first     (3, H, W) uint8, frame 0
+    labels    (T, 3, H, W) uint8, the labels of frames 1..T
+    returns   (T, 3, H, W) float32 on the CPU; a linear output may have values outside [0, 1]
+
+    CheckpointError if a predicted value is not finite.
     """
     height, width = first.shape[1:]
     channels = loaded.model.widths["N_dim"]
     draw = noise(z.kind, z.scale, z.seed, len(labels), channels, height, width)
     start = to_float(torch.tensor(first[None])).contiguous(memory_format=torch.channels_last)
-    # Statistics as stored: what we write is recalibrated, and a lab checkpoint gets what its own tester gives it.
+    # BatchNorm uses the stored statistics. In our checkpoints they are recalibrated. For a lab checkpoint, the lab's
+    # own tester uses the stored statistics, too.
     pieces = roll_chunks(loaded.model, start, torch.tensor(labels[None]), draw[None], loaded.output, "stored")
     frames = torch.cat([piece[0].float().cpu() for piece in pieces])
     finite = torch.isfinite(frames).flatten(1).all(1)
@@ -93,9 +102,10 @@ def roll_frames(loaded: Loaded, first: Frames, labels: Frames, z: Noise) -> Tens
 
 
 def with_output_decided(loaded: Loaded, val: Split | None, z: Noise) -> Loaded:
-    """`loaded` with the output that fits the validation video best, if nobody has said which one it is.
+    """`loaded` with the output that gives the highest PSNR on the validation video `val`.
 
-    The template's comes first: another one must be better by more than what is printed of a PSNR.
+    If the output is known from the checkpoint or from the user, or if `val` is None, `loaded` is returned unchanged.
+    PSNR is rounded to 0.01 dB before the comparison. The template's output, linear, wins if the PSNR is equal.
     """
     if loaded.output_from != "assumed" or val is None:
         return loaded
@@ -104,15 +114,15 @@ def with_output_decided(loaded: Loaded, val: Split | None, z: Noise) -> Loaded:
     for output in outputs:
         try:
             frames = roll_frames(replace(loaded, output=output), val.frames[0], val.labels[1:], z)
-        except CheckpointError:  # not finite
+        except CheckpointError:  # The frames are not finite with this output.
             continue
         psnr[output] = round(float(psnr_per_frame(frames, to_float(torch.tensor(val.frames[1:]))).mean()), 2)
-    best = max(outputs, key=lambda output: psnr.get(output, -math.inf))  # of equal ones the first
+    best = max(outputs, key=lambda output: psnr.get(output, -math.inf))  # the first of equals
     return replace(loaded, output=best, output_from="validation", output_psnr=psnr)
 
 
 def notes(loaded: Loaded, name: str, span: Span | None = None) -> tuple[str, ...]:
-    """What a user of the checkpoint `name` should know about its output, in sentences."""
+    """Sentences about the output of the checkpoint `name` that its user should know."""
     said = []
     shown = ", ".join(f"{output} {psnr:.2f} dB" for output, psnr in loaded.output_psnr.items())
     if loaded.output_from == "validation":
@@ -139,7 +149,7 @@ def notes(loaded: Loaded, name: str, span: Span | None = None) -> tuple[str, ...
 
 
 def output_facts(loaded: Loaded, span: Span) -> dict[str, Any]:
-    """How frames were made of the network's output, and how far they reached beyond [0, 1], as JSON values."""
+    """The way from the network's output to frames, and the range of the predicted values, as JSON values."""
     return {
         "output": loaded.output,
         "output_from": loaded.output_from,
@@ -149,5 +159,5 @@ def output_facts(loaded: Loaded, span: Span) -> dict[str, Any]:
 
 
 def frame_size(config: Config | None) -> tuple[int, int]:
-    """Height and width of a checkpoint's frames; the lab's where its settings are unknown."""
+    """Height and width of a checkpoint's frames. A checkpoint without settings has the lab's size, 32 x 64."""
     return (config.frame_H, config.frame_W) if config else (LAB_HEIGHT, LAB_WIDTH)

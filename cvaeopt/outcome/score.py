@@ -1,6 +1,7 @@
-"""What a checkpoint is worth, beside what costs nothing; and its recalibration.
+"""The score of a checkpoint compared with the baselines, and the recalibration of a checkpoint.
 
-A score is the free-running roll-out of the validation video with the checkpoint exactly as it is stored.
+A score is the PSNR of the free-running roll-out on the validation video. The checkpoint is used exactly as it is
+stored.
 """
 
 from __future__ import annotations
@@ -40,9 +41,13 @@ STRIP: Final = "film_strip.png"
 class ScoreSheet:
     """Free-running PSNR of a checkpoint on the validation video, in dB.
 
-    psnr_frames   (T,) of the predicted frames 1..T
-    public        test sequence -> public score, where true frames are known
-    prediction    (T, 3, H, W) uint8, for pictures
+    mean          mean of `psnr_frames`
+    late          mean of the last third of `psnr_frames`
+    psnr_frames   (T,) PSNR of the predicted frames 1..T
+    prediction    (T, 3, H, W) uint8, the predicted frames, for pictures
+    history       the rows of the training's history; empty for a lab checkpoint
+    public        name of the test sequence -> its public score, for sequences whose true frames are known
+    output        JSON values of `output_facts`
     """
 
     checkpoint: str
@@ -61,7 +66,7 @@ class ScoreSheet:
     notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """The sheet as JSON values; PSNR rounded to 0.0001 dB."""
+        """The sheet as JSON values. Each PSNR is rounded to 0.0001 dB."""
         return {
             "kind": "score",
             "checkpoint": self.checkpoint,
@@ -81,7 +86,11 @@ class ScoreSheet:
 
     @property
     def gain(self) -> float:
-        """Mean PSNR over the best of copying the first frame and showing the mean frame, dB (negative: worse)."""
+        """The mean PSNR minus the PSNR of the better trivial baseline, dB.
+
+        The trivial baselines are a copy of the first frame and the mean training frame. A negative gain means that the
+        checkpoint is worse than a trivial baseline.
+        """
         return self.mean - max(self.baselines.copy_first, self.baselines.train_mean)
 
 
@@ -96,12 +105,17 @@ def score(
     output: Output | None = None,
     ignore_extra: bool = False,
 ) -> ScoreSheet:
-    """The score of the checkpoint `path` (ours or the lab's) on `data`, whose frames have the model's size.
+    """The score of the checkpoint `path` on the validation video of `data`.
 
-    z        default: what the checkpoint's own validation used
-    public   also score the test sequences whose true frames are known (DataError if there is none)
+    path     a checkpoint of cvaeopt or of the lab
+    z        default: the noise that the checkpoint's own validation used
+    public   whether the test sequences whose true frames are known are scored, too
     known    the data's baselines, if they were computed before
-    output   how frames are made of the network's output; default: as the checkpoint says, or else as fits best
+    output   how frames are made from the network's output; default: the checkpoint's own output. If the checkpoint
+             does not name its output, the output that fits the validation video best is used.
+
+    DataError if the frames of `data` do not have the checkpoint's size, or if `public` is True and no test sequence
+    has true frames.
     """
     loaded = checkpoint.load_model(path, device, output=output, ignore_extra=ignore_extra)
     _check_size(loaded, data)
@@ -127,7 +141,7 @@ def score(
 
 
 def write(sheet: ScoreSheet, data: Dataset, folder: Path) -> list[Path]:
-    """Write score.json and its pictures into `folder`; their paths."""
+    """Write score.json and its pictures into `folder`, and return their paths."""
     made = trial_artifacts(
         folder,
         sheet.history,
@@ -146,7 +160,12 @@ def write(sheet: ScoreSheet, data: Dataset, folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """Validation PSNR with the statistics as stored and recomputed, dB; `written` is the new checkpoint."""
+    """The result of a recalibration.
+
+    before    validation PSNR with the stored statistics, dB
+    after     validation PSNR with the new statistics, dB
+    written   path of the new checkpoint
+    """
 
     before: float
     after: float
@@ -155,7 +174,7 @@ class Recalibration:
     notes: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+        """The result as JSON values. Each PSNR is rounded to 0.0001 dB."""
         figures = {"before": round(self.before, 4), "after": round(self.after, 4), "written": str(self.written)}
         return {**figures, **self.output}
 
@@ -170,10 +189,16 @@ def recalibrate(
     output: Output | None = None,
     ignore_extra: bool = False,
 ) -> Recalibration:
-    """Write a copy of the checkpoint `path` whose BatchNorm statistics are those of all training labels.
+    """Write a copy of the checkpoint `path` to `out`. Its BatchNorm statistics are those of all training labels.
 
-    The format is kept, ours or the lab's; nothing but the two statistics changes. A checkpoint of ours continues
-    training from `out` as it would have from `path`. `output` is as in `score`; it is chosen with the new statistics.
+    The copy has the same format, which is the format of cvaeopt or of the lab. Only the running mean and the running
+    variance of the network change. A checkpoint of cvaeopt keeps the statistics of its training separately, so a
+    training that continues from `out` gives the same result as from `path`.
+
+    output   as in `score`; the validation video is predicted with the new statistics to choose the output
+
+    CheckpointError if `out` and `path` are the same file. DataError if the frames of `data` do not have the
+    checkpoint's size.
     """
     if out.resolve() == path.resolve():
         raise CheckpointError(f"{out} is the checkpoint itself.", todo="Name another file for the new one.")
@@ -196,13 +221,14 @@ def recalibrate(
 
 
 def _with_statistics(loaded: Loaded) -> Any:
-    """What the checkpoint's file holds, with the BatchNorm statistics of the network."""
+    """The content of the checkpoint's file, in which the BatchNorm statistics are replaced by those of the network."""
     payload, weights = loaded.raw, loaded.weights
     assert weights is not None
     for name, value in loaded.model.state_dict().items():
         if not name.endswith(("running_mean", "running_var")):
             continue
-        if loaded.own and name not in payload["cvaeopt"]["training"]:  # the statistics of training stay what they were
+        # A training that continues from the copy needs the old statistics, so they are kept under "training".
+        if loaded.own and name not in payload["cvaeopt"]["training"]:
             payload = replaced(payload, ("cvaeopt", "training", name), weights.tensors[name])
         stored = functools.reduce(operator.getitem, weights.paths[name], payload)
         fresh = value.detach().cpu()
@@ -212,9 +238,10 @@ def _with_statistics(loaded: Loaded) -> Any:
 
 
 def show(path: Path) -> dict[str, Any]:
-    """Where a file comes from: a recipe, a checkpoint, a score, or a folder (or file) of predictions.
+    """The provenance of the file or folder `path`, as JSON values.
 
-    CheckpointError when the file carries no provenance.
+    `path` is a recipe, a checkpoint, a score, a file of a prediction, or a folder that predict, score or retrain wrote.
+    CheckpointError if `path` has no provenance. SettingsError if a recipe is not valid.
     """
     if path.is_dir():
         names = (predict.PROVENANCE, SCORE, RETRAIN)
@@ -262,7 +289,10 @@ def show(path: Path) -> dict[str, Any]:
 
 
 def _validate(loaded: Loaded, data: Dataset, noise: Noise) -> tuple[Frames, NDArray[np.float32], Span]:
-    """Prediction of validation frames 1.. as pixels, the PSNR of each before rounding (as in training), their span."""
+    """The prediction of validation frames 1..T as pixels, the PSNR of each frame, and the span of all values.
+
+    As in training, PSNR is computed before the values are rounded to pixels.
+    """
     rolled = roll_frames(loaded, data.val.frames[0], data.val.labels[1:], noise)
     psnr = psnr_per_frame(rolled, to_float(torch.tensor(data.val.frames[1:])))
     return to_pixels(rolled).numpy(), psnr.float().numpy(), Span.of(rolled)
