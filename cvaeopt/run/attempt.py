@@ -1,12 +1,14 @@
-"""One worker's attempt at one trial, from its lease until the trial has ended, is given back, or is lost.
+"""One worker's attempt at one trial, from the claim of its lease until the trial has ended, is given back, or is lost.
 
     factory --> epochs: save, report, ask the pruner --> tell the study --> finish the lease
        |                     |
        |                     '- asked to stop: save, release the lease
        '- no room on the disk: release the lease       lease lost: leave everything as it is
 
-A trial is told before its lease is finished. A crash between the two leaves an open lease of a trial that has ended;
-the next worker that gets this lease only closes it.
+The factory makes the training, and `trial_run` restores the trial's newest checkpoint.
+
+Optuna ends the trial before the lease is finished. After a crash between these two steps, the trial has ended but its
+lease is open. The next worker that gets this lease only closes the lease.
 """
 
 from __future__ import annotations
@@ -56,17 +58,17 @@ if TYPE_CHECKING:  # it imports torch, which this module does not need
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _MAX_FINISH_S = 900.0  # how long pictures, notes and uploads at a trial's end may take
-_ASK_LIMIT_S = 10.0  # how long calls that are only useful, and not needed, wait for the database
+_ASK_LIMIT_S = 10.0  # how long an optional call waits for the database
 
 
 @dataclass(frozen=True)
 class Session:
-    """What all attempts of one worker share.
+    """The parts that all attempts of one worker share.
 
     worker        the worker's id in the database
     factory       makes the training of a trial
-    emit          is told every event
-    stop_reason   why to stop after this epoch, or an empty text
+    emit          receives every event
+    stop_reason   returns the reason to stop after this epoch, or an empty text
     """
 
     study: optuna.Study
@@ -87,8 +89,8 @@ class Session:
         return bool(self.stop_reason())
 
     def read_trial(self, lease: Lease) -> FrozenTrial:
-        """The trial of `lease` before it is trained; StudyError if it was deleted."""
-        # Optuna's `ask` reads all trials first, for the sampler and for its cache of ids.
+        """The trial of `lease`, read before it is trained; StudyError if the trial was deleted."""
+        # All trials are read first, as in Optuna's `ask`: the sampler and Optuna's cache of ids need them.
         forget_trials(self.study)
         self.study.get_trials(deepcopy=False)
         try:
@@ -101,11 +103,11 @@ class Session:
             ) from None
 
     def is_pruned(self, lease: Lease) -> bool:
-        """The pruner's answer for everything that the database has, as `Trial.should_prune` would give it."""
+        """Whether the pruner ends the trial, given all values in the database; the same answer as `should_prune`."""
         return self.study.pruner.prune(self.study, self.storage.get_trial(lease.trial_id))
 
     def describe(self, lease: Lease, trial: Trial, epochs_done: int, reason: str, failed: str) -> None:
-        """Write into the trial's attributes how it ended; host and device only if the training has not done so."""
+        """Write the trial's end into its attributes. Host and device that the training has written are kept."""
         frozen = self.storage.get_trial(lease.trial_id)
         where = {"host": self.place.host, "device": self.device}
         attributes = {
@@ -119,11 +121,11 @@ class Session:
         for key, entry in attributes.items():
             trial.set_user_attr(key, entry)
         for key in CONSTRAINTS:
-            if key not in frozen.constraints:  # a worker that died here may have set some
+            if key not in frozen.constraints:  # an earlier worker may have set some of them before it died
                 trial.set_constraint(key, 1.0 if LEARNABLE.get(failed) == key else 0.0)
 
     def check_rows(self) -> None:
-        """StudyGone if the study was deleted, StudyDamaged if one of its rows is damaged.
+        """Raise StudyGone if the study was deleted, and StudyDamaged if a row of the study is damaged.
 
         If the database does not answer, nothing is checked.
         """
@@ -138,9 +140,9 @@ class Attempt:
     """One attempt at the trial of `lease`.
 
     began      whether the factory has made the training
-    ended      how the trial ended, if this attempt ended it
+    ended      the end of the trial; None if this attempt did not end the trial
     released   whether the lease was given back
-    no_room    why the trial could not begin, if there was no room on the disk
+    no_room    the error of a full disk on which the trial could not begin; None without such an error
     """
 
     def __init__(self, session: Session, lease: Lease) -> None:
@@ -157,8 +159,8 @@ class Attempt:
     def run(self, claimed_at: float, *, is_own: bool) -> None:
         """Train the trial until it has ended, is given back or is lost.
 
-        claimed_at   when the lease was asked for, by the clock of `Timing`
-        is_own       whether this worker itself gave the lease back last, so that nothing was taken over
+        claimed_at   the time at which the worker asked for the lease, on the clock of `Timing`
+        is_own       whether this worker was also the last owner of the lease; then no takeover is announced
         """
         session, lease = self._session, self.lease
         frozen = session.read_trial(lease)
@@ -188,7 +190,7 @@ class Attempt:
             _clean_device()
 
     def _run(self, trial: Trial) -> None:
-        """Make the training and train; end the trial as failed if it fails."""
+        """Make the training and run it. If the training fails, end the trial as failed."""
         lease = self.lease
         run: Trainable | None = None
         try:
@@ -218,14 +220,17 @@ class Attempt:
             self._emit(TrialLeft(lease.number, run.epoch if run is not None else 0, str(lost)))
 
     def _fail(self, trial: Trial, run: Trainable | None, error: Exception) -> None:
-        """End the trial as failed; give it back instead if the disk or the device is the cause."""
-        self._session.check_rows()  # without the study's rows every trial fails, and this one is not to blame
+        """End the trial as failed; TryAgain if the device is faulty.
+
+        A trial that could not begin on a full disk is given back instead.
+        """
+        self._session.check_rows()  # if rows of the study are missing, every trial fails, whatever its settings
         if run is None and isinstance(error, OSError) and error.errno in FULL:
             self._release()
             self.no_room = OSError(error.errno, error.strerror)
             return
         kind, reason = kind_of(error)
-        # The traceback refers to the tensors of the failed step; they must be freed before the device is cleaned.
+        # The traceback refers to tensors of the failed step. These tensors must be freed before the device is cleaned.
         error.__traceback__ = None
         error.__context__ = error.__cause__ = None
         if kind == "device fault":
@@ -238,12 +243,12 @@ class Attempt:
     # ---- epochs
 
     def _train(self, trial: Trial, run: Trainable) -> None:
-        """Train, save, report, and end the trial or give it back."""
+        """Train, save and report each epoch, then end the trial or give it back."""
         lease = self.lease
         self._emit(TrialStarted(lease.number, run.epoch, run.epochs, lease.attempt, dict(trial.params)))
         if lease.checkpoint_epoch is not None and run.epoch < lease.checkpoint_epoch:
             self._emit(Warned(_missing_checkpoint(lease, run.epoch, self._session.artifacts)))
-        # The worker that had the trial before may not have acted on the last verdict.
+        # The earlier owner may have stopped before it acted on the pruner's last verdict.
         if self._reporter.judge() == "prune":
             self._tell(trial, run, "pruned", f"pruned at epoch {run.epoch}")
             return
@@ -279,13 +284,13 @@ class Attempt:
             self._tell(trial, run, "complete", "all epochs trained")
 
     def _undelivered(self, run: Trainable) -> list[tuple[int, float]]:
-        """(epoch, value) of finished epochs that the database does not have, in order."""
+        """(epoch, value) of the finished epochs that are missing in the database, in rising order."""
         values = read_reports(self._folder) | {int(row["epoch"]): run.value_of(row) for row in run.history}
         known = set(self._session.storage.get_trial(self.lease.trial_id).intermediate_values)
         return [(epoch, values[epoch]) for epoch in sorted(values) if epoch <= run.epoch and epoch not in known]
 
     def _save(self, run: Trainable) -> None:
-        """Write a checkpoint if the lease is held; on a full disk the trial goes on without it."""
+        """Write a checkpoint; LeaseLost if another worker has the trial. If the disk refuses, training continues."""
         self._reporter.check_lease()
         try:
             run.save()
@@ -305,9 +310,9 @@ class Attempt:
     # ---- the end
 
     def _tell(self, trial: Trial, run: Trainable | None, outcome: Outcome, reason: str, failed: str = "") -> None:
-        """End the trial everywhere: reports, files, attributes, Optuna, lease. A crash may cut this at any place.
+        """End the trial in this order: reports, files, attributes, Optuna, lease. A crash may come after any step.
 
-        failed   the kind of failure
+        failed   the kind of failure; empty if the trial did not fail
         """
         session, lease = self._session, self.lease
         self._reporter.expect(session.timing.limit_s + _MAX_FINISH_S)
@@ -316,15 +321,15 @@ class Attempt:
         self._reporter.check_lease()
         epochs_done = lease.epochs_done if run is None else run.epoch
         if run is not None:
-            run.finish(outcome, reason)  # pictures must be attached before the trial is told
+            run.finish(outcome, reason)  # pictures must be attached before Optuna ends the trial
         value = run.final_value() if run is not None and outcome == "complete" else None
-        # Samplers never see failed trials. A pruned trial with a violated constraint teaches them what to avoid.
+        # Samplers ignore failed trials. From a pruned trial with a violated constraint they learn what to avoid.
         state = TrialState.PRUNED if failed in LEARNABLE else _STATES[outcome]
         try:
             session.describe(lease, trial, epochs_done, reason, failed)
             self._reporter.check_lease()
             session.study.tell(trial, value, state, skip_if_finished=True)
-        except UpdateFinishedTrialError:  # somebody has ended it meanwhile, for example in the dashboard
+        except UpdateFinishedTrialError:  # somebody else has ended the trial, for example in the dashboard
             self._close(session.storage.get_trial(lease.trial_id))
             return
         session.leases.finish(lease, outcome, reason, epochs_done)
@@ -333,7 +338,10 @@ class Attempt:
         self._emit(self.ended)
 
     def _close(self, frozen: FrozenTrial) -> None:
-        """Close the lease of a trial that has ended: its worker died before it could, or somebody ended it."""
+        """Close the lease of a trial that has already ended.
+
+        An earlier owner ended the trial and died before it closed the lease, or somebody else ended the trial.
+        """
         outcomes: dict[TrialState, Outcome] = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
         failed = frozen.user_attrs.get("failed", "")
         outcome = "failed" if failed else outcomes.get(frozen.state, "failed")
@@ -343,13 +351,13 @@ class Attempt:
         delete_leftovers(self._folder)
 
     def _leave(self, run: Trainable) -> None:
-        """Give back a trial that has not ended, so that any worker can continue it; its last epoch is saved."""
+        """Upload the trial's last checkpoint, then give the trial back so that any worker can continue it."""
         run.settle()
         self._release()
         self._emit(TrialLeft(self.lease.number, run.epoch, self._session.stop_reason()))
 
     def _release(self, *, crashed: bool = False) -> None:
-        """Give the lease back. If the database does not answer, the lease runs out by itself."""
+        """Give the lease back. If the database does not answer, the lease expires by itself."""
         patience_s = _ASK_LIMIT_S if self._reporter.outage_s == 0 else 0.0
         try:
             with self._session.storage.patience(patience_s):
@@ -364,7 +372,7 @@ def _lost(lease: Lease) -> LeaseLost:
 
 
 def _missing_checkpoint(lease: Lease, epoch: int, artifacts: Path) -> str:
-    """The warning that a trial goes on from an earlier epoch than that of its newest checkpoint."""
+    """The warning that the newest checkpoint is not here, so that the trial continues from an earlier epoch."""
     goes_on = f"it goes on after epoch {epoch}" if epoch else "it starts again from its first epoch"
     return (
         f"Trial {lease.number}: {goes_on}. The checkpoint of epoch {lease.checkpoint_epoch}, written on "
@@ -374,7 +382,7 @@ def _missing_checkpoint(lease: Lease, epoch: int, artifacts: Path) -> str:
 
 
 def _clean_device() -> None:
-    """Free what a finished or failed run has left, also on the device if torch is in use."""
+    """Free the host and device memory of a finished or failed run; does nothing if torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is None:
         return

@@ -1,7 +1,7 @@
-"""A study's objective: the settings, the seed and the folder of a trial, and its training as Optuna asks for it.
+"""A study's objective: it chooses the settings, the seed and the folder of a trial, and trains the trial.
 
 `Objective` is a plain Optuna objective, so `study.optimize(Objective(...))` works in a notebook. A worker calls
-`Objective.open` instead and trains the `TrialRun` itself, because it also has to care for leases and outages.
+`Objective.open` instead and trains the `TrialRun` itself, because a worker also deals with leases and outages.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from cvaeopt.vae.dataset import Dataset
 
 
 class Objective:
-    """Trains one configuration of `definition` and returns its value in dB.
+    """Trains one configuration of `definition` and returns the trial's value in dB.
 
-    artifacts    run folders are made under it, one per trial
-    remote       where checkpoints are copied for workers that do not see `artifacts`
+    artifacts    the folder that contains the run folders of all trials
+    remote       the object store with copies of the checkpoints, for workers that do not see `artifacts`
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Objective:
         self._store = artifact_store(artifacts)
 
     def open(self, trial: Trial, token: int = 0) -> TrialRun:
-        """The run of `trial`: its settings are suggested, its folder is made, its newest checkpoint is restored.
+        """The run of `trial`, with suggested settings, a run folder, and the newest checkpoint restored.
 
-        Checkpoints that other trials of the study do not need any more are deleted first.
+        Before that, checkpoints of finished trials that are not needed any more are deleted, see `tidy`.
         """
         tidy(trial.study, self.artifacts, self.definition.service.keep_best, self.remote)
         config = suggest(self.definition, trial)
@@ -62,10 +62,11 @@ class Objective:
         )
 
     def _seed(self, trial: Trial, usual: int) -> int:
-        """The training seed: the study's first seed for settings that are new, its next seed for a repeat of them.
+        """The training seed of `trial`.
 
-        With equal settings and an equal seed the same network would be trained twice. A trial that another worker
-        takes over keeps the seed that it had.
+        It is `usual` if every trial has its own seed, or if the seed is fixed or searched. Otherwise new settings get
+        the study's first seed, and each repeat of these settings gets the study's next seed. With equal settings and
+        an equal seed, the same network would be trained twice. A trial that changes its worker keeps its seed.
         """
         definition = self.definition
         if definition.seeds == "each" or "seed" in definition.fixed or "seed" in definition.search:
@@ -73,14 +74,14 @@ class Objective:
         if SEED in trial.user_attrs:
             return int(trial.user_attrs[SEED])
         key = key_of(definition, trial.params)
-        # A trial with other names has other settings, or not all of its settings are suggested yet.
+        # A trial with other names of parameters has other settings, or has not suggested all of its settings yet.
         names = trial.params.keys()
         trials = trial.study.get_trials(deepcopy=False)
         earlier = [other for other in trials if other.number < trial.number and other.params.keys() == names]
         return trial_seed(definition.seed, sum(key_of(definition, other.params) == key for other in earlier))
 
     def __call__(self, trial: Trial) -> float:
-        """The trial's value, dB; raises TrialPruned when the pruner, or a diverged loss, ends it."""
+        """The trial's value, dB; TrialPruned if the pruner ends the trial or the loss diverges."""
         run = self.open(trial)
         try:
             for result in run.run():

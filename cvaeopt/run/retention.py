@@ -1,8 +1,10 @@
 """Decide which files of a trial stay on the disk, and delete the others.
 
-Settings, history and pictures of every trial stay. The checkpoints of finished trials are deleted, except those of the
-study's best trials. Checkpoints of earlier owners of a trial, and scratch files, are deleted as soon as a newer owner
-has saved its own.
+Settings, history and pictures of every trial stay. Other files are deleted at these times:
+
+    checkpoints `last.*.pt` of earlier owners   as soon as a newer owner of the trial has saved a checkpoint
+    scratch files and delivered reports         when the trial ends
+    checkpoints of a finished trial             in `tidy`, unless the trial is among the study's best
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from cvaeopt.store.ranking import ranked
 log = logging.getLogger(__name__)
 
 _undeletable: set[Path] = set()
-"""Files that this process could not delete. Each of them is named in one warning only."""
+"""Files that this process could not delete. Only one warning is logged for each file."""
 
 
 def delete(path: Path) -> bool:
-    """Delete `path`; returns whether it is gone, and never raises.
+    """Delete `path`; returns whether the file is gone, and never raises.
 
     A file that may not be deleted, for example because it belongs to another user, must not make a trial fail.
     """
@@ -42,9 +44,9 @@ def delete(path: Path) -> bool:
 
 
 def delete_older(folder: Path, token: int) -> None:
-    """Delete the checkpoints in a trial's folder that owners before `token` wrote.
+    """Delete the checkpoints of owners before `token` from a trial's folder.
 
-    The checkpoint of a later owner always stays: this process may have been frozen since that owner took over.
+    The checkpoint of a later owner stays, because this process may have been frozen while that owner took over.
     """
     for path in folder.glob("last.*.pt"):
         owner = path.name.split(".")[1]
@@ -53,16 +55,16 @@ def delete_older(folder: Path, token: int) -> None:
 
 
 def delete_leftovers(folder: Path) -> None:
-    """Delete the files that nobody needs after the end of a trial: delivered reports, and scratch files."""
+    """Delete the files that nobody needs after the end of a trial: delivered reports and scratch files."""
     for path in [*folder.glob("reports.*.jsonl"), *folder.glob(".*.part")]:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoints | None = None) -> list[Path]:
-    """Delete the checkpoints of finished trials that are not among the best `keep_best`; returns the deleted paths.
+    """Delete the checkpoints of finished trials, except of the best `keep_best` trials; returns the deleted paths.
 
-    Checkpoints of trials that still run are never touched. The copies in `remote` are deleted soon afterwards.
+    Checkpoints of running trials stay. `remote` deletes its copies of the deleted checkpoints soon afterwards.
     """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     kept = {trial.number for trial in ranked(finished)[:keep_best]}

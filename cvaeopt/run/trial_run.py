@@ -1,6 +1,7 @@
-"""One trial: its training, its checkpoints, and the files and notes that it leaves for people.
+"""One trial: its training, its checkpoints, and the files and notes that people read.
 
-`Trainable` is what a worker needs of it, and `TrialRun` is the real one; tests of workers have one without a network.
+`Trainable` is the interface that a worker uses, and `TrialRun` implements it. Tests of workers use another
+implementation, which trains no network.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ SEED = "seed"
 
 
 class Epoch(Protocol):
-    """One finished epoch; `EpochResult` is one."""
+    """One finished epoch; `EpochResult` implements this interface."""
 
     @property
     def epoch(self) -> int:
-        """Epochs finished, this one included."""
+        """Number of finished epochs, including this epoch."""
 
     def row(self) -> dict[str, Any]:
-        """The epoch's line of history.jsonl."""
+        """The epoch's row in history.jsonl."""
 
 
 class Trainable(Protocol):
@@ -58,48 +59,52 @@ class Trainable(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Epochs finished; above 0 after a resume."""
+        """Number of finished epochs; above 0 after a resume."""
 
     @property
     def epochs(self) -> int:
-        """Epochs of the whole trial."""
+        """Number of epochs of the whole trial."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row per finished epoch, those before a resume included."""
+        """One row per finished epoch, including epochs before a resume."""
 
     def value_of(self, row: dict[str, Any]) -> float:
-        """What is reported for this epoch."""
+        """The value that is reported for the epoch of this row."""
 
     def final_value(self) -> float:
-        """What is told when all epochs are trained."""
+        """The trial's value after all epochs are trained."""
 
     def run(self) -> Generator[Epoch, None, None]:
-        """Train the epochs that remain."""
+        """Train the remaining epochs."""
 
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all; OSError when the disk is full."""
+        """Write a complete checkpoint or none; OSError if the disk is full."""
 
     def settle(self) -> None:
         """Wait, for a limited time, until the next owner can find the last checkpoint; never raises."""
 
     def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
-        """Write the files and notes that people look at; never raises."""
+        """Write the files and notes that people read; never raises."""
 
 
 Factory = Callable[[Trial, Lease], Trainable]
-"""Makes the training of a trial: suggests its settings, opens its folder, restores its newest checkpoint."""
+"""A function that makes the training of a trial.
+
+It suggests the trial's settings, opens the trial's folder and restores the trial's newest checkpoint.
+"""
 
 
 class TrialRun:
     """One trial in training, from its first epoch or from its newest checkpoint.
 
-    folder    config.json, history.jsonl, checkpoints and pictures of the trial
-    token     rises with every owner of the trial and is part of the checkpoint's name, so that an owner who lost
-              the trial without knowing it cannot overwrite the files of the next owner
-    store     from which the dashboard serves pictures; None: there is no dashboard
-    remote    where checkpoints are copied for workers that do not see `folder`; None: nowhere
-    identity  of the study; a checkpoint of a study with another identity is not continued, even if the names are equal
+    folder    the run folder, with config.json, history.jsonl, checkpoints and pictures of the trial
+    token     a number that rises with every owner of the trial. It is part of the checkpoint's name. Therefore an owner
+              who lost the trial without knowing it cannot overwrite the files of the next owner.
+    store     the store from which the dashboard serves pictures; None if there is no dashboard
+    remote    the object store with copies of the checkpoints, for workers that do not see `folder`; None for no copies
+    identity  the identity of the study. A checkpoint of a study with another identity is not continued, even if both
+              studies have the same name.
     """
 
     def __init__(
@@ -143,12 +148,12 @@ class TrialRun:
         self._describe()
 
     def _newest_checkpoint(self) -> Path | None:
-        """The checkpoint of this trial with the most epochs, here or in the object store."""
+        """This trial's checkpoint with the most epochs, from the folder or the object store; None if there is none."""
         config, digest, accepted = self.trainer.config, self.trainer.data.digest, self.identity.accepted
         here = checkpoint.newest(sorted(self.folder.root.glob("last*.pt")), config, digest, accepted)
         if self._remote is None:
             return here
-        # An object with the name of a file that is here was uploaded from that file, so it cannot be newer.
+        # An object with the name of a local file was uploaded from that file, so the object cannot be newer.
         known = here.name if here else ""
         fetched = self._remote.fetch(self.identity.objects, self.number, self.folder.root, known)
         return checkpoint.newest([*fetched, *([here] if here else [])], config, digest, accepted)
@@ -181,7 +186,7 @@ class TrialRun:
 
     @property
     def epoch(self) -> int:
-        """Epochs finished, those before a resume included."""
+        """Number of finished epochs, including epochs before a resume."""
         return self.trainer.epoch
 
     @property
@@ -190,15 +195,15 @@ class TrialRun:
         return self.trainer.history
 
     def run(self) -> Generator[EpochResult, None, None]:
-        """Train the epochs that remain."""
+        """Train the remaining epochs."""
         return self.trainer.run()
 
     def value_of(self, row: dict[str, Any]) -> float:
-        """What is reported to Optuna for this epoch, dB."""
+        """The value that Optuna gets for the epoch of this row, dB."""
         return float(row[self.definition.metric])
 
     def estimate(self) -> Estimate:
-        """The trial's value after the epochs so far, with its standard error."""
+        """The trial's value after the finished epochs, with the standard error of this value."""
         curve = [self.value_of(row) for row in self.history]
         return estimate(curve, self.definition.window, self.definition.seed_noise_db)
 
@@ -207,7 +212,7 @@ class TrialRun:
         return self.estimate().value
 
     def save(self) -> None:
-        """Write checkpoint and history (OSError when the disk is full); delete older owners' checkpoints."""
+        """Write checkpoint and history, then delete earlier owners' checkpoints; OSError if the disk is full."""
         self._save_checkpoint()
         self.folder.write_history(self.history)
         delete_older(self.folder.root, self.token)
@@ -231,7 +236,7 @@ class TrialRun:
         }
 
     def settle(self) -> None:
-        """Wait, for a minute at most, until other machines can find the last checkpoint; never raises."""
+        """Wait, at most one minute, until other machines can find the last checkpoint; never raises."""
         if self._remote is not None and not self._remote.flush(_UPLOAD_LIMIT_S):
             log.warning(
                 "Trial %d: its last checkpoint (epoch %d) did not reach %s. On another machine the trial goes on from "
@@ -244,8 +249,9 @@ class TrialRun:
     def finish(self, state: Literal["complete", "pruned", "failed"], reason: str) -> None:
         """Write history, pictures, attributes and a note; errors are logged and never make the trial fail.
 
-        The checkpoint of a complete trial becomes last.pt. Checkpoints that nobody needs are deleted later, by
-        `tidy`: if this worker is killed before it has told the study, the next worker continues from them.
+        The checkpoint of a complete trial is renamed to last.pt. The checkpoint of another trial stays until `tidy`
+        deletes it. If this worker is killed before Optuna ends the trial, the next worker continues from the
+        checkpoint.
         """
         try:
             self._finish(state, reason)
@@ -257,11 +263,11 @@ class TrialRun:
                 "its checkpoint is lost" if lost else "not all of its files could be written",
                 trouble(self.folder.root, error),
             )
-        except Exception as error:  # a trial is worth more than its pictures and notes
+        except Exception as error:  # an error in pictures or notes must not make the trial fail
             log.warning("Trial %d: not all of its files could be written (%s).", self.number, error)
 
     def _finish(self, state: str, reason: str) -> None:
-        if state == "complete":  # first of all, because a rename succeeds even on a full disk
+        if state == "complete":  # this comes first, because a rename succeeds even on a full disk
             if self._saved_epoch != self.epoch:
                 self._save_checkpoint()
             self._checkpoint.replace(self.folder.last)
@@ -291,7 +297,7 @@ class TrialRun:
             self.trial.set_user_attr(key, entry)
 
     def _pictures(self, state: str) -> list[Path]:
-        """Draw curves and, unless the trial failed, the validation video into the run folder."""
+        """Draw the curves into the run folder, and also the validation video unless the trial failed."""
         frames = psnr = None
         if state != "failed":
             validation = self.trainer.validate()
