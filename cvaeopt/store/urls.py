@@ -1,4 +1,4 @@
-"""The URL of the database: what it may contain, what the driver gets of it, and how its password stays secret."""
+"""The URL of the database: check it, mask its password, and make the driver's arguments from it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ PSYCOPG = "postgresql+psycopg"
 _EXPECTED = "Expected: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE."
 
 
-# ---- what is shown
+# ---- masking the password
 
 
 def mask(url: str) -> str:
-    """The URL with `***` for its password, also in the query string; any text is accepted.
+    """The URL with `***` in place of its password, also in the query string; any text is accepted.
 
-    If a text cannot be parsed, more than the password may be masked, such as a part of the host, but never less.
+    If the text is not a correct URL, a longer part than the password may be masked, such as a part of the host. The
+    whole password is always masked.
     """
     masked = re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;#]*", r"\1***", url)
     scheme, separator, rest = masked.partition("://")
-    if not separator:  # not a URL, but somebody may have meant one: mask from the first colon to the last @
+    if not separator:  # perhaps a misspelt URL: mask the text from the first colon to the last @
         start, end = masked.find(":"), masked.rfind("@")
         return f"{masked[:start]}:***{masked[end:]}" if 0 <= start < end else masked
     before_query = rest.partition("?")[0]
@@ -47,10 +48,11 @@ def mask(url: str) -> str:
 
 
 def scrub(text: str, url: str) -> str:
-    """`text` with `url`'s password masked wherever it is written as a password, in any spelling of URLs and drivers.
+    """`text` with the password of `url` masked, in every spelling that URLs and drivers use.
 
-    A password that is also an ordinary word ("not", "host") or a number is replaced only where it is written as a
-    password or as a quoted value. To replace it everywhere would make the text unreadable and reveal the word.
+    A password may be an ordinary word ("not", "host") or a number. Such a password is masked only where the text writes
+    it as a password or as a quoted value. If every such word were masked, the text would be unreadable and would reveal
+    the password.
     """
     text = text.replace(url, mask(url))
     with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
@@ -67,7 +69,7 @@ def scrub(text: str, url: str) -> str:
 
 
 def _spellings(secret: str) -> set[str]:
-    """The ways in which URLs, connection strings and quoted texts of programs write the secret."""
+    """The spellings of the secret in URLs, in connection strings and in quoted texts."""
     words = {secret, unquote(secret)}
     for safe in ("", "/", " +"):
         words |= {quote(word, safe=safe) for word in words}
@@ -77,7 +79,7 @@ def _spellings(secret: str) -> set[str]:
 
 
 def _hide(text: str, spellings: set[str], public: set[str]) -> str:
-    """`text` with `***` for the spellings that are a password there; a quoted text in `public` is not a password."""
+    """`text` with `***` in place of each spelling that is used as a password. Quoted words in `public` are kept."""
 
     def one_of(words: set[str]) -> str:
         ordered = sorted(words, key=len, reverse=True)
@@ -89,25 +91,26 @@ def _hide(text: str, spellings: set[str], public: set[str]) -> str:
         rf"(?P<user>:/{{0,2}}){one_of(spellings)}(?=@)",
         # password=..., 'password': '...', password "..."
         rf"(?P<key>(?i:{_SECRET_KEY}['\"]?\s*(?:[=:]\s*['\"]?|['\"]))){one_of(spellings)}(?!\w)",
-        rf"(?P<quote>['\"`]){one_of(quotable)}(?P=quote)(?!\s*[:=])",  # a value, not a name
-        one_of(distinct),  # no word of a message
+        rf"(?P<quote>['\"`]){one_of(quotable)}(?P=quote)(?!\s*[:=])",  # a quoted value, not a quoted name
+        one_of(distinct),  # not an ordinary word
     ]
 
     def hidden(match: re.Match[str]) -> str:
         before = match["user"] or match["key"] or match["quote"] or ""
         return f"{before}***{match['quote'] or ''}"
 
-    # All in one pass, so that no replacement is searched again.
+    # One pass for all patterns, so that replaced text is not searched again.
     return re.sub("|".join(places), hidden, text)
 
 
-# ---- what it may contain
+# ---- checking the URL
 
 
 def parse(url: str) -> URL:
-    """The URL with the driver that we use and its options checked; UserError if it cannot work.
+    """The URL after its options were checked; UserError if the URL cannot work.
 
-    A SQLite file is named by its plain path: `~` is the home folder, and a `file:` URI becomes the path it stands for.
+    A PostgreSQL URL without a driver gets psycopg. A SQLite file is named by its plain path: `~` becomes the home
+    folder, and a `file:` URI becomes its path.
     """
     try:
         target = make_url(url)
@@ -116,7 +119,7 @@ def parse(url: str) -> URL:
         raise UserError(f"{mask(url)!r} is not a database URL.", _EXPECTED, "Change --storage.") from None
     if (
         backend == "postgresql" and url.partition("?")[0].count("@") > 1
-    ):  # the host is not named in the message, because it holds a part of the password
+    ):  # the message does not show the host, because the parsed host contains a part of the password
         raise UserError(
             f"{mask(url)!r} has an '@' in its password.",
             "Expected: it is written %40 in a URL (and : / ? # as %3A %2F %3F %23).",
@@ -134,7 +137,10 @@ def parse(url: str) -> URL:
 
 
 def _sqlite_target(target: URL, shown: str) -> URL:
-    """The target with a plain path and without URI parameters."""
+    """The SQLite target with a plain path and without URI parameters.
+
+    UserError for a database in memory, or for an option that is not supported.
+    """
     query = {key: value if isinstance(value, str) else value[-1] for key, value in target.query.items()}
     path = target.database or ""
     if query.pop("uri", "false").lower() in ("true", "1", "yes", "on", "y", "t"):
@@ -168,7 +174,7 @@ def _at_home(path: str, shown: str) -> str:
         raise UserError(
             f"{shown!r} names the home folder of a user who is not known.", todo="Change --storage."
         ) from None
-    if Path(path).exists() and not Path(expanded).exists():  # as earlier versions took it
+    if Path(path).exists() and not Path(expanded).exists():  # earlier versions did not expand `~`
         raise UserError(
             f"{shown!r} means {expanded}, which is not there; there is {Path(path).absolute()}.",
             "Expected: '~' to be the home folder.",
@@ -177,7 +183,7 @@ def _at_home(path: str, shown: str) -> str:
     return expanded
 
 
-# libpq reads these as whole numbers; its message about another value does not say which option it means.
+# libpq reads these options as whole numbers. Its message about a wrong value does not name the option.
 _NUMBERS = {
     "connect_timeout",
     "keepalives",
@@ -197,11 +203,11 @@ _CHOICES = {
 
 
 def _psycopg_query(target: URL, shown: str) -> dict[str, Any]:
-    """The options in the URL that psycopg needs with another type; UserError for one that it does not know."""
+    """The options of the URL that psycopg needs as int or None, converted; UserError for an unknown option or value."""
     try:
         from psycopg.pq import Conninfo
     except ImportError:
-        return {}  # the error is raised when the driver is loaded
+        return {}  # SQLAlchemy raises the error when it loads the driver
     known = {option.keyword.decode() for option in Conninfo.get_defaults()} | {"prepare_threshold"}
     typed: dict[str, Any] = {}
     for key, given in target.query.items():
@@ -232,26 +238,26 @@ def _number(value: str, key: str, shown: str, kind: Callable[[str], Any]) -> Any
         raise UserError(f"{shown!r} has {key}={value}.", f"Expected {whole}.", "Change --storage.") from None
 
 
-# ---- what Optuna and the driver get
+# ---- arguments for Optuna and the driver
 
 
 def libpq_url(target: URL) -> URL:
-    """The URL without options that only psycopg knows, as Optuna's migrations and pg_dump need it."""
+    """The URL for Optuna's migrations and for pg_dump: without options that only psycopg knows."""
     return target.difference_update_query(["prepare_threshold"])
 
 
 def template(target: URL) -> str:
-    """The URL, password included, as RDBStorage takes it, which fills in templates."""
+    """The URL with its password, as a template for RDBStorage: its braces are doubled."""
     return libpq_url(target).render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
 
 def engine_options(
     target: URL, busy_s: float, silence_s: float = watchdog.SILENCE_S, hurry: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """The keyword arguments of `create_engine` for what `parse` has returned.
+    """The keyword arguments of `create_engine` for a URL that `parse` has returned.
 
-    busy_s   SQLite: how long one attempt waits for another process' lock, seconds; a `timeout` in the URL is preferred
-    silence_s, hurry   PostgreSQL: as `watchdog.connector` takes them
+    busy_s   SQLite: how long one attempt waits for another process' lock, seconds; a `timeout` in the URL replaces it
+    silence_s, hurry   PostgreSQL: arguments of `watchdog.connector`
     """
     if target.get_backend_name() == "sqlite":
         return {"connect_args": {} if "timeout" in target.query else {"timeout": busy_s}}
@@ -264,20 +270,20 @@ def engine_options(
     }
     if target.drivername == PSYCOPG:
         arguments = _psycopg_arguments(target)
-        with contextlib.suppress(ImportError):  # the error is raised when the engine is made
+        with contextlib.suppress(ImportError):  # SQLAlchemy raises the error when it makes the engine
             options["creator"] = watchdog.connector(target, arguments, silence_s=silence_s, hurry=hurry)
     return options
 
 
 def _psycopg_arguments(target: URL) -> dict[str, Any]:
-    """Our default options, with those of the URL in their place."""
+    """The arguments for psycopg: default options, which options of the URL replace."""
     given = target.query.get("options", "")
-    # A frozen worker must not keep a lock that others wait for, and a dead network must not make a worker wait.
+    # Time limits: a frozen worker must not keep a lock for ever, and a worker must not wait for a dead network.
     words = [
         "-c timezone=UTC",
         "-c lock_timeout=30000",
         "-c idle_in_transaction_session_timeout=60000",
-        *([given] if isinstance(given, str) else given),  # last, because the last one counts
+        *([given] if isinstance(given, str) else given),  # last, because the last value of a setting is used
     ]
     defaults: dict[str, Any] = {
         "connect_timeout": 5,
@@ -286,7 +292,7 @@ def _psycopg_arguments(target: URL) -> dict[str, Any]:
         "keepalives_count": 3,
         "tcp_user_timeout": 30000,
         "application_name": "cvaeopt",
-        # PgBouncer may give each transaction another connection, which does not know the statements prepared before.
+        # PgBouncer may give each transaction another connection, which lacks statements that were prepared earlier.
         "prepare_threshold": None,
     }
     if target.password is None and (secret := password.from_file()) is not None:

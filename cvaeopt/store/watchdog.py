@@ -1,9 +1,9 @@
-"""PostgreSQL connections that end themselves when the server stays silent.
+"""PostgreSQL connections that are closed when the server stays silent for too long.
 
-A server that is frozen, or a proxy that has lost its server, may keep a connection open for ever. The network
-acknowledges every packet, so that neither keepalives nor TCP time-outs notice anything, and no time-out of the server
-itself helps. Therefore each wait for an answer has a limit here. The time counts from the last byte that arrived, so
-that a long answer is never cut off while it arrives.
+If the server is frozen, or if a proxy has lost its server, a connection may stay open for ever. The network still
+acknowledges every packet. So neither keepalives nor TCP time-outs detect the failure, and the server's own time-outs do
+not work. Therefore this module limits each wait for an answer. The time counts from the last byte that arrived, so that
+a long answer is never cut off while it arrives.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy.engine import URL
 
 SILENCE_S = 60.0
-"""How long the server may send nothing while a statement runs, seconds. A statement waits at most 30 s for a lock. The
-slowest statement that was measured, with 1,000 workers on two cores, took 11 s."""
+"""How long the server may send nothing while a statement runs, seconds. A statement waits at most 30 s for a lock. In a
+measurement with 1,000 workers on two cores, the slowest statement took 11 s."""
 
 HURRY_SILENCE_S = 5.0
-"""The same limit after the process was asked to stop, seconds."""
+"""How long the server may send nothing after the process was asked to stop, seconds."""
 
 
 def connector(
@@ -30,15 +30,16 @@ def connector(
     hurry: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[], Any]:
-    """A function that connects to `target` with psycopg and these driver arguments; for SQLAlchemy's `creator`.
+    """A function that connects to `target` with psycopg; it is used as SQLAlchemy's `creator`.
 
+    arguments   keyword arguments of `psycopg.connect`, which replace those of `target`
     silence_s   how long the server may be silent during one statement, seconds; then psycopg.OperationalError
-    hurry       True when the process was asked to stop: the limit is then at most `HURRY_SILENCE_S`
+    hurry       returns True if the process was asked to stop; the limit is then at most `HURRY_SILENCE_S`
     """
     import psycopg
 
     class Watched(psycopg.Connection[Any]):
-        """A connection that is closed when the server is silent for too long, or a signal ends a statement."""
+        """A connection that is closed if the server is silent for too long, or if a signal interrupts a statement."""
 
         def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
             try:
@@ -46,7 +47,7 @@ def connector(
             except Exception:
                 raise
             except BaseException:
-                # The statement is unfinished: nothing more can be sent on this connection, not even a rollback.
+                # The statement is not finished. So nothing can be sent on this connection, not even a rollback.
                 self.close()
                 raise
 
