@@ -1,9 +1,9 @@
-"""The four tables that stand beside Optuna's in the database; their names begin with `cvaeopt_`.
+"""The four tables that this program adds to Optuna's tables. Their names begin with `cvaeopt_`.
 
 cvaeopt_schema    the version of these tables
-cvaeopt_study     one row for each study: its definition, its budget, when it began
-cvaeopt_lease     one row for each trial that was begun: who trains it, until when, and what it may cost
-cvaeopt_worker    one row for each worker: where it runs and when it last gave a sign of life
+cvaeopt_study     one row for each study: its definition, its budget and its start
+cvaeopt_lease     one row for each trial that was begun: its worker, the end of its lease and its reserved epochs
+cvaeopt_worker    one row for each worker: its machine, its state and its last sign of life
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ study_table = Table(
     Column("wall_clock_s", Float(53)),
     Column("facts", Text, nullable=False, default="{}"),  # JSON
     Column("stopped_reason", Text),
-    Column("started_at", Float(53)),  # the first claim; the wall clock counts from here
-    Column("alive_at", Float(53)),  # the last sign of life of any worker
-    Column("grace_until", Float(53)),  # no expired lease is taken over before this
+    Column("started_at", Float(53)),  # the time of the first claim; wall_clock_s counts from this time
+    Column("alive_at", Float(53)),  # the time of the last recorded sign of life of any worker
+    Column("grace_until", Float(53)),  # no expired lease is taken over before this time
 )
 lease_table = Table(
     "cvaeopt_lease",
@@ -44,14 +44,14 @@ lease_table = Table(
     Column("trial_id", Integer, nullable=False, unique=True),
     Column("number", Integer, nullable=False),
     Column("state", String(8), nullable=False),  # open | done
-    Column("owner", String(128)),  # null after a graceful release
+    Column("owner", String(128)),  # null if the worker gave the trial back
     Column("token", Integer, nullable=False),
     Column("expires_at", Float(53), nullable=False),
-    Column("attempt", Integer, nullable=False),  # starts since the last finished epoch
-    Column("attempt_epoch", Integer, nullable=False),  # epochs_done when `attempt` began to count
+    Column("attempt", Integer, nullable=False),  # attempts to finish the next epoch, from 1
+    Column("attempt_epoch", Integer, nullable=False),  # epochs_done when `attempt` was set to 1
     Column("epochs_reserved", Integer, nullable=False),
     Column("epochs_done", Integer, nullable=False),
-    Column("folder", String(1024), nullable=False),  # under the artifact folder
+    Column("folder", String(1024), nullable=False),  # relative to the artifact folder
     Column("checkpoint_epoch", Integer),
     Column("checkpoint_host", String(255)),
     Column("outcome", String(16)),  # complete | pruned | failed
@@ -64,7 +64,7 @@ worker_table = Table(
     Column("study", _NAME, nullable=False),
     Column("host", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("kernel", String(64), nullable=False),  # the running system whose process table knows `pid`
+    Column("kernel", String(64), nullable=False),  # identifies the system and process table that contain `pid`
     Column("device", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("trial", Integer),

@@ -1,4 +1,4 @@
-"""The workers of a study: where each one runs, what it does, and whether it was asked to stop."""
+"""The workers of a study: the machine and state of each worker, and requests to stop."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import study_table, worker_table
 
 _SHOWN_S: Final = 86400.0
-"""How long a worker that has ended is still shown, seconds."""
+"""How long a worker is still shown after its last sign of life, seconds."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker runs.
+    """The machine and the process of a worker.
 
-    kernel   names the running system and its process table: with equal `kernel`, a missing pid means dead
+    kernel   identifies the running system and its process table; '' if unknown. Processes with the same `kernel` can
+             see whether each other's `pid` still exists.
     """
 
     host: str
@@ -36,17 +37,17 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """This process."""
+        """The place of this process."""
         host = socket.gethostname()
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             table = Path("/proc/self/ns/pid").stat().st_ino
-        except OSError:  # not Linux: a death is then noticed only when the lease expires
+        except OSError:  # not Linux: the death of a worker is then detected only when its lease expires
             return cls(host, os.getpid(), "")
         return cls(host, os.getpid(), digest([host, boot, table]))
 
     def has_seen_die(self, kernel: str, pid: int) -> bool:
-        """True if the process `pid` of `kernel` certainly runs no more."""
+        """True if the process `pid` of `kernel` has certainly ended."""
         if not self.kernel or kernel != self.kernel:
             return False
         try:
@@ -58,7 +59,7 @@ class Place:
         return False
 
     def new_id(self) -> str:
-        """A worker's name, unique in the database: host-pid-random."""
+        """A new id for a worker, unique in the database: HOST-PID-RANDOM."""
         return f"{self.host[:64]}-{self.pid}-{secrets.token_hex(2)}"
 
 
@@ -66,8 +67,8 @@ class Place:
 class WorkerRow:
     """One worker as `status` shows it.
 
-    state   "dead" when it gave no sign of life for the time of a lease, or when another worker saw that its process
-            is gone or took its trial over
+    state   "dead" if the worker gave no sign of life for the duration of a lease, if another worker saw that its
+            process has ended, or if another worker took its trial over
     """
 
     id: str
@@ -86,7 +87,7 @@ class WorkerRow:
 
 @dataclass(frozen=True)
 class Beat:
-    """What a worker says about itself; `saved` is (epoch, host) of a new checkpoint."""
+    """The state that a worker reports with a sign of life; `saved` is (epoch, host) of a new checkpoint."""
 
     state: str
     trial: int | None = None
@@ -96,11 +97,11 @@ class Beat:
 
 
 def enter(connection: Connection, study: str, worker: str, place: Place, device: str, ttl_s: float, now: float) -> None:
-    """Enter the worker, and delete the rows of workers that ended long ago."""
+    """Write a row for the worker, and delete the rows of the study's workers without a recent sign of life."""
     connection.execute(
         delete(worker_table).where(
             or_(
-                worker_table.c.id == worker,  # entered before; the acknowledgement was lost
+                worker_table.c.id == worker,  # written by an earlier call, whose acknowledgement was lost
                 and_(worker_table.c.study == study, worker_table.c.beat_at < now - _SHOWN_S),
             )
         )
@@ -124,7 +125,7 @@ def enter(connection: Connection, study: str, worker: str, place: Place, device:
 
 
 def note_beat(connection: Connection, worker: str, beat: Beat, now: float) -> bool:
-    """Write a sign of life into the worker's row; whether the worker was asked to stop."""
+    """Write a sign of life into the worker's row; returns whether the worker was asked to stop."""
     connection.execute(
         update(worker_table)
         .where(worker_table.c.id == worker)
@@ -134,7 +135,7 @@ def note_beat(connection: Connection, worker: str, beat: Beat, now: float) -> bo
 
 
 def mark_dead(connection: Connection, workers: Iterable[str]) -> None:
-    """Show these workers as dead until their next sign of life."""
+    """Set the state of these workers to "dead". Their next sign of life replaces this state."""
     connection.execute(
         update(worker_table)
         .where(worker_table.c.id.in_(workers), worker_table.c.state.not_in(("stopped", "dead")))
@@ -143,7 +144,7 @@ def mark_dead(connection: Connection, workers: Iterable[str]) -> None:
 
 
 def workers(storage: Storage, study: str | None = None) -> list[WorkerRow]:
-    """The workers of `study`, or of all studies, in the order of their start."""
+    """The workers of `study` in the order of their start; without `study`, the workers of all studies."""
 
     def read() -> list[WorkerRow]:
         query = select(worker_table).order_by(worker_table.c.started_at, worker_table.c.id)
@@ -159,10 +160,10 @@ def workers(storage: Storage, study: str | None = None) -> list[WorkerRow]:
 
 
 def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[str]:
-    """The ids of the workers that were asked to stop after their current epoch: all of `study`, or one.
+    """Ask `worker`, or all workers of `study`, to stop after the current epoch; returns the ids of the asked workers.
 
-    Only workers that run now are asked, because who starts a worker later wants it to run. UserError if `worker` does
-    not run.
+    Only workers that run now are asked. A worker that is started later is not affected. UserError if `worker` does not
+    run.
     """
 
     def ask() -> list[str]:
