@@ -1,6 +1,6 @@
-"""Where a command writes: results to stdout, everything else to stderr. Made with rich.
+"""The console of a command, made with rich. Results are written to stdout, everything else to stderr.
 
-On a terminal there are live bars; in a pipe each event is one plain line.
+On a terminal there are live bars. In a pipe, each event is one plain line.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _PLAIN_EVERY_S = 5.0
 
 
 class Console:
-    """Where a command writes.
+    """The stdout and stderr of a command.
 
-    quiet     no progress, results only
-    verbose   tracebacks with errors
-    results   whether stdout is what the command is run for; False where files or the database hold its results, too
-    spell     makes a line of the words of an advised command; a command sets it so that the study, the storage and the
-              folder are named as the user has named them
+    quiet     whether only results are written, without progress
+    verbose   whether errors are written with their tracebacks
+    results   whether the user needs the text on stdout; False if files or the database also hold the results
+    spell     returns the line of an advised command, given the words after `cvaeopt`. A command replaces this function,
+              so that the line names the study, the storage and the folder as the user named them.
     """
 
     def __init__(self, quiet: bool = False, verbose: bool = False, results: bool = True) -> None:
@@ -48,21 +48,21 @@ class Console:
         self.out = Terminal(highlight=False)
         self.err = Terminal(stderr=True, highlight=False)
         self._secrets: dict[str, str] = {}
-        self._screen = threading.RLock()  # one thread at a time draws the live lines or prints others
+        self._screen = threading.RLock()  # held while a thread draws the live lines or prints a line
 
     @property
     def live(self) -> bool:
-        """Whether lines can move: a terminal that can do it and is not quiet."""
+        """Whether live lines are drawn: stderr is an interactive terminal, and the console is not quiet."""
         return self.err.is_interactive and not self.quiet
 
     @property
     def lost(self) -> OSError | None:
-        """Why something that was written to stdout did not arrive; None if all did."""
+        """The error that made text for stdout get lost; None if no text was lost."""
         stream = self.out.file
         return stream.lost if isinstance(stream, Output) else None
 
     def conceal(self, secret: str, shown: str) -> None:
-        """From now on `shown` stands for `secret` in every error, also in tracebacks."""
+        """Replace `secret` by `shown` in every later warning and error, also in tracebacks."""
         if secret:
             self._secrets[secret] = shown
 
@@ -70,38 +70,38 @@ class Console:
         return f"{text.sentence} {self.spell(text.command)}" if isinstance(text, Advice) else text
 
     def say(self, text: str, style: str = "") -> None:
-        """One line of progress on stderr; nothing if quiet."""
+        """Write one line of progress to stderr; a quiet console writes nothing."""
         if not self.quiet:
             with self._screen:
                 self.err.print(Text(self._advised(text), style=style), soft_wrap=not self.err.is_terminal)
 
     def warn(self, text: str) -> None:
-        """One line about something that is not as it should be, on stderr, also if quiet."""
+        """Write a warning to stderr, as one line. A quiet console writes warnings too."""
         with self._screen:
             self.err.print(Text(f"Warning: {self._clean(text)}", style="yellow"), soft_wrap=not self.err.is_terminal)
 
     def pass_on(self, text: str, style: str = "") -> None:
-        """One line that another process meant for stderr, also when quiet."""
+        """Write a line to stderr that comes from another process. A quiet console writes the line too."""
         with self._screen:
             self.err.print(Text(self._clean(text), style=style), soft_wrap=not self.err.is_terminal)
 
     def show_warnings(self, name: str) -> None:
-        """From now on the warnings that package `name` logs are shown here."""
+        """Write every later warning that the package `name` logs to stderr."""
         log = logging.getLogger(name)
         log.handlers = [_Warnings(self)]
         log.propagate = False
 
     def result(self, text: str) -> None:
-        """One line of the result, on stdout; never folded, so that it can be copied."""
+        """Write one line of the result to stdout. The line is not folded, so that the user can copy it."""
         self.out.print(Text(self._advised(text)), soft_wrap=True)
 
     def json(self, value: Any, indent: int | None = 2) -> None:
-        """A result for other programs, on stdout; on one line if `indent` is None."""
+        """Write a result for other programs to stdout, as JSON; in one line if `indent` is None."""
         text = json.dumps(value, allow_nan=False, indent=indent, default=str)
-        self.out.file.write(text.replace("\x7f", "\\u007f") + "\n")  # JSON escapes every other control character
+        self.out.file.write(text.replace("\x7f", "\\u007f") + "\n")  # json.dumps escapes every other control character
 
     def show(self, content: RenderableType) -> None:
-        """Tables of the result, on stdout; in a pipe at least 100 columns wide, without trailing blanks."""
+        """Write tables of the result to stdout; in a pipe at least 100 columns wide and without trailing blanks."""
         if self.out.is_terminal:
             self.out.print(content)
             return
@@ -111,7 +111,10 @@ class Console:
         self.result("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def error(self, error: CvaeoptError) -> None:
-        """A panel with what was found, what was expected and what to do; with -v the traceback first."""
+        """Write an error to stderr: what was found, what was expected and what to do.
+
+        The error is a panel on a terminal and one line in a pipe. If `verbose`, the traceback comes first.
+        """
         if self.verbose:
             self.err.print(Text(self._clean("".join(traceback.format_exception(error)))), soft_wrap=True)
         if not self.err.is_terminal:
@@ -133,8 +136,8 @@ class Console:
 
     @contextlib.contextmanager
     def live_lines(self, lines: Callable[[], RenderableType]) -> Iterator[None]:
-        """Inside the block `lines` are drawn at the foot of the terminal, four times a second."""
-        # Live's own thread counts the lines it has to clear without regard for a line printed meanwhile.
+        """Inside the block, draw `lines()` at the foot of the terminal, four times per second."""
+        # Not Live's own thread: it clears the wrong lines if another thread prints a line at the same time.
         live = Live(get_renderable=lines, console=self.err, auto_refresh=False, transient=True)
         closed = threading.Event()
 
@@ -154,7 +157,7 @@ class Console:
 
     @contextlib.contextmanager
     def announce(self, text: str, after_s: float = 2.0) -> Iterator[None]:
-        """Says `text` if the block takes longer than `after_s` seconds."""
+        """Write `text` as progress if the block takes longer than `after_s` seconds."""
         timer = threading.Timer(after_s, self.say, [text])
         timer.daemon = True
         timer.start()
@@ -165,7 +168,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A callback (what, done, total): a bar for each `what`, or a line every few seconds in a pipe."""
+        """A callback (what, done, total) that shows a bar for each `what`; in a pipe, a line every few seconds."""
         if self.quiet:
             yield lambda what, done, total: None
         elif self.live:
@@ -196,7 +199,7 @@ class Console:
 
 
 class _Warnings(logging.Handler):
-    """Says logged warnings on a console."""
+    """Writes logged warnings to a console."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)

@@ -16,7 +16,10 @@ from cvaeopt.text import duration
 
 
 def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> Table:
-    """A plain table; `right` are the indices of the columns that hold numbers. Cells are text, never markup."""
+    """A table without lines. Cells are shown as text, not as markup.
+
+    right   indices of the right-aligned columns
+    """
     table = Table(header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
@@ -26,10 +29,10 @@ def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[
 
 
 def live_width(terminal: Terminal) -> int:
-    """Columns of lines that move.
+    """The width of live lines, in columns: at most 77.
 
-    At most 77: a window that is narrowed to 80 columns then does not fold them, and the ^C that a terminal echoes
-    still fits behind them.
+    Then a window that is narrowed to 80 columns does not fold the lines, and the ^C that a terminal echoes fits behind
+    them.
     """
     return min(80, terminal.width) - 3
 
@@ -40,12 +43,12 @@ def folded(text: Text, width: int) -> RenderableType:
 
 
 def epoch_bar(epoch: int, epochs: int, pace_s: float, since_s: float, width: int) -> RenderableType:
-    """A bar of finished epochs, with seconds an epoch and the time that is left.
+    """A bar of finished epochs, with the seconds per epoch and the remaining time.
 
-    pace_s    seconds of an epoch, 0 if unknown
+    pace_s    seconds per epoch; 0 if unknown
     since_s   seconds since the last epoch ended
     """
-    # Between two epochs the bar moves with the clock, but never as far as the end of the epoch.
+    # Between two epochs the bar moves with the clock, up to 95 % of the epoch.
     share = min(since_s / pace_s, 0.95) if pace_s and epoch < epochs else 0.0
     text = f"epoch {epoch}/{epochs}"
     if pace_s:

@@ -1,4 +1,4 @@
-"""What a worker shows while it works: a few live lines on a terminal; in a pipe one plain line for each event.
+"""The display of a working worker: a few live lines on a terminal, or one plain line for each event in a pipe.
 
 On a terminal:
 
@@ -7,7 +7,7 @@ On a terminal:
     27.31 dB  ▁▃▅▆█  best 28.10 (-0.79), mean frame 22.56 (+4.75)
     study demo: 4 of 8 trials, 2 workers, best 28.10 dB (trial 3), 40 s left
 
-Where one device has several workers, each line has the number of its process in front.
+If a supervisor runs several workers on one device, each line begins with the number of the worker, such as [0].
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cvaeopt.text import count, sparkline
 
 
 class _View:
-    """Draws `renderable()` at the foot of a terminal, and nothing in a pipe. Used as a context."""
+    """A context manager that draws `renderable()` at the foot of a terminal. In a pipe, it draws nothing."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -47,12 +47,12 @@ class _View:
         self._screen.close()
 
     def renderable(self) -> RenderableType:
-        """The lines at the foot, as they are now."""
+        """The present lines at the foot of the terminal."""
         raise NotImplementedError
 
 
 class WorkerView(_View):
-    """Shows a worker's events on `console`; `heard` is the worker's listener."""
+    """Shows a worker's events on `console`. The method `heard` is the listener that the worker calls."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console)
@@ -67,12 +67,12 @@ class WorkerView(_View):
                 self._console.say(f"{self._who()}{line.text}", line.style)
 
     def _who(self) -> str:
-        # Several workers often write to one terminal or log: the process id tells whose line it is.
+        # Several workers may write to the same terminal or log. The process id shows which worker wrote the line.
         parts = self._log.worker.split("-")
         return f"[{parts[-2]}] " if len(parts) > 2 and not self._console.live else ""
 
     def renderable(self) -> RenderableType:
-        """The live lines, as they are now."""
+        """The present live lines."""
         log, width = self._log, live_width(self._console.err)
         lines: list[RenderableType] = []
         if (trial := log.trial) is not None:
@@ -108,9 +108,9 @@ class WorkerView(_View):
 
 
 class ProcessesView(_View):
-    """Shows the events and the lines of several workers on `console`, each with its slot in front.
+    """Shows the events and the stderr lines of several workers on `console`. Each line begins with the worker's slot.
 
-    On a terminal the newest epoch of each worker is drawn at the foot; all other lines are printed above.
+    On a terminal, the newest epoch of each worker is drawn at the foot. All other lines are printed above it.
     """
 
     def __init__(self, console: Console, size: int) -> None:
@@ -120,7 +120,7 @@ class ProcessesView(_View):
         self._shown_once: set[str] = set()
 
     def heard(self, slot: int, event: Event | str) -> None:
-        """Show one event of the worker in `slot`, or one line that it wrote to stderr."""
+        """Show one event of the worker in `slot`, or one line that this worker wrote to stderr."""
         if isinstance(event, str):
             style = {"Warning": "yellow", "Error": "red"}.get(event.partition(":")[0], "")
             self._console.pass_on(f"[{slot}] {event}", style)
@@ -139,6 +139,6 @@ class ProcessesView(_View):
                 self._console.say(text)
 
     def renderable(self) -> RenderableType:
-        """The newest epoch of each worker."""
+        """The line of the newest epoch of each worker."""
         width = live_width(self._console.err)
         return Group(*(folded(Text(text), width) for text in self._latest if text))

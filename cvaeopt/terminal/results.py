@@ -1,4 +1,4 @@
-"""The results of check-data, dry runs, confirm, score, status and workers, in words and tables on stdout."""
+"""Functions that print the results of check-data, dry runs, confirm, score, status and workers on stdout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cvaeopt.terminal.layout import grid
 from cvaeopt.text import BASELINES, baseline_texts, count, duration, short
 
 GONE = ("stopped", "dead")
-"""States of workers that do not run any more."""
+"""The states of workers that no longer run."""
 
 _MAX_FAILURES = 5
 _MAX_STOPPED = 3
 
 
 def check_report(console: Console, report: dict[str, Any]) -> None:
-    """What `check-data` found."""
+    """Print the report of `check-data`."""
     rows = [
         (folder, count, ", ".join(report["sizes"].get(folder, [])) or "-") for folder, count in report["counts"].items()
     ]
@@ -34,7 +34,7 @@ def check_report(console: Console, report: dict[str, Any]) -> None:
         )
         for sequence in report["sequences"]
     ]
-    console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # a path must not be folded
+    console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # must not fold a path
     console.show(grid(("what", "files", ""), rows, (1,)))
     if report["baselines"]:
         console.result("Baselines on the validation video, dB: " + baseline_texts(report["baselines"]))
@@ -51,7 +51,7 @@ def check_report(console: Console, report: dict[str, Any]) -> None:
 
 
 def resolved(console: Console, title: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """What a command would do: tables of names and values."""
+    """Print what a command would do, as a title and tables of names and values."""
     console.result(title)
     for name, values in tables.items():
         console.result(f"\n[{name}]")
@@ -60,7 +60,7 @@ def resolved(console: Console, title: str, tables: Mapping[str, Mapping[str, Any
 
 
 def planned(console: Console, facts: dict[str, Any]) -> None:
-    """What `confirm` would have trained."""
+    """Print the runs that `confirm` would register."""
     runs = f"{count(facts['new_runs'], 'run')} of {count(facts['epochs'], 'epoch')}"
     console.result(f"Would register {runs} as {facts['new']}." if facts["new"] else "Every run is registered already.")
     rows = [
@@ -76,7 +76,11 @@ def planned(console: Console, facts: dict[str, Any]) -> None:
 
 
 def confirmed(console: Console, rows: Sequence[Mapping[str, str]], spread: float | None, paired: bool) -> None:
-    """The leaders of a study, ranked by fresh runs."""
+    """Print the leaders of a study, ranked by their fresh runs.
+
+    spread   standard deviation between runs of equal settings, dB; None if unknown
+    paired   whether leaders are compared seed by seed
+    """
     console.show(_confirmed(rows))
     if spread is not None:
         console.result(f"One run of equal settings scatters by {spread:.2f} dB (standard deviation, all leaders).")
@@ -85,7 +89,7 @@ def confirmed(console: Console, rows: Sequence[Mapping[str, str]], spread: float
 
 
 def score(console: Console, sheet: dict[str, Any]) -> None:
-    """A score sheet."""
+    """Print a score sheet."""
     gain = sheet["gain_over_baselines"]
     console.result(
         f"{sheet['checkpoint']} (epoch {sheet['epoch']}): validation PSNR {sheet['val_psnr']:.2f} dB, "
@@ -101,12 +105,12 @@ def score(console: Console, sheet: dict[str, Any]) -> None:
 
 
 def status(console: Console, facts: dict[str, Any]) -> None:
-    """A study and its workers."""
+    """Print a study and its workers."""
     console.show(study_table(facts))
 
 
 def workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
-    """The workers of all studies."""
+    """Print the workers of all studies."""
     if not workers:
         console.result("No worker has run here yet.")
         return
@@ -126,12 +130,12 @@ def workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
 
 
 def trial_counts(trials: dict[str, int]) -> str:
-    """Trials by state: '12 complete, 2 running'."""
+    """The number of trials in each state, such as '12 complete, 2 running'."""
     return ", ".join(f"{count} {state}" for state, count in trials.items() if count) or "none yet"
 
 
 def study_table(facts: dict[str, Any]) -> RenderableType:
-    """Everything that `status` shows, as one block that can be drawn again."""
+    """The whole output of `status`, as one block that can be drawn repeatedly."""
     trials, best, budget = facts["trials"], facts["best"], facts["budget"]
     limits = [count(budget["trials"], "trial") if budget["trials"] else "any number of trials"]
     limits[0] += f" of {count(budget['epochs'], 'epoch')}"
@@ -188,7 +192,7 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
 
 
 def _verdict(fresh: Mapping[str, Any]) -> str:
-    """Which counts: the best value of the search, or the mean of the fresh runs."""
+    """A text that says whether the best value of the search or the mean of the fresh runs decides the best trial."""
     if fresh["best"]:
         return "the highest of the search; what counts is the confirmed mean"
     if fresh["ended"] < fresh["runs"]:
@@ -201,7 +205,7 @@ def _confirmed(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _workers_of_study(workers: list[dict[str, Any]]) -> RenderableType:
-    """The workers that run, and the last ones that stopped."""
+    """A table of the workers that did not stop, and of the last workers that stopped."""
     running = [worker for worker in workers if worker["state"] != "stopped"]
     stopped = sorted(
         (worker for worker in workers if worker["state"] == "stopped"), key=lambda worker: float(worker["beat_age_s"])

@@ -1,9 +1,9 @@
-"""stdout and stderr: writing never stops the work, and no control character reaches the terminal.
+"""stdout and stderr. A failed write never stops the work, and no control character reaches the terminal.
 
-Output      a stream whose writes cannot fail: a reader that is gone, a full disk, a closed terminal or an alphabet
-            without the character cost the text, never the command
-Terminal    rich's console without the control characters of what it is given: texts come from a database that
-            others can write, and an escape sequence would be obeyed by the terminal of whoever looks
+Output      a stream whose writes raise no error. If the reader has gone, the disk is full or the terminal is closed,
+            the text is lost, and the command continues.
+Terminal    rich's console, which removes control characters from all texts. Other people can write texts into the
+            database, and the user's terminal would execute the escape sequences in them.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 _OBEYED = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters, but for the end of a line
-    "\u2028\u2029"  # other ends of lines
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # what changes the direction of the text around it
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters, except the newline
+    "\u2028\u2029"  # other line separators
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # characters that change the direction of the text
 )
 
 
 def shown(text: str) -> str:
-    """`text` without the characters that a terminal obeys instead of showing them."""
+    """`text` without the characters that a terminal executes as commands, and those that change the text direction."""
     return _OBEYED.sub("", text)
 
 
 class Terminal(Console):
-    """rich's console; `shown` says which characters are removed from all that is printed."""
+    """rich's console. The function `shown` removes characters from every text that is printed."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of `renderable`; those that rich itself makes to move the cursor are kept."""
+        """The cleaned segments of `renderable`. Segments with which rich itself moves the cursor stay unchanged."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -45,12 +45,12 @@ class Terminal(Console):
 
 
 class Output(io.TextIOWrapper):
-    """Text for `stream`, written at once; what cannot be written is dropped.
+    """Writes text to `stream` without a buffer. Text that cannot be written is dropped.
 
-    patience_s   how long to wait for a reader that has stopped reading, seconds; None waits for ever, as a pipe does
-    on_loss      called once, when the first text is lost
+    patience_s   how long to wait for a reader that has stopped reading, seconds; None: without a limit
+    on_loss      called with the error when the first text is lost, and only then
 
-    A character that the stream's encoding lacks is written as \\u....
+    If the stream's encoding lacks a character, the character is written as an escape sequence such as \\u20ac.
     """
 
     def __init__(
@@ -65,12 +65,15 @@ class Output(io.TextIOWrapper):
 
     @property
     def lost(self) -> OSError | None:
-        """Why the first text was lost, or why the next one will be; None while everything arrives."""
+        """The error of the first lost text, or the error that the next write will meet; None if there is neither."""
         return self.raw.lost or self.raw.gone()
 
 
 class _Raw(io.RawIOBase):
-    """The bytes of an `Output`. Unbuffered: what a buffer keeps after an error fails again when Python ends."""
+    """Writes the bytes of an `Output`.
+
+    It has no buffer, because a buffer would keep the bytes after an error and write them again when Python ends.
+    """
 
     def __init__(self, stream: TextIO | None, patience_s: float | None, on_loss: Callable[[OSError], None]) -> None:
         self.lost: OSError | None = None
@@ -79,17 +82,17 @@ class _Raw(io.RawIOBase):
         self._handle: int | None = None
         self._patience_s = patience_s
         self._stuck = False
-        self._notice = b""  # of what was lost, to be written first as soon as anything can be
+        self._notice = b""  # about lost text; written before the next text that can be written
         self._on_loss = on_loss
         if stream is not None:
             with contextlib.suppress(
                 AttributeError, OSError, ValueError
-            ):  # one that Python alone knows has no descriptor
+            ):  # a stream that exists only in Python has no file descriptor
                 stream.flush()
                 self._handle = stream.fileno()
 
     def gone(self) -> OSError | None:
-        """That nobody reads a pipe any more, or that its terminal is closed, before anything is written."""
+        """An error if the reader of the pipe has gone or the terminal is closed; None otherwise. Writes nothing."""
         poll = select.poll()
         if self._handle is not None:
             poll.register(self._handle, 0)
@@ -128,10 +131,10 @@ class _Raw(io.RawIOBase):
         rest = memoryview(data)
         while rest:
             self._wait(self._handle)
-            rest = rest[os.write(self._handle, rest[: select.PIPE_BUF]) :]  # so much blocks nobody once it is ready
+            rest = rest[os.write(self._handle, rest[: select.PIPE_BUF]) :]  # a ready pipe takes PIPE_BUF bytes at once
 
     def _wait(self, handle: int) -> None:
-        """Return when `handle` can be written; BlockingIOError when nobody reads what is there already."""
+        """Wait until `handle` can be written; BlockingIOError if it cannot be written within `patience_s`."""
         ready = select.poll()
         ready.register(handle, select.POLLOUT)
         limit_s = 0.0 if self._stuck else self._patience_s

@@ -1,4 +1,4 @@
-"""What `train` and `retrain` show of a run while it trains."""
+"""The display of a run while `train` or `retrain` trains it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cvaeopt.text import duration, sparkline
 def training(
     console: Console, title: str, epochs: int, history: Sequence[dict[str, Any]], metric: str = "val_psnr"
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A callback for the row of each finished epoch: it moves a bar with the curve, or prints a line in a pipe.
+    """A callback for the row of each finished epoch. It updates a bar and a curve, or prints a line in a pipe.
 
-    history   rows of the epochs that were trained before
+    history   rows of the epochs that an earlier process trained
     """
     rows = list(history)
     finished_at = time.monotonic()

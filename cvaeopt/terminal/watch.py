@@ -1,4 +1,4 @@
-"""A study shown again and again: `status --watch`."""
+"""The display of `status --watch`, which shows a study repeatedly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cvaeopt.text import count
 
 
 def stream_json(console: Console, read: Callable[[], dict[str, Any]]) -> None:
-    """What `read` returns, as one JSON object in each line, again and again until Ctrl-C."""
+    """Print what `read` returns repeatedly, one JSON object per line, until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
         for facts in states(console, read):
             console.json(facts, indent=None)
@@ -31,10 +31,10 @@ def watch(
     every_s: float = 2.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """`status` again and again until Ctrl-C; in a pipe, a line for every change.
+    """Show the study repeatedly until Ctrl-C; in a pipe, print a line for every change.
 
-    On a terminal it takes the whole screen, and prints the last state when it ends. If the database stops answering it
-    is waited for; if it does not answer the first time, that is an error.
+    On a terminal the view fills the screen. When the view ends, the last state is printed. If the database stops
+    answering, the view waits for the database. The first reading raises an error if the database does not answer.
     """
     with contextlib.suppress(KeyboardInterrupt):
         if console.out.is_interactive:
@@ -54,7 +54,7 @@ def states(
     every_s: float = 2.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[dict[str, Any]]:
-    """What `read` returns, again and again while somebody reads stdout; stderr names an outage once."""
+    """Yield what `read` returns, repeatedly, until the reader of stdout has gone. Warn once about each outage."""
     before = ""
     for facts, note in _readings(console, read, every_s, sleep):
         if not note:
@@ -67,7 +67,11 @@ def states(
 def _readings(
     console: Console, read: Callable[[], dict[str, Any]], every_s: float, sleep: Callable[[float], None]
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """What `read` last returned, and why it is old, if it is. The first reading may raise."""
+    """Yield what `read` last returned and a note, repeatedly, until the reader of stdout has gone.
+
+    The note is "" if the last reading succeeded. Otherwise it describes the outage. The first reading may raise
+    StorageUnreachable.
+    """
     facts, note = read(), ""
     while console.lost is None:
         yield facts, note
@@ -84,7 +88,7 @@ def _watch_live(
     readings = _readings(console, read, every_s, sleep)
     facts, note = next(readings)
     live = Live(_page(facts, note), console=console.out, screen=True, refresh_per_second=4)
-    try:  # not `with`: Ctrl-C during the first drawing must give the screen back, too
+    try:  # not `with`: Ctrl-C during the first drawing must also restore the screen
         live.start()
         for facts, note in readings:
             live.update(_page(facts, note), refresh=True)

@@ -1,4 +1,4 @@
-"""What the events of a worker say in words, beside the figures that they are compared with."""
+"""The events of a worker in words, with the study's best value and a baseline for comparison."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cvaeopt.text import BASELINES, baseline_texts, count, duration, short, spar
 class Line:
     """One line about a worker.
 
-    kind   "warning" is shown also when quiet, "epoch" is replaced by the next epoch, "baselines" is equal for all
-           workers of the study; "" is any other line
+    kind   "warning": also shown by a quiet console; "epoch": replaced by the line of the next epoch; "baselines": the
+           same for all workers of the study; "": any other line
     """
 
     text: str
@@ -26,13 +26,15 @@ class Line:
 
 
 def time_left_s(facts: dict[str, Any], epoch_s: float, since: int = 0) -> float | None:
-    """How long the workers that run now need for the rest of a study, seconds; None if the budget does not tell.
+    """The time that the present workers need for the rest of a study, seconds.
 
-    facts     as `status` gives them
-    epoch_s   seconds of one epoch of one worker
-    since     epochs that this worker has trained after the facts were read
+    None if the budget limits neither the trials nor all epochs.
 
-    Trials to come are assumed to take as many epochs as the trials that ended took on average, pruned ones included.
+    facts     the facts of the study, as `status` reads them
+    epoch_s   seconds that one worker needs for one epoch
+    since     epochs that this worker has trained since the facts were read
+
+    A future trial is assumed to train for as many epochs as the average ended trial, pruned trials included.
     """
     trials, budget = facts["trials"], facts["budget"]
     training = [
@@ -54,22 +56,23 @@ def time_left_s(facts: dict[str, Any], epoch_s: float, since: int = 0) -> float 
 
 
 def settings(params: dict[str, Any]) -> str:
-    """The suggestions of a trial in one line."""
+    """The suggested settings of a trial in one line."""
     return ", ".join(f"{name} {short(value)}" for name, value in params.items()) or "the fixed settings"
 
 
 class WorkerLog:
-    """Follows a worker: `lines` turns each event into words, and the attributes hold the present state.
+    """The state of a worker, from its events. `lines` describes each event in words.
 
-    live   whether the trial in training is drawn elsewhere: then its beginning and its epochs are no lines
+    live      whether live lines already show the trial in training. Then its start and its epochs produce no lines.
 
-    worker    its id, "" before it started
-    study     the name of its study, "" before it is known
-    trial     the trial in training, None between two
-    epoch     epochs finished of it; `epoch_at` is when the last one ended, by `clock`
-    curve     the values of its epochs that were trained here, dB
-    facts     the whole study as `status` last showed it
-    note      what the worker waits for, or ""
+    worker    id of the worker; "" before the worker has started
+    study     name of the study; "" before it is known
+    trial     the trial in training; None between two trials
+    epoch     finished epochs of this trial
+    epoch_at  time of `clock` at which the last epoch ended or, before the first epoch, the trial started
+    curve     values of the epochs of this trial that this worker trained, dB
+    facts     the facts of the study, as they were last read; None before the first reading
+    note      text about a wait, an outage or a stop; "" if there is none
     """
 
     def __init__(self, live: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -94,7 +97,7 @@ class WorkerLog:
         self.note = ""
 
     def lines(self, event: events.Event) -> list[Line]:
-        """Take in one event; returns the lines that describe it, which may be none."""
+        """Update the state with one event. Return the lines that describe the event; the list may be empty."""
         match event:
             case events.StudyOpened():
                 self._open(event)
@@ -191,12 +194,15 @@ class WorkerLog:
 
     @property
     def pace_s(self) -> float:
-        """Seconds of an epoch, the median of the last ones; 0 before the first."""
+        """The median duration of the last 20 epochs, seconds; 0 before the first epoch."""
         return statistics.median(self._seconds) if self._seconds else 0.0
 
     @property
     def best(self) -> tuple[float, int] | None:
-        """Value and number of the study's best trial: the last one read, or a better one of this worker."""
+        """Value and number of the study's best trial; None if no trial has a value yet.
+
+        The best trial is that of the last reading, or a better trial of this worker.
+        """
         stored = self.facts["best"] if self.facts else None
         known = [(float(stored["value"]), int(stored["number"]))] if stored else []
         if self._own_best is not None:
@@ -204,7 +210,7 @@ class WorkerLog:
         return max(known, key=lambda pair: pair[0], default=None)
 
     def compared(self, value: float) -> str:
-        """A value beside the best of the study and the better of the simple baselines."""
+        """A text with `value`, the study's best value, the better simple baseline, and the differences from both."""
         text = f"{value:.2f} dB"
         best = self.best
         if best is not None:
@@ -215,7 +221,7 @@ class WorkerLog:
         return text
 
     def study_left(self) -> str:
-        """How long the rest of the study takes, in words; "" if that is unknown."""
+        """The remaining time of the study in words; "" if the time is unknown."""
         if self.facts is None or not self.pace_s:
             return ""
         left_s = time_left_s(self.facts, self.pace_s, self._since_read)
