@@ -23,7 +23,7 @@ _FLOOR = 29.5  # position of the floor at z = 0 in the picture, pixels from the 
 def joints(motion: Motion) -> np.ndarray:
     """The positions of all joints in all frames, (N, J, 3), in the order of `JOINTS`.
 
-    In each frame the lowest point of the feet and knees is as high above the floor (y = 0) as the angle "lift" says.
+    In each frame `lift` is the height of the lowest point of the feet and knees above the floor, y = 0.
     """
     a = dict(zip(ANGLES, motion.angles.T, strict=True))
     n = len(motion)

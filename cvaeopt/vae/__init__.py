@@ -1,1 +1,1 @@
-"""The trainer: one network, one run. Knows nothing of Optuna or SQL."""
+"""Train, validate and apply one network. This package uses neither Optuna nor SQL."""

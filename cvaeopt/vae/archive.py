@@ -1,7 +1,7 @@
-"""Read a file that torch.save wrote, without running any code in it, or say why it cannot be read.
+"""Read a file that torch.save wrote, without running code from the file. If this fails, the error gives the reason.
 
-Besides tensors and plain data, only objects of the classes in `ALLOWED` are made: people save them beside their
-weights, and making them has no effect. A file with any other class is refused, and the class is named.
+Besides tensors and plain data, only objects of the classes in `ALLOWED` are created. People save such objects beside
+their weights, and it is safe to create them. A file with any other class is refused, and the error names the class.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def _dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-# A pair gives the name under which another version of Python or numpy writes the same class. Paths become pure paths,
-# which have no access to the disk and exist on every system.
+# In a pair, the second part is the name of the class in files that another version of Python or numpy wrote. Paths
+# become pure paths, because pure paths have no access to the disk and exist on every system.
 ALLOWED: Final[list[Any]] = [
     argparse.Namespace,
     (_dict, "collections.defaultdict"),
-    *(list, dict, int, float, str, set, tuple),  # what a defaultdict makes: people keep losses in defaultdict(list)
+    *(list, dict, int, float, str, set, tuple),  # factories of a defaultdict: people keep losses in defaultdict(list)
     np.dtype,
     np.ndarray,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
@@ -72,7 +72,7 @@ _BAD_ARCHIVE: Final = (
     ValueError,
     OverflowError,
 )
-# Other files that people pass as a checkpoint, by their first bytes.
+# Kinds of files that people pass as a checkpoint by mistake. The keys are the first bytes of the file.
 _OTHERS: Final = {
     b"version https://git-lfs": ("it is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull."),
     b"<": ("it is a web page", "Download the file itself, not the page that offers it."),
@@ -82,7 +82,7 @@ _OTHERS: Final = {
 
 
 def content(path: Path) -> Any:
-    """The content of `path`, with tensors on the CPU; CheckpointError says why it cannot be read."""
+    """The content of `path`, with tensors on the CPU. CheckpointError gives the reason if the file cannot be read."""
     try:
         with path.open("rb") as stream:
             start = stream.read(64)
@@ -97,7 +97,7 @@ def content(path: Path) -> Any:
         _check_archive(path)
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of old formats, but reads them
+            warnings.simplefilter("ignore")  # torch warns about old formats, but it can read them
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -106,13 +106,16 @@ def content(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """CheckpointError unless `path` is a complete zip archive with right checksums, which torch does not check."""
+    """Raise CheckpointError if the zip archive `path` is incomplete, damaged, or not written by torch.save.
+
+    A wrong checksum counts as damage. This check is needed because torch ignores the checksums.
+    """
     if not zipfile.is_zipfile(path):
         raise _unreadable(path, f"it ends after {path.stat().st_size} bytes, in the middle", _CUT)
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            # If torch.save was told to write no checksums, all of them are 0.
+            # All checksums are 0 if torch.save was called with the option to write no checksums.
             known = any(entry.CRC for entry in archive.infolist())
             damaged = archive.testzip() if known else None
     except _BAD_ARCHIVE as error:
@@ -127,7 +130,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _refused(path: Path, start: bytes, error: Exception, archive: bool) -> CheckpointError:
-    """The error for a file that torch could not read: its cause, and what to do."""
+    """The error for a file that torch could not read, with the cause and what to do."""
     message = str(error)
     if names := _classes(path, message):
         return _unreadable(path, f"it holds objects of {names}, which could run code", _SAVE)
@@ -140,13 +143,13 @@ def _refused(path: Path, start: bytes, error: Exception, archive: bool) -> Check
     if archive:
         return _unreadable(path, f"its bytes are damaged: {message.splitlines()[0] if message else error!r}", _COPY)
     ended = isinstance(error, EOFError | IndexError | struct.error) or "EOF" in message or "GLOBAL" in message
-    if start.startswith(b"\x80\x02\x8a\nl\xfc") and ended:  # a pickled number begins the format before 2020
+    if start.startswith(b"\x80\x02\x8a\nl\xfc") and ended:  # the format before 2020 starts with this pickled number
         return _unreadable(path, f"it ends after {path.stat().st_size} bytes, in the middle", _CUT)
     return _unreadable(path, *_other(start))
 
 
 def _other(start: bytes) -> tuple[str, str]:
-    """What a file that begins with `start` is, and what to do."""
+    """The kind of a file whose first bytes are `start`, and what to do."""
     for beginning, answer in _OTHERS.items():
         if start.startswith(beginning):
             return answer
@@ -156,7 +159,7 @@ def _other(start: bytes) -> tuple[str, str]:
 
 
 def _classes(path: Path, message: str) -> str:
-    """The names of at most five classes in `path` that are not allowed; empty if there are none."""
+    """The names of at most five classes in `path` that are not allowed; empty if all classes are allowed."""
     names: list[str] = []
     with contextlib.suppress(Exception), torch.serialization.safe_globals(ALLOWED):
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
@@ -165,7 +168,7 @@ def _classes(path: Path, message: str) -> str:
 
 
 def _ends_with(path: Path, name: str) -> bool:
-    """Whether `path` ends inside the name of a class, so that the cut name looks like another class."""
+    """Whether the file ends with `name`. Then the name of an allowed class was cut, and looks like another class."""
     tail = name.rpartition(".")[2].encode()
     with path.open("rb") as stream:
         stream.seek(-min(len(tail) + 1, path.stat().st_size), os.SEEK_END)

@@ -1,16 +1,17 @@
-"""Checkpoints: one file has everything that a run needs to continue, and the lab's tester can load it too.
+"""Read and write checkpoints. One file has everything that a run needs to continue, and the lab's tester can load it.
 
-The content of our own checkpoints:
-    state_dict, optimizer, lr, tfr, last_epoch    the lab's keys. `state_dict` holds the validated weights
-                                                  (averaged if `ema` is on), BatchNorm statistics recalibrated
-    cvaeopt.format, .version                      of the file, and of the program that wrote it
+The content of a checkpoint of this program:
+    state_dict, optimizer, lr, tfr, last_epoch    the lab's keys. `state_dict` has the weights for validation (averaged
+                                                  if `ema` is on) with recalibrated BatchNorm statistics
+    cvaeopt.format, .version                      the number of the file format, the version of the program
     cvaeopt.config                                the settings of the run
-    cvaeopt.epoch, .history                       the number of finished epochs, and one row for each
-    cvaeopt.training                              tensors of the training weights that differ from `state_dict`
-    cvaeopt.provenance                            its origin (study, trial, digests, ...)
+    cvaeopt.epoch, .history                       the number of finished epochs, and one row for each finished epoch
+    cvaeopt.training                              the tensors of the training weights that differ from `state_dict`
+    cvaeopt.data_digest                           the digest of the decoded videos
+    cvaeopt.provenance                            the origin of the checkpoint (study, trial, digests, ...)
 
-No code in a file is run when it is read (`vae.archive`). The lab's weights are found under any name (`vae.weights`).
-A checkpoint from which a run continues is checked here before anything of it is used.
+Reading a file runs no code from the file (`vae.archive`). In a lab checkpoint the weights may be under any key
+(`vae.weights`). Before a run continues from a checkpoint, this module checks the content of the checkpoint.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Own(BaseModel):
-    """The part of a checkpoint that only this program writes, checked.
+    """The `cvaeopt` part of a checkpoint, checked. The lab's program does not write this part.
 
-    config     the settings of the run; a setting that the file lacks has its default
-    history    one row for each finished epoch, in order
+    config     the settings of the run; a setting that is missing in the file gets its default
+    history    one row for each finished epoch, in the order of the epochs
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
@@ -88,11 +89,11 @@ class Own(BaseModel):
 
 
 _FIGURES = ("lr", "train_loss", "train_mse", "val_psnr", "val_psnr_late", "seconds")
-"""The keys that every row of a history has, beside its epoch."""
+"""The keys that every row of a history must have, in addition to "epoch"."""
 
 
 class OptimizerState(BaseModel):
-    """The state of an optimizer, such as moments, by the number of the parameter."""
+    """The state of an optimizer, such as moments. The keys are the numbers of the parameters."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
 
@@ -100,7 +101,7 @@ class OptimizerState(BaseModel):
 
 
 class _Run(BaseModel):
-    """The parts that a checkpoint needs, beside its weights, so that its run can continue."""
+    """The parts of a checkpoint that a run needs in addition to the weights so that it can continue."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
 
@@ -110,10 +111,10 @@ class _Run(BaseModel):
 
 @dataclass(frozen=True)
 class Continuation:
-    """Everything from which a run continues, after its structure was checked.
+    """The data from which a run continues. The structure of the data has been checked.
 
-    weights    the validated weights
-    training   the weights for further training, where they differ from `weights`
+    weights    the weights for validation
+    training   the tensors of the training weights that differ from `weights`
     """
 
     own: Own
@@ -124,12 +125,14 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in evaluation mode, and what its checkpoint says about it.
+    """A network in evaluation mode, and the other content of its checkpoint.
 
-    config       None for a lab checkpoint, which has no settings
+    config       None for a lab checkpoint, because it has no settings
     epoch        number of finished epochs, 0 if unknown
-    weights      the tensors of the file, and their names in it
-    output       how frames are made from the generator's output
+    raw          the whole content of the file
+    weights      the tensors of the file, and their names in the file
+    own          the `cvaeopt` part; None for a lab checkpoint
+    output       the function that makes frames from the generator's output
     output_from  the source of `output`: the checkpoint's settings, the user ("given"), a comparison on the validation
                  video, or the template's default ("assumed")
     output_psnr  PSNR of each output on the validation video, dB, if the video was used
@@ -150,7 +153,7 @@ class Loaded:
 
 
 def write(path: Path, payload: dict[str, Any]) -> None:
-    """Write `payload` to `path`, whole or not at all (OSError when the disk is full)."""
+    """Write `payload` to `path`, whole or not at all. OSError if the disk is full."""
     buffer = io.BytesIO()
     torch.save(payload, buffer)  # to memory: on a full disk torch raises a RuntimeError that does not name the cause
     with whole(path) as stream:
@@ -158,19 +161,20 @@ def write(path: Path, payload: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """The content of `path`, tensors on the CPU; CheckpointError if it cannot be read."""
+    """The content of `path`, with tensors on the CPU. CheckpointError if the file cannot be read."""
     return archive.content(path)
 
 
 def load_model(
     path: Path, device: torch.device | str = "cpu", *, output: Output | None = None, ignore_extra: bool = False
 ) -> Loaded:
-    """The network of a checkpoint, ours or the lab's, in evaluation mode on `device`.
+    """The network of a checkpoint of this program or of the lab, in evaluation mode on `device`.
 
-    output        how frames are made from its output; None: as its settings say, or else as the template does it
-    ignore_extra  leave out tensors that do not belong to this network
+    output        the function that makes frames from the generator's output. None: the function in the checkpoint's
+                  settings, or the template's function ("linear") if there are no settings
+    ignore_extra  leave out tensors that do not belong to this network, instead of raising CheckpointError
 
-    The widths are taken from the weights. CheckpointError names the first tensor that does not fit.
+    The widths are taken from the weights. CheckpointError names the first tensor that does not fit the network.
     """
     payload = read(path)
     own = own_part(payload, path) if _is_own(payload) else None
@@ -198,13 +202,13 @@ def load_model(
 
 
 def own_part(payload: Any, path: Path) -> Own:
-    """The `cvaeopt` part of a payload; CheckpointError if it is missing, damaged or of another format."""
+    """The `cvaeopt` part of a payload. CheckpointError if this part is missing, damaged or of another format."""
     _require_own(payload, path)
     return _checked(Own, payload["cvaeopt"], path)
 
 
 def continuation(path: Path) -> Continuation:
-    """What a run continues from; CheckpointError if `path` is not a complete checkpoint of this program."""
+    """The data from which a run continues. CheckpointError if `path` is not a complete checkpoint of this program."""
     payload = read(path)
     _require_own(payload, path)
     run = _checked(_Run, payload, path)
@@ -217,13 +221,14 @@ def continuation(path: Path) -> Continuation:
 def newest(
     paths: list[Path], config: Config, data_digest: str, identities: Collection[str | None] | None = None
 ) -> Path | None:
-    """The checkpoint of this run with the most finished epochs, or None.
+    """The path of this run's checkpoint with the most finished epochs; None if there is no checkpoint of this run.
 
-    identities   of the study; a checkpoint must have one of them in its provenance (None stands for a checkpoint
-                 without identity). Without this argument every identity is accepted.
+    identities   the identities that the study may have. A checkpoint is accepted if its provenance has one of these
+                 identities. The value None in the collection accepts a checkpoint without an identity. If the argument
+                 itself is None, every checkpoint is accepted.
 
-    Files that cannot be read, and checkpoints of other settings, other data or another study, are ignored. If no file
-    is left, a warning gives the reasons.
+    Files that cannot be read are ignored. Checkpoints of other settings, other data or another study are ignored too.
+    If all files are ignored, a warning gives the reasons.
     """
     found: list[tuple[int, Path]] = []
     passed: list[str] = []
@@ -245,7 +250,10 @@ def newest(
 
 
 def other_run(own: Own, config: Config, data_digest: str) -> tuple[str, str] | None:
-    """How a checkpoint differs from the run of `config` on the data, and what was expected; None if it is this run."""
+    """The first difference between a checkpoint and the run of `config` on the data, as (found, expected).
+
+    None if the checkpoint belongs to this run.
+    """
     theirs, mine = own.config.plain(), config.plain()
     for name in mine:
         if theirs[name] != mine[name]:
@@ -264,7 +272,7 @@ _MOMENTS = {
 
 
 def fitting_moments(optimizer: torch.optim.Optimizer, saved: OptimizerState) -> dict[int, dict[str, Any]]:
-    """The saved state for `optimizer`; CheckpointError names what does not fit its parameters."""
+    """The saved state for `optimizer`. CheckpointError names the first value that does not fit the parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     needed = _MOMENTS[type(optimizer).__name__]
     for number, moments in saved.state.items():
@@ -304,7 +312,7 @@ def _require_own(payload: Any, path: Path) -> None:
 
 
 def _checked(model: type[Model], part: dict[str, Any], path: Path) -> Model:
-    """`part` as an object of `model`; CheckpointError names the first place that does not fit."""
+    """`part` as an object of `model`. CheckpointError names the first key with an invalid value."""
     try:
         return model.model_validate(part)
     except ValidationError as error:
@@ -328,7 +336,10 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _epochs(payload: Any) -> int:
-    """The number of finished epochs in a lab checkpoint, in any type of number; 0 if it is not there."""
+    """The number of finished epochs in a lab checkpoint; 0 if the checkpoint does not have this number.
+
+    The file may store the number as a Python number, an array or a tensor.
+    """
     for key in ("last_epoch", "epoch", "current_epoch"):
         value = payload.get(key) if isinstance(payload, dict) else None
         if isinstance(value, Tensor):

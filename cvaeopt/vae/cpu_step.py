@@ -1,11 +1,12 @@
-"""A training step on a CPU: its clips are cut into pieces, and each piece is computed on a thread of its own.
+"""A training step on a CPU. The clips are cut into pieces, and several threads compute the pieces in parallel.
 
-If several threads share one operation, they wait for each other at its end, hundreds of times a step. At the sizes of
-this network that costs more than half of the second core. Clips share nothing but the label encoder's statistics, and
-no gradient crosses time, so pieces of clips can be computed independently, forward and backward.
+If several threads share one operation, they wait for each other at the end of the operation, hundreds of times per
+step. The operations of this network are small, so two cores lose more than half of the second core by waiting.
+Clips depend on each other only through the label encoder's statistics, and no gradient crosses time. So each piece has
+its own forward and backward pass. Without teacher forcing, a piece starts from the last prediction of the piece before.
 
-The pieces depend on the batch and on the length of the clips alone, and gradients are added in a fixed order. So the
-result does not depend on the number of threads, not even in its last bit.
+The pieces depend only on the batch size and on the length of the clips, and gradients are added in a fixed order. So
+the result is the same for every number of threads, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ from cvaeopt.vae.model import CVAE
 T = TypeVar("T")
 
 _MIN_PIECES = 4
-"""A step has at least so many pieces, so that a batch of one clip keeps several threads busy."""
+"""The smallest number of pieces in a step, so that even a batch of one clip keeps several threads busy. A short clip is
+cut into fewer pieces, see `_MIN_FRAMES`."""
 
 _MIN_FRAMES = 3
-"""Frames of the shortest piece. The shorter the pieces, the higher the overhead: with one frame each, 1.5 times the
-time."""
+"""The smallest number of frames in a piece. Shorter pieces have more overhead: with pieces of one frame, a step takes
+1.5 times as long."""
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside the block torch's operations in this thread use no other thread.
+    """Inside the block each operation of torch runs on the current thread alone.
 
-    The operations are small: a validation frame at F_dim 32 took 19 ms on two threads, and 10 ms on one.
+    The operations are small, so sharing them is slow: a validation frame at F_dim 32 took 19 ms on two threads, and
+    10 ms on one thread.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -50,7 +53,10 @@ def one_thread() -> Iterator[None]:
 
 
 def cuts(batch: int, steps: int) -> list[slice]:
-    """The pieces of a clip with `steps` predicted frames; their lengths differ by at most one frame."""
+    """The pieces of a clip with `steps` predicted frames, in a batch of `batch` clips.
+
+    The lengths of the pieces differ by at most one frame.
+    """
     count = max(1, min(math.ceil(_MIN_PIECES / batch), steps // _MIN_FRAMES))
     ends = [round(steps * (piece + 1) / count) for piece in range(count)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
@@ -58,11 +64,11 @@ def cuts(batch: int, steps: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class _Gradients:
-    """What the backward pass of one piece gives.
+    """The results of one piece after its backward pass.
 
-    loss         its loss terms, detached
-    parameters   gradients of the parameters behind the BatchNorm
-    entered      gradient of the BatchNorm's output for the piece's labels
+    loss         the loss terms of the piece, detached
+    parameters   the gradients of the parameters that are used after the BatchNorm
+    entered      the gradient with respect to the BatchNorm's output for the labels of the piece
     """
 
     loss: ClipLoss
@@ -72,10 +78,10 @@ class _Gradients:
 
 @dataclass(frozen=True)
 class _Step:
-    """One training step behind the label encoder's BatchNorm.
+    """The part of a training step that comes after the label encoder's BatchNorm.
 
     known        the BatchNorm's output, (B, T - 1, L / 2, H, W)
-    parameters   those behind the BatchNorm
+    parameters   the parameters that are used after the BatchNorm
     """
 
     model: CVAE
@@ -87,9 +93,9 @@ class _Step:
     parameters: list[Parameter]
 
     def forward(self, clip: int, span: slice, first: Tensor | None) -> tuple[Callable[[], _Gradients], Tensor]:
-        """The backward pass of a piece, ready to be called, and the piece's last prediction.
+        """Run the forward pass of a piece. Return a function that runs the backward pass, and the last prediction.
 
-        first   (1, 3, H, W), stands for the frame before the piece; None: the true frame
+        first   (1, 3, H, W), the frame before the piece; None: the true frame is used
         """
         frames = self.frames[clip : clip + 1, span.start : span.stop + 1]
         if first is not None:
@@ -97,8 +103,8 @@ class _Step:
         entered = self.known[clip, span].requires_grad_()
         poses = self.model.label_transformation.after_norm(entered)[None]
         loss, last = loss_given_poses(self.model, frames, poses, self.eps[clip : clip + 1, span], self.settings)
-        # Autograd visits nodes in the order of numbers that each thread counts for itself, and gradients are added in
-        # that order. So the last node is made here, in the thread that computes the piece.
+        # Each thread numbers its autograd nodes separately. Autograd visits nodes, and so adds gradients, in the order
+        # of these numbers. So the last node, `total`, is created here, in the thread that runs the forward pass.
         total = loss.total(self.beta) / len(self.frames)
 
         def backward() -> _Gradients:
@@ -110,7 +116,10 @@ class _Step:
 
 
 class StepThreads:
-    """`threads` threads for training steps; `close` ends them. One thread means the caller's own."""
+    """A pool of `threads` threads for training steps; `close` ends the threads.
+
+    If `threads` is 1, there is no pool: the work is done in the caller's thread.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -128,9 +137,10 @@ class StepThreads:
     def backward(
         self, model: CVAE, frames: Tensor, labels: Tensor, eps: Tensor, beta: float, settings: LossSettings
     ) -> ClipLoss:
-        """`clip_loss(...)` and `.total(beta).backward()`: the loss terms, with every parameter's `grad` set anew.
+        """The loss terms of a step. Also replace every parameter's `grad` by the gradient of the total loss.
 
-        The arguments are those of `clip_loss`.
+        The result equals that of `clip_loss(...)` and `.total(beta).backward()`. The arguments are those of
+        `clip_loss`.
         """
         batch, steps = frames.shape[0], frames.shape[1] - 1
         encoder = model.label_transformation
@@ -139,7 +149,7 @@ class StepThreads:
         before = {id(parameter) for parameter in (*entry, *norm)}
         behind = [parameter for parameter in model.parameters() if id(parameter) not in before]
 
-        # The BatchNorm sees all labels together, so only this layer is computed for all pieces at once.
+        # The BatchNorm's statistics depend on all labels, so only this layer is computed for all pieces at once.
         entries = self._map(lambda clip: encoder.before_norm(labels[clip, 1:]), range(batch))
         joined = torch.cat([features.detach() for features in entries]).requires_grad_()
         normalised = encoder.normalised(joined, steps, settings.statistics).unflatten(0, (batch, steps))
@@ -162,7 +172,7 @@ class StepThreads:
         )
 
     def _pieces(self, step: _Step, spans: list[slice]) -> list[_Gradients]:
-        """The gradients of all pieces, clip by clip, in the order of their frames."""
+        """The gradients of all pieces, ordered by clip and then by time."""
         clips = range(len(step.frames))
         if step.settings.forced:
             started = [
@@ -176,7 +186,7 @@ class StepThreads:
             pieces, last = [], None
             for span in spans:
                 backward, last = step.forward(clip, span, last)
-                # If threads are idle, one of them differentiates this piece while the next piece is predicted.
+                # If a thread is idle, it runs the backward pass of this piece while the next piece is predicted.
                 pieces.append(self._start(backward) if len(clips) < self.threads else _completed(backward()))
             return pieces
 
@@ -197,9 +207,9 @@ def _completed(result: T) -> Future[T]:
 
 
 def _set_gradients(parameters: list[Parameter], parts: Iterable[Iterable[Tensor]]) -> None:
-    """Make the sum of `parts`, added in their order, the gradients of `parameters`.
+    """Set the gradients of `parameters` to the sum of `parts`. The parts are added in the given order.
 
-    The gradients get the parameters' own memory layout, because the optimizer's fused kernels read both by address.
+    Each gradient has the memory layout of its parameter, because the optimizer's fused kernels read both by address.
     """
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     for part in parts:

@@ -1,8 +1,8 @@
-"""Find the weights of the network in a checkpoint that somebody else's program saved.
+"""Find the weights of the network in a checkpoint that another program saved.
 
-A tensor has a full name in the file, such as "model.module.Generator.7.weight". The part before the name of one of the
-five modules is called a place, and the place with the most modules has the weights. How deep it is nested, and how
-often the network was wrapped, does not matter.
+Each tensor has a full name in the file, such as "model.module.Generator.7.weight". The part before the name of one of
+the five modules is called the place of the tensor, here "model.module". The weights are the tensors at the place with
+the most modules. The search goes through nested dicts, lists and tuples up to six levels deep.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from cvaeopt.errors import CheckpointError
 
 MODULES: Final = ("frame_transformation", "label_transformation", "Gaussian_Predictor", "Decoder_Fusion", "Generator")
 
-Path = tuple[Any, ...]  # keys that lead to a value
+Path = tuple[Any, ...]  # the keys that lead to a value
 
 _USUAL: Final = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 _MAX_DEPTH: Final = 6
 _MAX_TENSORS: Final = 100_000
-_COUNTER: Final = "num_batches_tracked"  # of a BatchNorm; with a fixed momentum nothing depends on it
+_COUNTER: Final = "num_batches_tracked"  # the step counter of a BatchNorm; it has no effect if the momentum is fixed
 
 
 @dataclass(frozen=True)
 class Weights:
     """The weights in a file, under this network's names.
 
-    tensors   tensors by name, float32 on the CPU, all finite
+    tensors   tensors by name, on the CPU and finite; float32, but int64 for a step counter
     paths     the keys that lead to each tensor in the file, by name
-    place     the part before the names in the file: "", "state_dict", "model.module", ...
+    place     the place of the weights, as the module's docstring defines it: "", "state_dict", "model.module", ...
     extra     names of tensors at the same place that belong to no module of this network
     """
 
@@ -45,7 +45,10 @@ class Weights:
 
 
 def find(payload: Any) -> Weights:
-    """The weights in `payload`; CheckpointError lists the names in it if there are no weights of this network."""
+    """The weights in `payload`.
+
+    CheckpointError if `payload` has no weights of this network, or two sets of weights that are equally likely.
+    """
     leaves = [(path, ".".join(map(str, path)).split("."), value) for path, value in _leaves(payload)]
     places: dict[str, dict[str, tuple[Path, Any]]] = {}
     for path, parts, value in leaves:
@@ -73,7 +76,7 @@ def find(payload: Any) -> Weights:
 
 
 def plain(name: str, value: Any) -> Tensor:
-    """A tensor as float32 on the CPU (a counter as int64); CheckpointError names it if it cannot be used."""
+    """`value` as a float32 tensor on the CPU; a step counter as int64. CheckpointError if it cannot be used."""
     try:
         tensor = torch.as_tensor(value).detach().cpu()
         usable = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
@@ -101,10 +104,10 @@ def plain(name: str, value: Any) -> Tensor:
 def fitting(
     weights: Weights, own: Mapping[str, Tensor], ignore_extra: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of `weights` for a network with the state `own`, and the names of those that are left out.
+    """The tensors of `weights` that belong to a network with the state `own`, and the names of all other tensors.
 
-    Counters of steps may be missing. CheckpointError names tensors that do not belong to this network, unless they
-    are to be ignored.
+    Step counters may be missing in `weights`. If there are other tensors, CheckpointError names them, unless
+    `ignore_extra` is true.
     """
     extra = [*(name for name in weights.tensors if name not in own), *weights.extra]
     if extra and not ignore_extra:
@@ -119,7 +122,7 @@ def fitting(
 
 
 def replaced(payload: Any, path: Path, value: Any) -> Any:
-    """`payload` with `value` at `path`; only the containers along `path` are copied."""
+    """A copy of `payload` with `value` at `path`. Only the containers along `path` are copied."""
     if not path:
         return value
     key, *rest = path
@@ -131,7 +134,7 @@ def replaced(payload: Any, path: Path, value: Any) -> Any:
 
 
 def _leaves(payload: Any) -> Iterator[tuple[Path, Any]]:
-    """Every tensor or array in nested dicts and lists, after the keys that lead to it, in the order of the file."""
+    """Yield the path and the value of every tensor or array in nested dicts and lists, in the order of the file."""
     stack: list[tuple[Path, Any]] = [((), payload)]
     seen = 0
     while stack and seen < _MAX_TENSORS:
@@ -145,14 +148,18 @@ def _leaves(payload: Any) -> Iterator[tuple[Path, Any]]:
 
 
 def _rank(place: str, found: Mapping[str, Any]) -> tuple[int, bool, int]:
-    """The best place has the smallest rank: most modules first, optimizers last, usual names before others."""
+    """A sort key for places. The best place comes first.
+
+    Places with more modules come first. Then places outside an optimizer come before others, and then places with a
+    usual name come before others.
+    """
     first, *_ = place.split(".")
     usual = _USUAL.index(first) if first in _USUAL else -1 if not place else len(_USUAL)
     return -len({name.partition(".")[0] for name in found}), "optim" in first.lower(), usual
 
 
 def _beside(leaves: list[tuple[Path, list[str], Any]], taken: set[Path], place: str) -> tuple[str, ...]:
-    """The names of tensors at the same place as the weights that belong to no module."""
+    """The names of tensors that are at the same place as the weights, but belong to no module of this network."""
     prefix = place.split(".") if place else []
     holders = {path[:-1] for path in taken}
     # Modules that were saved one by one are in separate dicts at the same place.
@@ -161,14 +168,14 @@ def _beside(leaves: list[tuple[Path, list[str], Any]], taken: set[Path], place: 
     for path, parts, value in leaves:
         together = path[:-1] in holders and ("." in str(path[-1]) or value.ndim > 0)
         aside = path[:-2] in apart and len(path) > 1 and "optim" not in str(path[-2]).lower()
-        aside = aside and isinstance(path[-1], str) and isinstance(value, Tensor)  # a list of figures is no module
+        aside = aside and isinstance(path[-1], str) and isinstance(value, Tensor)  # a list of numbers is not a module
         if path not in taken and (together or aside):
             names.append(".".join(parts[len(prefix) :] if parts[: len(prefix)] == prefix else parts))
     return tuple(names)
 
 
 def _names(payload: Any, leaves: list[tuple[Path, list[str], Any]]) -> str:
-    """A short sentence about the content of a file without weights of this network."""
+    """A short sentence that lists names in a file. It is for a file that has no weights of this network."""
     names = [".".join(parts) for _, parts, _ in leaves] or [
         str(key) for key in (payload if isinstance(payload, dict) else ())
     ]
