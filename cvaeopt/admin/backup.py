@@ -1,7 +1,7 @@
-"""Write studies, with the files of their trials, into one tar file while workers go on.
+"""Write studies, with the files of their trials, into one tar file. Workers may run during the backup.
 
-The tar holds manifest.json, cvaeopt.db (a SQLite database, whatever kind the studies were in), artifacts/ and
-checkpoints/. `cvaeopt.admin.restore` puts its studies into any database.
+The tar file holds manifest.json, cvaeopt.db, artifacts/ and checkpoints/. cvaeopt.db is always a SQLite database, even
+if the studies were in PostgreSQL. `cvaeopt.admin.restore` puts the studies of a backup into any database.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 
 FORMAT = 1
-"""Version of the layout of a backup."""
+"""The version of the layout of a backup."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """What a backup holds.
+    """The content of a backup.
 
     counts    numbers of trials, files and objects, by study
-    stores    the object stores that hold checkpoints of these studies, as their trials record them
-    fileless  studies with trials but without a folder below the folder of the trials' files
+    stores    the object stores with checkpoints of these studies, from the trials' attributes
+    fileless  the studies that have trials but no files in the backup
     """
 
     counts: dict[str, dict[str, int]]
@@ -60,9 +60,12 @@ def backup(
     checkpoints: bool = True,
     remote: Checkpoints | None = None,
 ) -> Backup:
-    """Write `target`, whole or not at all.
+    """Write the studies `wanted` and their confirmations into the file `target`; without `wanted`, all studies.
 
-    UserError if `target` exists, or if its folder does not.
+    checkpoints   whether to include checkpoints from the folder `artifacts`
+    remote        the object store whose checkpoints are included; None for no objects
+
+    The file is written completely or not at all. UserError if `target` exists, or if its folder does not exist.
     """
     _refuse_target(target)
     with tempfile.TemporaryDirectory(prefix="cvaeopt-backup-") as scratch:
@@ -71,7 +74,8 @@ def backup(
         dashboard_files: dict[str, list[str]] = {}
         owners: dict[str, Identity] = {}
         stores: set[str] = set()
-        # Rows before files: a resumed trial whose files are newer than its rows only reports its last epochs again.
+        # Rows are read before files, so files may be newer than rows. Then a resumed trial only reports its last
+        # epochs again.
         with studies.snapshot(storage) as source, open_storage(sqlite_url(database)) as target_storage:
             for name in studies.with_confirmations(source, wanted, storage.url):
                 with target_storage.transaction() as connection:
@@ -88,20 +92,20 @@ def backup(
                 counts[name]["files"] = _add_files(tar, artifacts, owner, dashboard_files[name], checkpoints)
                 counts[name]["objects"] = 0 if remote is None else _add_objects(tar, remote, owner)
             manifest = _manifest(storage, content, checkpoints, remote, counts)
-            _add(tar, "manifest.json", json.dumps(manifest, indent=2).encode())  # last: its presence means complete
+            _add(tar, "manifest.json", json.dumps(manifest, indent=2).encode())  # last: it marks a complete backup
     fileless = [name for name, facts in counts.items() if facts["trials"] and not facts["files"]]
     return Backup(counts, stores, fileless)
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a SQLite file, whatever characters its path has."""
+    """The URL of a SQLite file. Its path may contain any characters."""
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
 def _refuse_target(target: Path) -> None:
     if target.exists():
         raise UserError(f"{target} exists.", todo="Name another file: a backup is never overwritten.")
-    # The folder is not made here: its name may be mistyped, or its disk may not be mounted.
+    # A missing folder is not made, because its name may be mistyped, or its disk may not be mounted.
     if not target.parent.is_dir():
         raise UserError(
             f"There is no folder {target.parent}.",
@@ -129,14 +133,14 @@ def _manifest(
 def _add_files(
     tar: tarfile.TarFile, artifacts: Path, owner: Identity, dashboard_files: list[str], checkpoints: bool
 ) -> int:
-    """Add the files of a study; their number."""
+    """Add the files of a study; returns the number of added files."""
     added = 0
     for entry, path in _files(artifacts, owner, dashboard_files):
         if not checkpoints and path.suffix == ".pt":
             continue
         try:
             data = path.read_bytes()
-        except FileNotFoundError:  # a worker replaced or removed it meanwhile
+        except FileNotFoundError:  # a worker has replaced or removed the file meanwhile
             continue
         _add(tar, f"artifacts/{entry}", data)
         added += 1
@@ -144,7 +148,7 @@ def _add_files(
 
 
 def _files(artifacts: Path, owner: Identity, dashboard_files: list[str]) -> Iterator[tuple[str, Path]]:
-    """The study's own files and those that the dashboard shows with it, each with its name in the backup."""
+    """Each file of the study, and each file that the dashboard shows with it, after the file's name in the backup."""
     folder = studies.study_folder(artifacts, owner)
     if folder is not None:
         for path in sorted(folder.rglob("*")):
@@ -156,7 +160,7 @@ def _files(artifacts: Path, owner: Identity, dashboard_files: list[str]) -> Iter
 
 
 def _add_objects(tar: tarfile.TarFile, remote: Checkpoints, owner: Identity) -> int:
-    """Add the study's checkpoints from its object store; their number."""
+    """Add the study's checkpoints from the object store; returns the number of added checkpoints."""
     added = 0
     for file in remote.of_study(owner.objects):
         data = remote.read(owner.objects, file)
@@ -167,7 +171,7 @@ def _add_objects(tar: tarfile.TarFile, remote: Checkpoints, owner: Identity) -> 
 
 
 def _fold_log(database: Path) -> None:
-    """Move the write-ahead log into the database file, so that the file alone is complete."""
+    """Move the write-ahead log into the database file. The database file is then complete without other files."""
     connection = sqlite3.connect(database)
     try:
         connection.execute("PRAGMA journal_mode=DELETE")

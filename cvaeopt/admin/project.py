@@ -6,13 +6,13 @@ from importlib.resources import files
 from typing import Final
 
 STUDIES: Final = ("main", "wide")
-"""The studies that people edit first; the other shipped ones are found by their names wherever one works."""
+"""The studies that users usually edit first. Commands find the other included studies by name in any folder."""
 
 _TEMPLATES: Final = {"README.md": "README.md", ".env.example": "env.example", ".gitignore": "gitignore"}
 
 
 def project_files() -> dict[str, str]:
-    """The text of each file of a new project, by its path below the project folder."""
+    """The files of a new project: path relative to the project folder -> text."""
     package = files("cvaeopt")
     templates, studies = package / "admin" / "templates", package / "studies"
     made = {name: (templates / source).read_text(encoding="utf-8") for name, source in _TEMPLATES.items()}

@@ -1,4 +1,4 @@
-"""Put the studies of a backup, with their files, into any database."""
+"""Restore the studies of a backup, with their files, into any database."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXPECTED = "Expected: a file that `cvaeopt admin backup` wrote."
 
 
 def unpack(file: Path, folder: Path) -> dict[str, Any]:
-    """Unpack a backup into `folder`; its manifest. UserError if `file` is no backup, or an incomplete one."""
+    """Unpack a backup into `folder`; returns its manifest. UserError if `file` is not a complete backup."""
     try:
         with tarfile.open(file) as tar:
             tar.extractall(folder, filter="data")
@@ -46,11 +46,15 @@ def restore(
     keep_files: bool = False,
     remote: Checkpoints | None = None,
 ) -> list[str]:
-    """The names of the studies that were restored, each with its files, whole or not at all.
+    """Restore the studies `wanted` and their confirmations, or all studies; returns their names.
 
     source      the database of the backup, which `unpack` put into the folder `unpacked`
-    keep_files  existing files of the studies stay, and missing ones are added; UserError without it if there are any
-    remote      receives the checkpoints that the backup took from an object store; None puts them into `artifacts`
+    keep_files  True: existing files of the studies are kept, and missing files are added. False: UserError if the
+                folder or objects of a study exist already.
+    remote      the object store for checkpoints that the backup took from an object store; None: they are put into the
+                folder `artifacts`
+
+    Each study is restored with all its rows, or without any row.
     """
     with studies.snapshot(source) as rows:
         names = studies.with_confirmations(rows, wanted, "The backup")
@@ -81,7 +85,7 @@ def restore(
 
 
 def _place_files(rows: Connection, owner: Identity, unpacked: Path, artifacts: Path, objects: list[Path]) -> None:
-    """Move the files of a study, and the checkpoints `objects`, from the unpacked backup into the artifact folder."""
+    """Move a study's files and the checkpoints `objects` from the unpacked backup into the folder `artifacts`."""
     folder = studies.study_folder(artifacts, owner)
     if folder is None:
         return
@@ -89,7 +93,7 @@ def _place_files(rows: Connection, owner: Identity, unpacked: Path, artifacts: P
     if objects:
         folder = owner.claim(artifacts)
     complete = studies.complete_trials(rows, owner.study)
-    for path in objects:  # named as workers name them in the folder
+    for path in objects:  # use the file names that workers use in the folder
         number = path.parent.name
         _place(path, folder / number / ("last.pt" if int(number) in complete else path.name))
     for file in studies.dashboard_files(rows, owner.study):
@@ -97,7 +101,12 @@ def _place_files(rows: Connection, owner: Identity, unpacked: Path, artifacts: P
 
 
 def _upload(objects: list[Path], owner: Identity, remote: Checkpoints, keep: bool) -> None:
-    """Put a study's checkpoints into the object store. This precedes its rows: objects without a study do no harm."""
+    """Put a study's checkpoints into the object store.
+
+    keep   True: existing checkpoints are kept. False: UserError if the study has checkpoints there.
+
+    Checkpoints are written before the study's rows, because objects without a study do no harm.
+    """
     existing = remote.of_study(owner.objects)
     if existing and not keep:
         raise UserError(
@@ -111,7 +120,7 @@ def _upload(objects: list[Path], owner: Identity, remote: Checkpoints, keep: boo
 
 
 def _place(source: Path, target: Path) -> None:
-    """Move a file or folder to `target`; a file that exists there stays as it is."""
+    """Move a file or folder to `target`. A file that already exists there is kept unchanged."""
     if source.is_dir() and target.is_dir():
         for entry in list(source.iterdir()):
             _place(entry, target / entry.name)

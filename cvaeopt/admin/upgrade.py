@@ -1,7 +1,7 @@
-"""Bring a database's tables to the installed Optuna, after a copy of the database was made.
+"""Copy a database, and upgrade Optuna's tables in it to the version of the installed Optuna.
 
-`optuna storage upgrade` does not know our URLs (postgresql:// means the driver psycopg here), and would show a password
-in the list of processes.
+`optuna storage upgrade` is not used, because it would show the password in the list of processes. It also reads URLs
+differently: in this program postgresql:// means the driver psycopg.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cvaeopt.store.urls import mask
 
 
 def refuse_workers(url: str) -> None:
-    """UserError if workers run; tables of an older version cannot be read, so workers on them are not noticed."""
+    """UserError if workers run. Tables of another version cannot be read: their workers are not detected."""
     try:
         with open_storage(url, create=False) as storage:
             with studies.snapshot(storage) as connection:
@@ -38,7 +38,10 @@ def refuse_workers(url: str) -> None:
 
 
 def parse(url: str) -> URL:
-    """The URL with our driver; UserError if it cannot work, or if its database does not exist."""
+    """`urls.parse(url)`, with the PostgreSQL password from PGPASSWORD_FILE if the URL has none.
+
+    UserError if the URL cannot work, or if its SQLite file does not exist.
+    """
     parsed = urls.parse(url)
     if parsed.get_backend_name() == "postgresql" and parsed.password is None:
         parsed = parsed.set(password=password.from_file())
@@ -48,7 +51,11 @@ def parse(url: str) -> URL:
 
 
 def copy(url: URL, target: Path) -> None:
-    """Copy the whole database to `target`, whole or not at all: a SQLite file, or pg_dump's custom format."""
+    """Copy the whole database to the file `target`, which is written completely or not at all.
+
+    The copy of a SQLite database is a SQLite file. The copy of a PostgreSQL database has pg_dump's custom format.
+    UserError if `target` exists, or if pg_dump is missing or fails.
+    """
     if target.exists():
         raise UserError(f"{target} exists.", todo="Name another file: a copy is never overwritten.")
     if url.get_backend_name() == "sqlite":
@@ -88,7 +95,10 @@ def copy(url: URL, target: Path) -> None:
 
 
 def upgrade(url: URL) -> tuple[str, str]:
-    """Optuna's schema version before and after."""
+    """Upgrade Optuna's tables; returns their schema version before and after the upgrade.
+
+    StorageUnreachable during an outage, UserError if the upgrade fails.
+    """
     try:
         options = urls.engine_options(url, 10.0)
         storage = RDBStorage(
