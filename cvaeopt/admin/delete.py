@@ -18,16 +18,16 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 _ROUNDS = 3
-"""How often rows are deleted that another program wrote meanwhile."""
+"""How many times the rows that another program wrote meanwhile are deleted."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a deletion will do.
+    """The effect of a deletion.
 
     names      the study and its confirmations
-    places     databases, folders and object stores from which they are deleted
-    remaining  places in object stores that hold checkpoints and are not touched
+    places     the database, the folders and the prefixes in an object store from which these studies are deleted
+    remaining  prefixes in other object stores with checkpoints of these studies, which are not deleted
     """
 
     names: list[str]
@@ -36,7 +36,7 @@ class Plan:
 
 
 def plan(storage: Storage, study: str, artifacts: Path, remote: Checkpoints | None) -> Plan:
-    """What the deletion of `study` will do; UserError if a worker of it, or of a confirmation of it, runs."""
+    """The plan for the deletion of `study`; UserError if a worker of the study or of a confirmation runs."""
     with studies.snapshot(storage) as connection:
         names = studies.with_confirmations(connection, [study], storage.url)
         stores = {name: studies.object_stores(connection, name) for name in names}
@@ -52,11 +52,11 @@ def plan(storage: Storage, study: str, artifacts: Path, remote: Checkpoints | No
 
 
 def remove(storage: Storage, name: str, artifacts: Path, remote: Checkpoints | None = None) -> tuple[int, int]:
-    """Delete one study; the numbers of deleted files and of deleted objects of `remote`.
+    """Delete one study; returns the numbers of deleted files and of objects deleted from `remote`.
 
-    The objects go first: if their store fails, the same command can be repeated. Then the rows go, then the files:
-    files without a study do no harm, but a study without its files would. UserError, with all files still there, while
-    another program writes rows of the study.
+    The objects are deleted first: if the object store fails, the command can be repeated. The rows are deleted next,
+    and the files last, because files without a study do no harm, but a study without its files does. UserError if
+    another program still writes rows of the study; the files are then not deleted.
     """
     with studies.snapshot(storage) as connection:
         owner = studies.identity_of(connection, name)
@@ -74,11 +74,12 @@ def remove(storage: Storage, name: str, artifacts: Path, remote: Checkpoints | N
 
 
 def delete_rows(storage: Storage, name: str) -> None:
-    """Delete all rows of study `name` from Optuna's tables and ours; UserError if another program still writes some.
+    """Delete all rows of study `name` from Optuna's tables and the `cvaeopt_` tables.
 
-    This is one transaction, which `optuna.delete_study` is not. SQLite does not check references, so a program that
-    read a trial before the deletion and writes to it afterwards leaves rows without a study. They are deleted too. Rows
-    of a new study that was given the same ids meanwhile are kept.
+    The rows are deleted in one transaction; `optuna.delete_study` does not do this. SQLite does not check references.
+    So if a program reads a trial before the deletion and writes to the trial afterwards, it leaves rows without a
+    study. These rows are deleted, too. A new study may get the same ids meanwhile; its rows are kept. UserError if
+    another program still writes rows of the deleted study.
     """
     study_id, trial_ids = storage.retry(lambda: _delete_all(storage, name))
     for _ in range(_ROUNDS):
@@ -92,13 +93,14 @@ def delete_rows(storage: Storage, name: str) -> None:
 
 
 def _delete_all(storage: Storage, name: str) -> tuple[int, list[int]]:
-    """Delete the rows of the study; its id and the ids of its trials."""
+    """Delete the rows of the study; returns the study's id and the ids of its trials."""
     with storage.transaction() as connection:
         tables = tables_of(connection)
         study_rows, trials = tables.tables["studies"], tables.tables["trials"]
         of_name = select(study_rows.c.study_id).where(study_rows.c.study_name == name).with_for_update()
         study_id = connection.execute(of_name).scalar_one_or_none()
-        study_id = -1 if study_id is None else int(study_id)  # None: a first attempt succeeded, but its answer was lost
+        # None: an earlier attempt has deleted the rows, but its answer was lost.
+        study_id = -1 if study_id is None else int(study_id)
         of_study = select(trials.c.trial_id).where(trials.c.study_id == study_id).with_for_update()
         trial_ids = list(connection.execute(of_study).scalars())
         for table in reversed(tables.sorted_tables):
@@ -116,7 +118,7 @@ def _delete_all(storage: Storage, name: str) -> tuple[int, list[int]]:
 
 
 def _delete_orphans(storage: Storage, study_id: int, trial_ids: list[int]) -> int:
-    """Delete rows of a study that no longer exists; their number."""
+    """Delete rows of a study that no longer exists; returns the number of deleted rows."""
     with storage.transaction() as connection:
         tables = tables_of(connection)
         study_rows, trials = tables.tables["studies"], tables.tables["trials"]
@@ -141,6 +143,6 @@ def _delete_orphans(storage: Storage, study_id: int, trial_ids: list[int]) -> in
 
 
 def _portions(ids: list[int]) -> Iterator[list[int]]:
-    """The ids in lists that are short enough for one statement."""
+    """Split the ids into lists that are short enough for one SQL statement."""
     for start in range(0, len(ids), 500):
         yield ids[start : start + 500]

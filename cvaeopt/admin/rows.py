@@ -1,9 +1,9 @@
-"""The rows of one study, read from any database and copied into any other.
+"""Read the rows of one study from a database, and copy them into another database.
 
-Rows are copied unchanged, within one transaction on each side: the source is read as it was at one moment although
-workers write to it, and the target receives the whole study or nothing. Only ids change, wherever they occur, because
-every database gives its own. `optuna.copy_study` would copy trial by trial, and would lose the dashboard's notes,
-whose keys contain ids, and our own tables.
+One transaction reads the source, so the copy has the state of one moment, even if workers write meanwhile. One
+transaction writes the target, so the target receives the whole study or nothing. The rows are not changed, except for
+the ids, because every database assigns its own ids. `optuna.copy_study` is not used: it copies each trial separately,
+and it loses the `cvaeopt_` tables and the dashboard's notes, whose keys contain ids.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cvaeopt.errors import CvaeoptError, StudyError
 from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 _ID_IN_KEY = re.compile(r"^(dashboard:(?:artifacts:)?)(\d+)(:.*)$", re.DOTALL)
-"""Matches a key of the dashboard's notes and files that contains a trial's id."""
+"""Matches a key of a note or a file of the dashboard if the key contains a trial's id."""
 
 Rows = dict[str, list[dict[str, Any]]]
-"""Rows by table."""
+"""The rows of each table, by the table's name."""
 
 
 def tables_of(connection: Connection) -> MetaData:
-    """The tables that hold studies: Optuna's as this database has them, and ours without that of the workers."""
+    """The tables that hold studies: Optuna's tables as they are in this database, cvaeopt_study and cvaeopt_lease."""
     tables = MetaData()
     tables.reflect(connection, only=lambda table, _: not table.startswith("cvaeopt_"))
     for own in (study_table, lease_table):
@@ -49,25 +49,28 @@ def rows_of(connection: Connection, name: str, tables: MetaData | None = None) -
         elif "trial_id" in table.c:
             condition = table.c.trial_id.in_(trial_ids)
         else:
-            continue  # a table of versions
+            continue  # a table without studies, such as Optuna's schema version
         rows[table.name] = [dict(row) for row in connection.execute(select(table).where(condition)).mappings()]
     return rows
 
 
 def copy(source: Connection, target: Connection, name: str, url: str) -> dict[str, int]:
-    """Copy study `name` and compare the copy with it; returns the number of rows by table.
+    """Copy study `name` and compare the copy with the original; returns the number of rows by table.
 
-    StudyError if `target` (named `url` in messages) has a study of this name. The caller's transaction undoes the copy.
+    url   the name of `target` in messages
+
+    StudyError if `target` has a study of this name, CvaeoptError if the copy differs. After an error the caller's
+    transaction must be rolled back, which removes the copy.
     """
     source_tables, tables = tables_of(source), tables_of(target)
     rows = rows_of(source, name, source_tables)
     refuse_taken(target, name, url)
-    # Rows that still have this name belonged to a study that was deleted in the dashboard.
+    # Rows with this name are left from a study that was deleted in the dashboard.
     target.execute(delete(study_table).where(study_table.c.name == name))
     target.execute(delete(lease_table).where(lease_table.c.study == name))
 
     study_id = _inserted(target, tables.tables["studies"], rows["studies"][0])
-    # By number, so that ids rise with numbers here too.
+    # Trials are inserted in the order of their numbers, so that their new ids have the same order.
     trials = {
         row["trial_id"]: _inserted(target, tables.tables["trials"], {**row, "study_id": study_id})
         for row in sorted(rows["trials"], key=lambda row: row["number"])
@@ -88,7 +91,7 @@ def copy(source: Connection, target: Connection, name: str, url: str) -> dict[st
 
 
 def refuse_taken(connection: Connection, name: str, url: str) -> None:
-    """StudyError if the database, named `url` in the message, already has a study of this name."""
+    """StudyError if the database already has a study of this name. The message names the database `url`."""
     studies = tables_of(connection).tables["studies"]
     if connection.execute(select(studies.c.study_id).where(studies.c.study_name == name)).first() is not None:
         raise StudyError(
@@ -100,13 +103,13 @@ def refuse_taken(connection: Connection, name: str, url: str) -> None:
 
 
 def content(connection: Connection, name: str) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of a study by table, without ids: equal studies in different databases have equal content."""
+    """All rows of a study by table, without ids. Equal studies in different databases have equal content."""
     tables = tables_of(connection)
     return _comparable(tables, rows_of(connection, name, tables))
 
 
 def _comparable(tables: MetaData, rows: Rows) -> dict[str, list[tuple[Any, ...]]]:
-    """The rows without the ids of their database: trials are named by their numbers, and everything is sorted."""
+    """The sorted rows of each table, without the ids of their database. Each trial's number replaces its id."""
     numbers = {trial["trial_id"]: trial["number"] for trial in rows["trials"]}
     return {
         table: sorted(
@@ -136,7 +139,7 @@ def _without_own_id(table: Table, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renumbered(row: dict[str, Any], study_id: int, trials: dict[int, int]) -> dict[str, Any]:
-    """The row with the ids of another database; `trials` maps old trial ids to new ones."""
+    """The row with new ids: `study_id` and, for each old trial id, the new trial id in `trials`."""
     changed = dict(row)
     if "study_id" in row:
         changed["study_id"] = study_id
@@ -149,7 +152,7 @@ def _renumbered(row: dict[str, Any], study_id: int, trials: dict[int, int]) -> d
 
 
 def _inserted(connection: Connection, table: Table, row: dict[str, Any]) -> int:
-    """The id that the database gave to the inserted row of a study or a trial."""
+    """Insert the row of a study or a trial; returns the id that the database assigned."""
     (key,) = (column.name for column in table.primary_key.columns)
     result = connection.execute(insert(table).values(**{name: value for name, value in row.items() if name != key}))
     assert result.inserted_primary_key is not None

@@ -1,4 +1,4 @@
-"""What a database says of its studies: their names, their confirmations, and where their files are."""
+"""Facts about the studies of a database: their names, their confirmations, and the places of their files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ARTIFACT = re.compile(r"^(?:dashboard:)?artifacts:(?:\d+:)?([0-9a-f-]{36})$")
 
 @contextlib.contextmanager
 def snapshot(storage: Storage) -> Iterator[Connection]:
-    """A connection that sees the database as it is at one moment and never makes a writer wait."""
+    """A connection that reads the state of the database at one moment, and never makes a writer wait."""
     if storage.engine.name == "sqlite":
         with storage.reading() as connection:
             yield connection
@@ -32,7 +32,7 @@ def snapshot(storage: Storage) -> Iterator[Connection]:
     with storage.engine.connect() as plain:
         connection = plain.execution_options(isolation_level="REPEATABLE READ")
         with connection.begin():
-            if storage.engine.name == "postgresql":  # copying a large study may take longer than a worker may idle
+            if storage.engine.name == "postgresql":  # copying may take longer than this time-out
                 connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             yield connection
 
@@ -44,9 +44,9 @@ def names(connection: Connection) -> list[str]:
 
 
 def with_confirmations(connection: Connection, wanted: list[str], url: str) -> list[str]:
-    """`wanted`, each name followed by its confirmations; all studies when `wanted` is empty.
+    """The names in `wanted`, each followed by the names of its confirmations; if `wanted` is empty, all studies.
 
-    StudyError for a study that does not exist, or when the database (named `url` in the message) has no study.
+    StudyError if a study does not exist, or if the database has no study. The message names the database `url`.
     """
     existing = names(connection)
     for name in wanted:
@@ -60,9 +60,9 @@ def with_confirmations(connection: Connection, wanted: list[str], url: str) -> l
 
 
 def confirmations(connection: Connection, name: str) -> list[str]:
-    """The studies that train the leaders of study `name` again (`cvaeopt confirm`), oldest first.
+    """The names of the confirmations of study `name` (`cvaeopt confirm`), oldest first.
 
-    Those of an earlier, deleted study of the same name are included: nobody else can use them.
+    Confirmations of an earlier, deleted study of the same name are included, because no other study can use them.
     """
     rows = connection.execute(select(study_table.c.name, study_table.c.definition).order_by(study_table.c.created_at))
     existing = set(names(connection))
@@ -75,7 +75,7 @@ def confirmations(connection: Connection, name: str) -> list[str]:
 
 
 def refuse_live_workers(storage: Storage, study: str, todo: str = "") -> None:
-    """UserError if a worker of `study` still holds a lease or has beaten within the time of its lease."""
+    """UserError if a worker of `study` runs: it has not stopped, and it is not dead (`workers.WorkerRow`)."""
     live = [worker.id for worker in workers(storage, study) if worker.state not in ("stopped", "dead")]
     if live:
         raise UserError(
@@ -86,30 +86,30 @@ def refuse_live_workers(storage: Storage, study: str, todo: str = "") -> None:
 
 
 def dashboard_files(connection: Connection, name: str) -> list[str]:
-    """The names of the study's files in the dashboard's artifact store."""
+    """The sorted names of the study's files in the dashboard's artifact store."""
     rows = rows_of(connection, name)
     keys = [row["key"] for table in ("study_system_attributes", "trial_system_attributes") for row in rows[table]]
     return sorted({match[1] for key in keys if (match := _ARTIFACT.match(key))})
 
 
 def complete_trials(connection: Connection, name: str) -> set[int]:
-    """The numbers of the trials that are complete."""
+    """The numbers of the study's trials that are complete."""
     trials = rows_of(connection, name)["trials"]
     return {row["number"] for row in trials if getattr(row["state"], "name", row["state"]) == "COMPLETE"}
 
 
 def object_stores(connection: Connection, name: str) -> list[str]:
-    """The object stores (s3://BUCKET/PREFIX) that hold checkpoints of the study, as its trials record them."""
+    """The object stores (s3://BUCKET/PREFIX) with checkpoints of the study, from the trials' attributes."""
     attributes = rows_of(connection, name)["trial_user_attributes"]
     places = [row["value_json"] for row in attributes if row["key"] == "checkpoints"]
     place = re.compile(
         rf'"(s3://.+)/{re.escape(name)}(?:/[0-9a-f]{{12}})?/\d+"'
-    )  # any program may have written the row
+    )  # the row may come from another program, so other texts are ignored
     return sorted({match[1] for text in places if (match := place.fullmatch(text))})
 
 
 def identity_of(connection: Connection, name: str) -> identity.Identity:
-    """The identity that owns the study's files; StudyError if its row in the database is damaged."""
+    """The identity of study `name`, which owns the study's files; StudyError if the identity's row is damaged."""
     attributes = rows_of(connection, name)["study_system_attributes"]
     value = next((row["value_json"] for row in attributes if row["key"] == identity.KEY), None)
     return identity.stated(name, None if value is None else json.loads(value))
@@ -118,6 +118,7 @@ def identity_of(connection: Connection, name: str) -> identity.Identity:
 def study_folder(artifacts: Path, owner: identity.Identity) -> Path | None:
     """The folder of the study's trials, which may not exist.
 
-    None for a study of another program whose name our studies cannot have, such as '../other': it has no files here.
+    None if the study's name is not allowed in this program, such as '../other'. Another program made such a study, and
+    it has no files in `artifacts`.
     """
     return owner.find(artifacts) if NAME.fullmatch(owner.study) else None
