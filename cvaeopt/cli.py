@@ -1,6 +1,6 @@
-"""The command line: its commands, and what stands around each of them, from safe streams to the exit code.
+"""The command line. It lists the commands, protects stdout and stderr, shows errors and sets the exit code.
 
-Heavy libraries are imported inside the commands, so that `--help` answers at once and `--gpu` can choose the visible
+Heavy libraries are imported inside the commands. Therefore `--help` answers at once, and `--gpu` can choose the visible
 device before torch is loaded.
 """
 
@@ -69,7 +69,7 @@ def main() -> NoReturn:
     code = _run()
     console = latest_console()
     lost = console.lost
-    if lost is not None and lost.errno != errno.EPIPE:  # who closes a pipe has read enough
+    if lost is not None and lost.errno != errno.EPIPE:  # EPIPE: the reader needs no more text
         what = f"What was written to stdout is lost ({lost.strerror})"
         if console.results and code == 0:
             problem = UserError(f"{what}.", "Expected: room for the results.", "Run it again with stdout elsewhere.")
@@ -81,7 +81,7 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    """The exit code of the command line, with its error shown."""
+    """Run the command line, show its error if there is one, and return the exit code."""
     try:
         with OPENED:
             app(prog_name="cvaeopt")
@@ -95,7 +95,7 @@ def _run() -> int:
 
 
 def _say_on_stdout(error: OSError) -> None:
-    """Say that stderr is lost, to a person, or where nobody expects results."""
+    """Print on stdout that stderr cannot be written, if stdout is a terminal or the command prints no results there."""
     console = latest_console()
     if console.out.is_terminal or not console.results:
         console.result(

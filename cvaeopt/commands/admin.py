@@ -1,4 +1,4 @@
-"""`cvaeopt admin`: back up, restore, move, delete and upgrade what the database and the disk have of studies."""
+"""`cvaeopt admin`: back up, restore, move and delete studies with their files, and upgrade the database."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def backup(
 ) -> None:
     """Back up studies and their files into a tar file.
 
-    Their confirmations are backed up, too. Workers may go on meanwhile.
+    The confirmations of these studies are backed up, too. Workers may keep running during the backup.
     """
     from cvaeopt.admin.backup import backup as write
     from cvaeopt.store.opening import open_storage
@@ -92,9 +92,10 @@ def restore(
 ) -> None:
     """Put the studies of a backup into a database.
 
-    Their files are put back, too, and workers then continue the studies.
+    The files of these studies are restored, too. Workers can then continue the studies.
 
-    A study that the database has already is refused. So is one whose folder exists, unless --keep-files is given.
+    The command refuses a study that the database already has. It also refuses a study whose folder exists, unless
+    --keep-files is given.
     """
     from cvaeopt.admin.backup import sqlite_url
     from cvaeopt.admin.restore import restore as put_back
@@ -104,7 +105,7 @@ def restore(
     console = _console(verbose)
     if not contents:
         artifacts.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that whole folders can be renamed into place.
+    # The scratch folder is inside `artifacts`, so that whole folders can be moved to their place by a rename.
     place = None if contents else artifacts
     with tempfile.TemporaryDirectory(prefix=".restore-", suffix=".part", dir=place) as scratch:
         manifest = unpack(file, Path(scratch))
@@ -134,8 +135,8 @@ def move(
 
     The copies are compared with the originals. The source and all files stay unchanged.
 
-    Stop the workers first, and start them with the new --storage afterwards. Remove the old database when you trust
-    the new one.
+    Stop the workers first, and start them with the new --storage afterwards. When you have checked the new database,
+    you can remove the old database.
     """
     from cvaeopt.admin.move import move as copy
     from cvaeopt.store.opening import open_storage
@@ -168,9 +169,10 @@ def delete(
 ) -> None:
     """Delete a study and the files of its trials.
 
-    Its confirmations are deleted, too. This is refused while a worker of one of them runs.
+    The confirmations of the study are deleted, too. The command refuses to delete while a worker of the study or of a
+    confirmation runs.
 
-    Recipes, reports and retrained networks do not belong to the study, and stay.
+    Recipes, reports and retrained networks do not belong to the study and are kept.
     """
     from cvaeopt.admin import delete as deletion
     from cvaeopt.admin.backup import backup as write
@@ -185,7 +187,7 @@ def delete(
         if archive is not None:
             write(opened, artifacts, archive, [study], remote=remote)
             console.result(f"{archive} holds {' and '.join(plan.names)} now")
-        for name in reversed(plan.names):  # the study last: after a failure the same command continues
+        for name in reversed(plan.names):  # the study last, so that the same command can continue after a failure
             files, objects = deletion.remove(opened, name, artifacts, remote)
             console.result(f"{name} is deleted, with {files} files" + (f" and {objects} objects" if remote else ""))
     for place in plan.remaining:
@@ -203,7 +205,7 @@ def upgrade(
 ) -> None:
     """Upgrade the database to the installed Optuna.
 
-    Needed after an upgrade of Optuna. Stop all workers first.
+    This is needed after an upgrade of Optuna. Stop all workers first.
     """
     from cvaeopt.admin import upgrade as upgrading
     from cvaeopt.store.opening import open_storage
@@ -229,7 +231,7 @@ def _console(verbose: bool) -> Console:
 
 
 def _object_store(url: str | None) -> Checkpoints | None:
-    """The object store at `url`, which answers now; UserError or StorageUnreachable if it does not."""
+    """The object store at `url`; None without a URL. UserError: wrong URL. StorageUnreachable: no answer."""
     if url is None:
         return None
     from cvaeopt.run.object_store import open_checkpoints
@@ -245,7 +247,7 @@ def _object_store(url: str | None) -> Checkpoints | None:
 
 
 def _ask(console: Console, plan: Plan, *, archived: bool) -> None:
-    """Ask for the study's name again; UserError for another answer."""
+    """Ask the user to type the study's name again; UserError if the answer is not this name."""
     name, *confirmations = plan.names
     also = f" and what confirms it ({', '.join(confirmations)})" if confirmations else ""
     question = f"This deletes study {name!r}{also} from {', '.join(plan.places)}"

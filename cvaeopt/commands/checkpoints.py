@@ -1,4 +1,4 @@
-"""The commands that apply and judge one checkpoint: predict, score and recalibrate."""
+"""The commands that use one checkpoint: predict, score and recalibrate."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def predict(
 ) -> None:
     """Predict the test sequences of a data folder.
 
-    Writes submission.csv and one GIF for each sequence.
+    The command writes submission.csv and one GIF for each sequence.
     """
     console = open_console(verbose, quiet)
     root, device = _data_and_device(checkpoint, data, gpu, threads)
@@ -130,7 +130,7 @@ def score(
 ) -> None:
     """Score a checkpoint on the validation video.
 
-    The baselines of the data are shown beside its score.
+    The command shows the score and the baselines of the data.
     """
     console = open_console(verbose, quiet)
     root, device = _data_and_device(checkpoint, data, gpu, threads)
@@ -174,7 +174,7 @@ def recalibrate(
 ) -> None:
     """Recompute a checkpoint's BatchNorm statistics.
 
-    They are measured over the training labels. This often gains many dB without training.
+    The statistics are measured on the training labels. This often raises the PSNR by many dB without training.
     """
     console = open_console(verbose, quiet)
     root, device = _data_and_device(checkpoint, data, gpu, threads)
@@ -192,11 +192,11 @@ def recalibrate(
         console.result(f"{made.written}: {made.before:.2f} dB before, {made.after:.2f} dB after")
 
 
-# ---- what they share
+# ---- functions that these commands share
 
 
 def _data_and_device(checkpoint: Path, data: Path | None, gpu: str | None, threads: int | None) -> tuple[Path, str]:
-    """The data folder and the device of a command on `checkpoint`, checked in this order; torch is not loaded yet."""
+    """The data folder and the device for `checkpoint`. The checkpoint is checked first. Torch is not loaded yet."""
     from cvaeopt.vae import device as devices
 
     require_checkpoint(checkpoint)
@@ -205,7 +205,7 @@ def _data_and_device(checkpoint: Path, data: Path | None, gpu: str | None, threa
 
 
 def _load_for(console: Console, checkpoint: Path, root: Path, ignore_extra: bool) -> Dataset:
-    """The data in frames of the size that the checkpoint's network has."""
+    """The data of folder `root`, with frames of the size that the checkpoint's network needs."""
     from cvaeopt.outcome.rolling import frame_size
     from cvaeopt.vae.checkpoint import load_model
 
@@ -219,5 +219,5 @@ def _noise(kind: Literal["prior", "zero", "scaled"] | None, scale: float, seed: 
 
 
 def shown_output(loaded: Loaded) -> str:
-    """The output of a checkpoint as a dry run shows it."""
+    """The output kind of a checkpoint, in the words of a dry run."""
     return "as the validation video decides" if loaded.output_from == "assumed" else loaded.output

@@ -21,7 +21,7 @@ def demo_data(
 ) -> None:
     """Draw a small data set in the lab's layout.
 
-    It shows a moving figure and its skeleton.
+    Its videos show a moving figure, and its labels show the figure's skeleton.
     """
     from cvaeopt.demo_data import writer
 

@@ -1,4 +1,4 @@
-"""How an exception becomes a message and an exit code, and what a failed command leaves on the disk."""
+"""Turns exceptions into messages with exit codes, and removes the empty folders of a failed command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WRONG_PATH = (
 
 
 def explained(error: Exception) -> CvaeoptError:
-    """`error` as a message in three parts with an exit code; `error` itself is its cause, for the traceback."""
+    """`error` as a message in three parts with an exit code. The traceback shows `error` as its cause."""
     if isinstance(error, CvaeoptError):
         return error
     shown = _of_a_path(error) if isinstance(error, OSError) else None
@@ -79,7 +79,7 @@ def _of_a_bug(error: Exception) -> CvaeoptError:
 
 
 def _target(path: str) -> str:
-    """The file that a scratch file of `files.whole` would have become; other paths as they are."""
+    """The final path of a scratch file of `files.whole`; any other path unchanged."""
     folder, slash, name = path.rpartition("/")
     scratch = re.fullmatch(r"\.(.+)\.[^.]+\.part", name)
     return f"{folder}{slash}{scratch[1]}" if scratch else path
@@ -87,7 +87,13 @@ def _target(path: str) -> str:
 
 @contextlib.contextmanager
 def writing(target: Path, *, folder: bool = False) -> Iterator[None]:
-    """Names `target` in the error of a full disk, and removes the empty folders that a failed block has made."""
+    """Clean up if the block fails.
+
+    If the disk is full and the error names no file, `target` is added to the error. New folders in the path of `target`
+    are removed if they are empty.
+
+    folder   whether `target` is a folder
+    """
     inner = target if folder else target.parent
     made = [place for place in (inner, *inner.parents) if not place.exists()]
     try:
@@ -96,6 +102,6 @@ def writing(target: Path, *, folder: bool = False) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             error.filename = str(target)
         for place in made:
-            with contextlib.suppress(OSError):  # not empty, or never made
+            with contextlib.suppress(OSError):  # the folder is not empty, or was never made
                 place.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""How `--help` shows commands: in groups, with examples; and the names of studies that the shell completes."""
+"""The groups and examples in the help of commands, and the study names for the completion of the shell."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "admin delete": ("admin delete main --archive main.tar",),
     "admin upgrade": ("admin upgrade before-the-upgrade.db", "admin upgrade --no-copy"),
 }
-"""What a user might type, by command; shown below the options in the command's help."""
+"""Command -> examples of its use. The command's help shows the examples below the options."""
 
 
 def examples(command: str) -> str:
-    """The epilog of a command's help."""
+    """The text below the options in a command's help."""
     return "\n".join(["\b", "Examples:", *(f"  cvaeopt {line}" for line in EXAMPLES[command])])
 
 
 class Grouped(TyperGroup):
-    """Lists the commands below the panel that each names, in the order of their first command."""
+    """Lists the commands in the panels that they name. The panels are in the order of their first commands."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the lists."""
+        """Write one list of commands for each panel."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
@@ -70,10 +70,10 @@ class Grouped(TyperGroup):
 
 
 def study_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The studies that begin with `incomplete`: files in studies/, and studies of an SQLite database.
+    """The names of studies that begin with `incomplete`, from the files in studies/ and from an SQLite database.
 
-    Another database is not asked, because it may answer slowly. Nothing here raises or prints: the shell would show it
-    in the middle of the line that is being typed.
+    Other databases are not read, because they may answer slowly. The function raises and prints nothing, because the
+    shell would show that text in the middle of the line that the user is typing.
     """
     names = {path.stem for path in Path("studies").glob("*.toml")}
     url = str(ctx.params.get("storage") or DEFAULT_STORAGE)

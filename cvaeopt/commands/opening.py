@@ -1,4 +1,4 @@
-"""What a command opens before it works: its console, the database, the data and the object store."""
+"""Functions that open the console, the database, the data and the object store of a command."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from cvaeopt.vae.dataset import Dataset
 
 READ_LIMIT_S = 10.0
-"""How long a command that only looks waits for the database, seconds."""
+"""The time that a command without training waits for the database, seconds."""
 
 START_LIMIT_S = 60.0
-"""How long a worker waits for the database before it begins, seconds (afterwards an outage may be longer)."""
+"""The time that a worker waits for the database when it starts, seconds. Later outages may last longer."""
 
 OPENED = contextlib.ExitStack()
-"""What the command has opened; it is closed when the command ends."""
+"""The resources that the command has opened. They are closed when the command ends."""
 
 _latest = Console()
 
 
 def latest_console() -> Console:
-    """The console of the running command, where its error is shown."""
+    """The console of the running command. The error of the command is shown on this console."""
     return _latest
 
 
 def open_console(verbose: bool, quiet: bool = False, *, results: bool = True) -> Console:
-    """The console of a command; from now on it also prints what the package logs."""
+    """A new console for the running command. It also prints the warnings that the package logs."""
     global _latest
     _latest = Console(quiet=quiet, verbose=verbose, results=results)
     _latest.show_warnings("cvaeopt")
@@ -44,10 +44,10 @@ def open_console(verbose: bool, quiet: bool = False, *, results: bool = True) ->
 
 
 def open_study(console: Console, flags: Flags, needs: tuple[str, ...] = ("storage",)) -> tuple[Places, Storage]:
-    """The places and the database of a study that was created before.
+    """The places and the database of an existing study.
 
-    needs   the flags that the command needs; the study's definition is read only where one of them was not given, so
-            that a study can be watched from any folder and any machine
+    needs   names of the flags that the command needs. If all of them are given, the study's definition is not read, so
+            the command works in any folder and on any machine.
     """
     given = all(getattr(flags, name) is not None for name in needs)
     places = Places.resolve(flags, os.environ, None if given else stated_service(flags.study))
@@ -56,7 +56,7 @@ def open_study(console: Console, flags: Flags, needs: tuple[str, ...] = ("storag
 
 
 def stated_service(study: str | None) -> ServiceTable | None:
-    """The table [service] of a study's definition; None without a study, or without its file."""
+    """The table [service] of a study's definition; None if there is no study or its file does not exist."""
     from cvaeopt.search.definition import load_definition
 
     path = definition_file(study) if study else None
@@ -64,12 +64,12 @@ def stated_service(study: str | None) -> ServiceTable | None:
 
 
 def open_existing(console: Console, url: str) -> Storage:
-    """The database at `url`, which must be there; closed when the command ends."""
+    """The existing database at `url`. It is closed when the command ends."""
     return _open(console, url, create=False, limit_s=READ_LIMIT_S, start_limit_s=READ_LIMIT_S)
 
 
 def open_or_create(console: Console, url: str, start_limit_s: float) -> Storage:
-    """The database at `url`, made if it is missing; closed when the command ends."""
+    """The database at `url`, which is created if it is missing. It is closed when the command ends."""
     return _open(console, url, create=True, limit_s=900.0, start_limit_s=start_limit_s)
 
 
@@ -80,7 +80,7 @@ def _open(console: Console, url: str, *, create: bool, limit_s: float, start_lim
     from cvaeopt.store.urls import mask
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console.show_warnings("optuna")  # its warnings hold texts from the database
+    console.show_warnings("optuna")  # through the console, because Optuna's warnings hold texts from the database
     conceal_password(console, url)
     shown = mask(url)
     with console.announce(f"{shown} has not answered yet; waiting up to {start_limit_s:.0f} s ..."):
@@ -89,17 +89,20 @@ def _open(console: Console, url: str, *, create: bool, limit_s: float, start_lim
 
 
 def conceal_password(console: Console, url: str) -> None:
-    """From now on no error shows the password of `url`."""
+    """Hide the password of `url` in all later warnings and errors."""
     from cvaeopt.store.urls import mask
 
     console.conceal(url, mask(url))
-    # Errors may repeat the URL, also one that cannot be parsed: hide what is between the first colon and the last @.
+    # An error may repeat a URL that cannot be parsed: hide all text between the first colon and the last @.
     password = re.match(r"\w*(?:\+\w+)?:/*[^:]*(:.*@)", url)
     console.conceal(password[1] if password else "", ":***@")
 
 
 def open_object_store(console: Console, url: str | None) -> Checkpoints | None:
-    """The object store at `url`; UserError if it can never be used, a warning if it does not answer now."""
+    """The object store at `url`; None without a URL.
+
+    UserError if the URL can never be used. If the store does not answer now, the console shows a warning.
+    """
     if not url:
         return None
     from cvaeopt.run.object_store import open_checkpoints
@@ -112,12 +115,12 @@ def open_object_store(console: Console, url: str | None) -> Checkpoints | None:
 
 
 def data_folder(data: Path | None) -> Path:
-    """The data folder of a command without a study; DataError if none was named."""
+    """The data folder of a command without a study; DataError if no folder was given."""
     return Places.resolve(Flags(data=data), os.environ).data_folder()
 
 
 def load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:
-    """The data in folder `root` with frames of `size` (height, width), decoded under a progress bar."""
+    """The data in folder `root`, with frames of `size` (height, width). A progress bar shows the decoding."""
     from cvaeopt.vae import dataset
 
     with console.progress() as progress:
@@ -125,6 +128,6 @@ def load_data(console: Console, root: Path, size: tuple[int, int]) -> Dataset:
 
 
 def require_checkpoint(path: Path) -> None:
-    """CheckpointError if there is nothing at `path`. Checked before data are looked for and torch is loaded."""
+    """CheckpointError if `path` does not exist. Commands check this before they look for data and load torch."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.", "Expected: a checkpoint (.pt, .ckpt, .pth).")

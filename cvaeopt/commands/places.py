@@ -39,7 +39,7 @@ class Places:
 
     study         name of the study in the database; "" if the command has no study
     storage       URL of the SQL storage, password included
-    data          data folder; None if none was named
+    data          data folder; None if no folder was given
     artifacts     folder of the trials' files, not checked yet: see `artifact_folder`
     checkpoints   URL of the object store; None if there is none
     device        index of the GPU, or "cpu"; None: the first GPU, or the CPU if there is no GPU
@@ -77,7 +77,7 @@ class Places:
         )
 
     def data_folder(self) -> Path:
-        """The data folder; DataError if none was named."""
+        """The data folder; DataError if no folder was given."""
         if self.data is None:
             raise DataError(
                 "No data folder was given.",

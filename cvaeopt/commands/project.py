@@ -1,4 +1,4 @@
-"""The command init: a folder to start from."""
+"""The command init, which writes a project folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def init(
 ) -> None:
     """Write a project folder to start from.
 
-    It has studies, a README and settings. Files that are there already stay as they are.
+    The folder has studies, a README and settings. Existing files are not changed.
     """
     from cvaeopt.admin.project import project_files
     from cvaeopt.files import write_text

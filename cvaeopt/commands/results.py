@@ -27,7 +27,7 @@ def export_best(
 ) -> None:
     """Write the settings of the best trial as a recipe.
 
-    The recipe also says where the settings come from.
+    The recipe also holds the origin of the settings: the study, the trial and its value.
     """
     from cvaeopt.outcome import export
     from cvaeopt.outcome.leaders import table
@@ -67,7 +67,7 @@ def fetch(
 ) -> None:
     """Print the path of a trial's checkpoint.
 
-    If it is not on this machine yet, it is copied from the object store first.
+    If the checkpoint is not on this machine, it is first copied from the object store.
     """
     from cvaeopt.outcome.fetch import locate
 

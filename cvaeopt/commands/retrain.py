@@ -1,4 +1,4 @@
-"""The commands train and retrain: one run without a search, and a recipe trained for longer."""
+"""The commands train and retrain. They train one run without a search."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def train(
 ) -> None:
     """Train once, without a search.
 
-    Without a recipe the settings are the template's, changed by --set. No schedule is carried over to another number
-    of epochs: every value is trained as it stands. A run that was interrupted is continued by the same command.
+    Without a recipe, the settings are those of the template, with the changes from --set. If --epochs changes the
+    length of the run, the schedules are not adapted to it. The same command continues an interrupted run.
     """
     from cvaeopt.config import Config
     from cvaeopt.files import RunFolder
@@ -103,8 +103,8 @@ def retrain(
 ) -> None:
     """Train a recipe for longer.
 
-    The run folder receives the best and the last checkpoint and a score sheet. A run that was interrupted is continued
-    by the same command.
+    The run folder receives the best and the last checkpoint and a score sheet. The same command continues an
+    interrupted run.
     """
     from cvaeopt.files import RunFolder
     from cvaeopt.outcome import recipe as recipes
@@ -120,7 +120,7 @@ def retrain(
 
 @dataclass(frozen=True)
 class _Options:
-    """The options that train and retrain share, as they were given."""
+    """The options that train and retrain share, with the values that the user gave."""
 
     data: Path | None
     gpu: str | None
@@ -134,7 +134,7 @@ class _Options:
 
 
 def _run(console: Console, plan: _Plan, folder: RunFolder) -> None:
-    """Train as planned in `folder`, after the epochs that it has already, and show the score at the end."""
+    """Train `plan` in `folder`, and show the score at the end. Epochs that `folder` already has are skipped."""
     if plan.options.dry_run:
         _show_plan(console, plan, folder)
         return
@@ -159,14 +159,14 @@ def _run(console: Console, plan: _Plan, folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a run will do.
+    """The plan of a run.
 
-    file      where the recipe is
-    root      the data folder
-    device    where it trains; a dry run chooses none
-    mode      how schedules carry over to another number of epochs
-    carried   the recipe's settings for the new number of epochs; the recipe's own where none was given
-    changes   settings that were given on the command line
+    file      path of the recipe
+    root      data folder
+    device    device that trains the run; "cpu" in a dry run, which does not look for a GPU
+    mode      how schedules are adapted to another number of epochs
+    carried   the recipe's settings for the new number of epochs; without a new number, the recipe's settings unchanged
+    changes   settings from the command line
     config    the settings of the run: `carried` with `changes`
     """
 
@@ -184,7 +184,11 @@ class _Plan:
 def _plan(
     file: Path, recipe: Recipe, options: _Options, epochs: int | None, mode: Transfer, changes: dict[str, Any]
 ) -> _Plan:
-    """The plan, its device chosen before torch is loaded; CheckpointError or DataError for what is missing."""
+    """The plan of a run. The device is chosen before torch is loaded.
+
+    CheckpointError if the checkpoint to start from is missing, DataError if no data folder was given, SettingsError if
+    the settings are wrong.
+    """
     from cvaeopt.vae import device as devices
 
     output = options.output
@@ -206,7 +210,7 @@ def _plan(
 
 
 def _overrides(given: Sequence[str]) -> dict[str, Any]:
-    """`lr=0.001` -> {"lr": 0.001}; values are TOML, or plain words."""
+    """The settings in the texts of --set: `lr=0.001` gives {"lr": 0.001}. A value that is not TOML is a string."""
     import tomllib
 
     changes: dict[str, Any] = {}
@@ -222,7 +226,7 @@ def _overrides(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
-    """Show what the run would do."""
+    """Show the plan of a run."""
     from cvaeopt.outcome.retrain import differences, require_widths
     from cvaeopt.vae.checkpoint import load_model
 
@@ -245,7 +249,7 @@ def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
 
 
 def _retraining(console: Console, plan: _Plan, folder: RunFolder) -> Retraining:
-    """The run of `plan` in `folder`, with its data loaded; new, or continued."""
+    """The new or continued run of `plan` in `folder`. Its data are loaded."""
     from cvaeopt.outcome.retrain import Retraining, with_output_of
 
     config, options = plan.config, plan.options
@@ -279,7 +283,7 @@ def _say_where_it_stands(console: Console, run: Retraining) -> None:
 
 
 def _train(console: Console, run: Retraining) -> None:
-    """Train the remaining epochs, or until a signal asks to stop after the epoch; Interrupted by a second signal."""
+    """Train the remaining epochs. After a signal, stop at the end of the epoch. Interrupted after a second signal."""
     last, folder = run.config.num_epoch, run.folder.root
     try:
         with (
@@ -300,10 +304,10 @@ def _train(console: Console, run: Retraining) -> None:
 
 @contextlib.contextmanager
 def _announced_stop(console: Console) -> Iterator[Stop]:
-    """Inside the block signals ask this process to stop; a line answers the first one."""
+    """Inside the block, signals ask this process to stop. After the first signal, the console shows a line."""
     stop, closed = Stop(), threading.Event()
 
-    def announce() -> None:  # in a thread: the line that a signal interrupts may be writing to the same stream
+    def announce() -> None:  # in a thread, because a signal may interrupt a write to the same stream
         while not closed.wait(0.1):
             if stop:
                 console.say("Stopping after this epoch; a second signal stops at once.", "yellow")

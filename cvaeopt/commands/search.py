@@ -67,7 +67,7 @@ def worker(
     file = definition_path(study)
     definition = load_definition(str(file))
     parent = processes.ParentProcess.inherited()
-    if is_shipped(file) and parent is None:  # otherwise the parent has printed this already
+    if is_shipped(file) and parent is None:  # if there is a parent, it has already printed this line
         console.say(f"There is no studies/{study}.toml here: this is the study {study} that comes with cvaeopt.")
     flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
     places = Places.resolve(flags, os.environ, definition.service)
@@ -98,7 +98,7 @@ def worker(
 def _work_together(
     console: Console, places: Places, arguments: list[str], trials_per_gpu: int, threads: int | None
 ) -> int:
-    """The exit code of several workers on one device, each a process of its own."""
+    """Run several workers on one device, each in its own process, and return their common exit code."""
     from cvaeopt.run.processes import supervise
     from cvaeopt.terminal.live import ProcessesView
 
@@ -115,7 +115,7 @@ def _work_together(
 
 
 def _show_worker(console: Console, definition: Definition, places: Places, trials_per_gpu: int) -> None:
-    """What `worker --dry-run` prints: where it would run, and every setting of its trials."""
+    """Print the output of `worker --dry-run`: the places of the worker, and every setting of its trials."""
     from cvaeopt.search.space import settled
     from cvaeopt.store.urls import mask
 
@@ -173,9 +173,10 @@ def confirm(
 ) -> None:
     """Train the best settings again with new seeds.
 
-    Each leader is trained once, then the best two of them twice more. With --seeds N every leader is trained N times.
-    All workers of the study share these runs. Without --gpu the runs are only registered, and whoever runs
-    `cvaeopt worker --study NAME` takes them. More leaders or seeds can be asked for later; what was trained is kept.
+    Each leader is trained once. Then the best two leaders are trained twice more. With --seeds N, every leader is
+    trained N times. All workers of the study share these runs. Without --gpu, the runs are only registered, and every
+    `cvaeopt worker --study NAME` trains some of them. You can ask for more leaders or seeds later. Finished runs are
+    kept.
     """
     from cvaeopt.outcome.leaders import confirmation
     from cvaeopt.store import confirmation as confirmations
@@ -204,7 +205,7 @@ def confirm(
         with view:
             process.confirm(definition)
     fresh = confirmation(store, places.study)
-    assert fresh is not None  # at least the one that was registered above
+    assert fresh is not None  # `_register` has stored a confirmation above
     if as_json:
         console.json({**planned.plain(), "confirmation": fresh.plain()})
     else:
@@ -212,7 +213,10 @@ def confirm(
 
 
 def _confirmed_definition(store: Storage, study: str, name: str) -> Definition:
-    """The definition of a stored study; [service] as its file says. A file that has changed since is refused."""
+    """The definition of a stored study, with the table [service] of the study's file.
+
+    If the file has changed since the study was created, `create_or_open` raises an error.
+    """
     from cvaeopt.search.definition import is_shipped, load_definition
     from cvaeopt.store.study import create_or_open, stored_definition
 
@@ -220,7 +224,7 @@ def _confirmed_definition(store: Storage, study: str, name: str) -> Definition:
     file = definition_file(study)
     if file.exists():
         given = load_definition(str(file))
-        if given.name == name and not is_shipped(file):  # who has no file here may have begun the study with another
+        if given.name == name and not is_shipped(file):  # the study may come from another file than the shipped one
             create_or_open(store, given)
         definition = definition.model_copy(update={"service": given.service})
     return definition
@@ -229,7 +233,7 @@ def _confirmed_definition(store: Storage, study: str, name: str) -> Definition:
 def _process(
     console: Console, store: Storage, definition: Definition, flags: Flags, threads: int | None, listener: Listener
 ) -> WorkerProcess:
-    """This process, ready to train the runs of `confirm --gpu`; an error where it could not train them."""
+    """A worker in this process for `confirm --gpu`. Its data, device and stores are ready, or an error is raised."""
     from cvaeopt.vae import device as devices
 
     places = Places.resolve(flags, os.environ, definition.service)

@@ -1,4 +1,4 @@
-"""The commands that watch and steer what runs: status, workers, stop, dashboard and smoke."""
+"""The commands that watch studies and control workers: status, workers, stop, dashboard and smoke."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def status(
 
 
 def _facts(store: Storage, name: str) -> dict[str, Any]:
-    """What `status` shows of a study and of its confirmation."""
+    """The facts that `status` shows about a study and its confirmation."""
     from cvaeopt.outcome.leaders import confirmation, table
     from cvaeopt.store.status import status as read_status
 
@@ -72,7 +72,7 @@ def workers(
 ) -> None:
     """Show the workers of all studies in a storage.
 
-    The list says where each runs, which trial it trains and when its last beat came.
+    The list shows the device, the trial and the time of the last heartbeat of each worker.
     """
     from cvaeopt.store.workers import workers as read_workers
 
@@ -95,7 +95,7 @@ def stop(
 ) -> None:
     """Ask workers to stop after their current epoch.
 
-    Their trials continue when a worker starts again.
+    The trials of these workers continue when a worker starts again.
     """
     from cvaeopt.store.confirmation import stop as stop_workers
 
@@ -133,7 +133,7 @@ def dashboard(
     service = stated_service(study)
     places = Places.resolve(flags, os.environ, service)
     folder = places.artifact_folder()
-    if study and service is None:  # its file is not needed where the storage has the study
+    if study and service is None:  # without its file, the study must be in the storage
         from cvaeopt.store.study import stored_definition
 
         places, existing = open_study(console, flags)
@@ -155,7 +155,7 @@ def dashboard(
         files = artifact_store(folder)
         server.set_app(application(store, files, bound=host, names=names, read_only=read_only, layers=guard))
         console.say(f"{store.url} at http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)")
-        # A service manager ends it with SIGTERM; an ending that was asked for is no failure.
+        # A service manager ends the dashboard with SIGTERM. Such an end is not a failure.
         with contextlib.suppress(KeyboardInterrupt), Stop(raise_at=1):
             server.serve_forever()
 
