@@ -1,6 +1,6 @@
 """The second thread of a worker: it gives signs of life, renews the lease, and delivers reports in order.
 
-An error in the thread is counted and reported as a warning, and the thread goes on.
+After an unexpected error the thread continues. Errors are counted, and some of them are reported as a warning.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _REPEAT_OUTAGE_S = 60.0  # pause between two events about the same outage
 
 @dataclass
 class Shared:
-    """What the worker's thread and the reporter's thread share; changed only under `lock`.
+    """The values that the worker's thread and the database thread share; changed only under `lock`, except `errors`.
 
     trial         the reports of the trial in training; None between two trials
-    state         with `message`: what the worker's row in the database says
+    state         the state in the worker's row of the database
+    message       the message in the worker's row of the database
     stop_asked    whether an operator asked this worker to stop
-    renewed_at    when the lease was renewed last
-    outage_since  when the database stopped answering; None while it answers
-    errors        how many errors the thread has survived
+    renewed_at    the time of the lease's last renewal
+    outage_since  the time at which the database stopped answering; None while it answers
+    errors        the number of errors after which the thread continued
     """
 
     emit: Listener
@@ -43,12 +44,12 @@ class Shared:
     beat_due: float = 0.0
     outage_since: float | None = None
     outage_emitted_at: float = 0.0
-    is_awake: bool = False  # whether the thread makes another round without a pause
+    is_awake: bool = False  # whether the thread makes its next round without a pause
     is_closed: bool = False
     errors: int = 0
 
     def wake(self, *, beat: bool = False) -> None:
-        """Let the thread make another round at once, with a sign of life if `beat`."""
+        """Make the thread begin another round at once. If `beat` is True, the round gives a sign of life."""
         with self.lock:
             if beat:
                 self.beat_due = 0.0
@@ -56,12 +57,15 @@ class Shared:
             self.lock.notify_all()
 
     def renewed(self, at: float) -> None:
-        """Note that the lease was renewed by a call that began at `at`."""
+        """Record that a call which began at `at` has renewed the lease."""
         with self.lock:
             self.renewed_at = max(self.renewed_at, at)
 
     def note_outage(self, since: float, reason: str) -> None:
-        """Note that the database has not answered since `since`, or still does not; sends an event now and then."""
+        """Record that the database has not answered since `since`.
+
+        An event is sent when the outage begins, and again after each `_REPEAT_OUTAGE_S` seconds of the outage.
+        """
         with self.lock:
             now = self.timing.clock()
             if self.outage_since is None:
@@ -73,14 +77,14 @@ class Shared:
             self.lock.notify_all()
 
     def note_answer(self, waiting: int) -> None:
-        """Note that the database answers; `waiting` reports were waiting for it."""
+        """Record that the database answers. `waiting` is the number of reports that waited for it."""
         with self.lock:
             if self.outage_since is not None:
                 seconds, self.outage_since = self.timing.clock() - self.outage_since, None
                 self.send(Recovered(seconds, waiting))
 
     def send(self, event: Event) -> None:
-        """Emit `event`; a terminal that is broken must not end the signs of life."""
+        """Emit `event`. An error of the listener is only counted: a broken terminal must not end the signs of life."""
         try:
             self.emit(event)
         except Exception:
@@ -88,7 +92,7 @@ class Shared:
 
 
 class DatabaseThread(threading.Thread):
-    """Makes a round whenever a sign of life is due or it is woken, until `shared.is_closed`."""
+    """Makes a round when a sign of life is due and after `Shared.wake`, until `Shared.is_closed` is True."""
 
     def __init__(self, leases: LeaseRegistry, worker: str, shared: Shared) -> None:
         super().__init__(name="database", daemon=True)
@@ -98,7 +102,7 @@ class DatabaseThread(threading.Thread):
         self._clock = shared.timing.clock
 
     def run(self) -> None:
-        """Make rounds; `Thread.start` calls this."""
+        """Make rounds until the thread is closed; `Thread.start` calls this method."""
         shared = self._shared
         while True:
             began, pause_s = self._clock(), shared.timing.retry_every_s
@@ -106,7 +110,7 @@ class DatabaseThread(threading.Thread):
                 pause_s = self._round()
             except StorageUnreachable as error:
                 shared.note_outage(began, error.found)
-            except StorageRefused as error:  # this does not pass: the worker gets it with its next report
+            except StorageRefused as error:  # waiting does not help: the worker's next report raises the error
                 with shared.lock:
                     if shared.trial is not None:
                         shared.trial.failure = error
@@ -123,7 +127,7 @@ class DatabaseThread(threading.Thread):
                     return
 
     def _round(self) -> float:
-        """Give a sign of life if it is due, and deliver what waits; seconds until the next sign of life."""
+        """Give a sign of life if it is due, and deliver reports; returns the seconds until the next sign of life."""
         shared = self._shared
         with self._leases.storage.patience(shared.timing.patience_s):
             waiting = len(shared.trial.waiting) if shared.trial is not None else 0
@@ -134,7 +138,7 @@ class DatabaseThread(threading.Thread):
         return max(shared.beat_due - self._clock(), 0.0)
 
     def _beat(self) -> None:
-        """Give a sign of life and renew the lease, unless the training has made no progress for too long."""
+        """Give a sign of life. Also renew the lease, unless the training has made no progress for too long."""
         shared = self._shared
         with shared.lock:
             trial, asked_at = shared.trial, self._clock()
@@ -160,7 +164,7 @@ class DatabaseThread(threading.Thread):
                 shared.lock.notify_all()
 
     def _deliver(self) -> None:
-        """Deliver the waiting reports in order, and ask the pruner after each of them, until one ends the trial."""
+        """Deliver the waiting reports in order, and ask the pruner after each report, until the trial is over."""
         shared = self._shared
         trial = shared.trial
         while trial is not None and trial is shared.trial:
@@ -170,7 +174,7 @@ class DatabaseThread(threading.Thread):
                 epoch, value = trial.waiting[0]
             try:
                 self._write(trial, epoch, value)
-                # After its last epoch a trial is complete, so it is not pruned then.
+                # After its last epoch a trial is complete, so it is not pruned any more.
                 prune = trial.ask_pruner() and epoch < trial.lease.epochs
             except StorageUnreachable:
                 raise
@@ -190,7 +194,7 @@ class DatabaseThread(threading.Thread):
                 trial.delete_file()
 
     def _write(self, trial: PendingReports, epoch: int, value: float) -> None:
-        if epoch in trial.delivered:  # it was written before an outage that began at the pruner's question
+        if epoch in trial.delivered:  # the value was written, then an outage began while the pruner was asked
             return
         asked_at, saved = self._clock(), trial.saved
         self._leases.report(trial.lease, epoch, value, saved)

@@ -1,18 +1,18 @@
-"""Kinds of failure of a trial, and how many trials may fail one after the other."""
+"""Kinds of failure of a trial, and how many trials may fail in a row."""
 
 from __future__ import annotations
 
 from cvaeopt.errors import Diverged, UserError
 
 LEARNABLE = {"diverged": "diverged", "out of memory": "out_of_memory", "crashed": "crashed"}
-"""Kinds of failure that settings can cause, each with its constraint."""
+"""Kinds of failure that settings can cause, with the constraint of each kind."""
 
 _MAX_IN_A_ROW = 3
-_MAX_LEARNABLE_IN_A_ROW = 9  # settings alone may cause some of them, so more are allowed
+_MAX_LEARNABLE_IN_A_ROW = 9  # settings can cause such failures, so more of them are allowed
 
 
 def kind_of(error: Exception) -> tuple[str, str]:
-    """What failed ("diverged", "out of memory", "device fault", "error") and its reason in one line."""
+    """The kind of failure ("diverged", "out of memory", "device fault" or "error") and its reason in one line."""
     name, message = type(error).__name__, str(error).strip()
     line = message.splitlines()[0] if message else ""
     if isinstance(error, Diverged):
@@ -31,7 +31,7 @@ class FailuresInARow:
         self._kinds: list[str] = []
 
     def note(self, kind: str, reason: str) -> None:
-        """Note how a trial ended; `kind` is empty if it did not fail. UserError if too many have failed in a row."""
+        """Record the end of a trial; `kind` is empty if it did not fail. UserError if too many failed in a row."""
         self._kinds = [*self._kinds, kind] if kind else []
         hard = [kind for kind in self._kinds if kind not in ("diverged", "crashed")]
         if len(hard) >= _MAX_IN_A_ROW or len(self._kinds) >= _MAX_LEARNABLE_IN_A_ROW:

@@ -1,4 +1,4 @@
-"""The reports of one trial on their way to the database."""
+"""The reports of one trial, until the database has received them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.store.leases import Lease
 
 Verdict = Literal["continue", "prune", "pending", "lost", "ended"]
-"""The answer to a report: train on; the pruner ends the trial; the database does not answer now; another worker has
-the trial; somebody else has ended the trial."""
+"""The answer to a report.
+
+continue   nothing ends the trial
+prune      the pruner ends the trial
+pending    there is no answer yet, for example during an outage of the database
+lost       another worker has the trial
+ended      somebody else has ended the trial
+"""
 
 
 @dataclass
 class PendingReports:
-    """The reports of one trial: those that wait, and what the database and the pruner answered to the others.
+    """The waiting reports of one trial, and the answers of the database and the pruner to its earlier reports.
 
-    Two threads use it; it is changed only under the reporter's lock.
+    Two threads use this object. They change it under the reporter's lock, except `lost`, `ended` and `failure`.
 
-    ask_pruner   whether the pruner would end the trial, given all reports that were delivered
+    ask_pruner   returns whether the pruner ends the trial, given all delivered reports
     path         the file in which reports wait during an outage
-    delivered    epochs whose value the database has
+    delivered    the epochs whose values are in the database
     """
 
     lease: Lease
@@ -36,18 +42,18 @@ class PendingReports:
     delivered: set[int]
     timing: Timing
     progress_at: float
-    epoch: int = field(init=False)  # epochs finished
-    deadline_s: float = field(init=False)  # the lease is renewed so long after the last progress
+    epoch: int = field(init=False)  # number of finished epochs
+    deadline_s: float = field(init=False)  # how long after the last progress the lease is renewed
     waiting: deque[tuple[int, float]] = field(default_factory=deque)  # (epoch, value)
-    durations: deque[float] = field(default_factory=lambda: deque(maxlen=50))  # of the last epochs, seconds
-    judged: int = 0  # the last epoch that the pruner was asked about
-    saved: tuple[int, str] | None = None  # (epoch, host) of a checkpoint that the database does not know yet
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=50))  # durations of the last epochs, s
+    judged: int = 0  # the last epoch for which the pruner has answered
+    saved: tuple[int, str] | None = None  # (epoch, host) of a checkpoint that is not in the database yet
     lost: bool = False
     ended: bool = False
     prune: bool = False
     stalled: bool = False
     failure: Exception | None = None
-    _in_file: int = 0  # how many of `waiting` are in the file
+    _in_file: int = 0  # number of waiting reports that are in the file
     _has_file: bool = False
     _is_writable: bool = True
 
@@ -57,11 +63,11 @@ class PendingReports:
 
     @property
     def is_over(self) -> bool:
-        """Whether no more reports are delivered."""
+        """Whether the delivery of reports has ended."""
         return self.lost or self.ended or self.prune or self.failure is not None
 
     def verdict(self) -> Verdict | None:
-        """Why the training must stop, or None if it may go on; raises what the pruner or the database raised."""
+        """The reason to stop the training, or None without a reason; raises the error of the pruner or database."""
         if self.failure is not None:
             raise self.failure
         if self.lost:
@@ -71,7 +77,7 @@ class PendingReports:
         return "prune" if self.prune else None
 
     def progressed(self, epoch: int, now: float) -> None:
-        """Note that the training is alive, with `epoch` epochs finished, and set the next deadline."""
+        """Record that `epoch` epochs were finished at the time `now`, and set the next deadline."""
         self.epoch = max(self.epoch, epoch)
         self.progress_at = now
         self.stalled = False
@@ -79,13 +85,16 @@ class PendingReports:
         self.deadline_s = max(self.timing.min_deadline_s, self.timing.deadline_factor * median_s)
 
     def delivered_first(self, prune: bool) -> None:
-        """Note that the first waiting report was delivered, and what the pruner answered."""
+        """Record that the first waiting report was delivered, and the pruner's answer `prune`."""
         epoch, _ = self.waiting.popleft()
         self._in_file = max(self._in_file - 1, 0)
         self.judged, self.prune = epoch, prune
 
     def write_file(self) -> OSError | None:
-        """Append to the file what is not in it yet; the error that prevented it, once."""
+        """Append the waiting reports that are not in the file yet.
+
+        Returns the error if the file cannot be written. After an error, later calls do nothing and return None.
+        """
         if not self._is_writable:
             return None
         rows = list(self.waiting)[self._in_file :]
@@ -101,7 +110,7 @@ class PendingReports:
         return None
 
     def delete_file(self) -> None:
-        """Delete the file once all of its reports are delivered."""
+        """Delete the file if all of its reports are delivered."""
         if self._has_file and not self.waiting:
             self._has_file = False
             with contextlib.suppress(OSError):
@@ -109,10 +118,10 @@ class PendingReports:
 
 
 def read_reports(folder: Path) -> dict[int, float]:
-    """The values by epoch that earlier owners of a trial left in its folder because they could not deliver them."""
+    """The values by epoch that earlier owners wrote into a trial's folder because they could not deliver the values."""
     values: dict[int, float] = {}
     for path in sorted(folder.glob("reports.*.jsonl")):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a crash may have cut the file short
+        with contextlib.suppress(OSError, ValueError, KeyError):  # after a crash the last line may be incomplete
             for line in path.read_text().splitlines():
                 entry = json.loads(line)
                 values.setdefault(int(entry["epoch"]), float(entry["value"]))

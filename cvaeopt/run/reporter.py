@@ -1,8 +1,8 @@
-"""How the training reports to the database: values of epochs, checkpoints, the lease, and the pruner's verdict.
+"""The training's connection to the database: values of epochs, checkpoints, the lease, and the pruner's verdict.
 
-The training never waits for a database that does not answer. During an outage reports wait in memory and in a file in
-the trial's folder. They are delivered in order when the database is back, and the pruner is asked after each of them,
-exactly as without the outage. The database is called from a thread of its own, see `database_thread`.
+The training continues during an outage of the database, up to `Timing.limit_s`. Reports then wait in memory and in a
+file in the trial's folder. When the database answers again, the reports are delivered in order. The pruner is asked
+after each report, exactly as without the outage. A separate thread calls the database, see `database_thread`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.outage import unreachable
 
-_MAX_JOIN_S = 5.0  # how long `close` waits for a thread that hangs in the database
+_MAX_JOIN_S = 5.0  # how long `close` waits for a thread whose call to the database does not return
 
 
 class Reporter:
-    """Runs from `start` to `close`; a trial lasts from `begin` to `end`. `emit` is called from both threads."""
+    """Reports the trials of one worker from `start` to `close`, and each trial from `begin` to `end`.
+
+    Both threads call `emit`.
+    """
 
     def __init__(self, leases: LeaseRegistry, worker: str, emit: Listener, timing: Timing) -> None:
         self._leases = leases
@@ -39,16 +42,16 @@ class Reporter:
 
     @property
     def outage_s(self) -> float:
-        """How long the database has not answered, seconds; 0 if it answers."""
+        """Seconds since the database stopped answering; 0 if it answers."""
         since = self._shared.outage_since
         return 0.0 if since is None else max(self._clock() - since, 1e-9)
 
     def start(self) -> None:
-        """Begin to give signs of life."""
+        """Start the thread, which gives signs of life."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread; a call that hangs in the database is abandoned after a few seconds."""
+        """Stop the thread. If its call to the database does not return, the thread is abandoned after a few seconds."""
         with self._shared.lock:
             self._shared.is_closed = True
             self._shared.lock.notify_all()
@@ -56,7 +59,7 @@ class Reporter:
             self._thread.join(timeout=_MAX_JOIN_S)
 
     def show(self, state: str, message: str = "") -> None:
-        """Show this state in the worker's row of the database from now on."""
+        """From now on, show `state` and `message` in the worker's row of the database."""
         shared = self._shared
         with shared.lock:
             if (state, message) != (shared.state, shared.message):
@@ -66,9 +69,11 @@ class Reporter:
     def begin(
         self, lease: Lease, claimed_at: float, ask_pruner: Callable[[], bool], delivered: set[int], path: Path
     ) -> None:
-        """Renew `lease` and deliver the reports of its trial until `end`; the arguments are those of `PendingReports`.
+        """Renew `lease` and deliver the reports of its trial, until `end` is called.
 
-        claimed_at   when the lease was asked for, by the clock of `Timing`
+        claimed_at   the time at which the worker asked for the lease, on the clock of `Timing`
+
+        `PendingReports` describes the other arguments.
         """
         shared = self._shared
         with shared.lock:
@@ -83,7 +88,10 @@ class Reporter:
             self._shared.trial = None
 
     def judge(self) -> Verdict:
-        """The pruner's verdict on what was delivered before a takeover; "continue" if nothing was."""
+        """The pruner's verdict on the values that earlier owners delivered.
+
+        "continue" if there are no such values, or if the last epoch is delivered.
+        """
         trial = self._current()
         if not trial.delivered or max(trial.delivered) >= trial.lease.epochs:
             return "continue"
@@ -92,8 +100,9 @@ class Reporter:
     def report(self, epoch: int, value: float, *, wait: bool = True) -> Verdict:
         """Deliver the value of a finished epoch and return the verdict.
 
-        Waits for the verdict at most `Timing.report_wait_s`, and not at all during an outage, or without `wait`: then
-        the verdict is "pending", unless an earlier report has ended the trial. Raises what the pruner raised.
+        This method waits for the verdict at most `Timing.report_wait_s`. It does not wait during an outage, or if
+        `wait` is False. Then the verdict is "pending", unless an earlier report has ended the trial. Errors of the
+        pruner, and errors of the database except outages, are raised here.
         """
         trial, shared = self._current(), self._shared
         with shared.lock:
@@ -120,16 +129,17 @@ class Reporter:
                 shared.lock.wait(0.5)
 
     def saved(self, epoch: int, host: str) -> None:
-        """Announce a checkpoint with the next sign of life."""
+        """Write a checkpoint's epoch and host into the database, with the next report or sign of life."""
         with self._shared.lock:
             if self._shared.trial is not None:
                 self._shared.trial.saved = (epoch, host)
 
     def check_lease(self) -> None:
-        """LeaseLost if another worker has the trial now; call it before a file is written or a trial is told.
+        """Raise LeaseLost if another worker has the trial. Call this before a file is written or the trial is ended.
 
-        The database is asked only if the last renewal is suspiciously old, because the process was stopped, the
-        machine slept, or the training hung. If the database does not answer, the lease counts as held.
+        The database is asked only if the last renewal is older than half of `Timing.ttl_s`. This happens if the
+        process was stopped, the machine slept, or the training made no progress. If the database does not answer, the
+        lease counts as held.
         """
         trial, shared = self._current(), self._shared
         if trial.lost:
@@ -151,9 +161,10 @@ class Reporter:
                 trial.stalled = False
 
     def drain(self, is_hurried: Callable[[], bool]) -> Verdict:
-        """Wait until every report is delivered; the verdict, "continue" if training may go on.
+        """Wait until every report is delivered; returns the verdict, "continue" if nothing ends the trial.
 
-        StorageUnreachable when the outage passes `Timing.limit_s`, or soon after `is_hurried` returns True.
+        StorageUnreachable if an outage lasts longer than `Timing.limit_s`. If `is_hurried` returns True, this method
+        waits only `Timing.patience_s` for a database that does not answer.
         """
         trial, shared = self._current(), self._shared
         began = self._clock()
@@ -175,7 +186,7 @@ class Reporter:
                 shared.lock.wait(0.5)
 
     def expect(self, seconds: float) -> None:
-        """Allow what follows, which may take longer than an epoch, to last for `seconds` without progress."""
+        """Allow `seconds` without progress for the next step, which may take longer than an epoch."""
         trial = self._current()
         with self._shared.lock:
             trial.progress_at, trial.deadline_s = self._clock(), seconds
@@ -186,7 +197,7 @@ class Reporter:
         return trial
 
     def _note_silence(self, since: float) -> None:
-        """Treat it as an outage if the thread has had no answer for too long."""
+        """Announce an outage if the database has not answered within `Timing.report_wait_s` after `since`."""
         wait_s = self._timing.report_wait_s
         if self._shared.outage_since is None and self._clock() - since >= wait_s:
             self._shared.note_outage(since, f"no answer for {wait_s:g} s")

@@ -1,4 +1,4 @@
-"""How long a worker waits, and by which clock."""
+"""How long a worker waits, and which clock it uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 
 def clock_with_sleep() -> float:
-    """Seconds from a clock that also counts while the machine sleeps, where the system has one."""
+    """Seconds from a clock that also counts while the machine sleeps.
+
+    A system without such a clock gives the seconds of its monotonic clock.
+    """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
@@ -18,12 +21,12 @@ def clock_with_sleep() -> float:
 class Timing:
     """The times of a worker, in seconds. The defaults fit every study; tests pass shorter ones.
 
-    ttl_s            a lease that is not renewed for this long may be taken over by another worker
-    limit_s          an outage of the database, or a full disk, may last this long before the worker gives up
-    poll_s           longest pause between two looks for a trial
-    report_wait_s    a report waits this long for the pruner's verdict while the database seems to work
-    min_deadline_s   an epoch, or what precedes the first one, may take this long before the lease is not renewed
-    deadline_factor  an epoch may also take this many times the median epoch, whichever is longer
+    ttl_s            another worker may take over a lease that was not renewed for this long
+    limit_s          the worker gives up if an outage of the database, or a full disk, lasts longer than this
+    poll_s           longest pause between two searches for a trial
+    report_wait_s    longest time that a report waits for the pruner's verdict; then the worker assumes an outage
+    min_deadline_s   shortest deadline; the lease is not renewed if training makes no progress until the deadline
+    deadline_factor  if this many times the median epoch is longer than `min_deadline_s`, it is the deadline
     """
 
     ttl_s: float = 120.0
@@ -37,20 +40,20 @@ class Timing:
 
     @property
     def look_every_s(self) -> float:
-        """Longest pause between two looks for a trial; several fit into the life of a lease."""
+        """Longest pause between two searches for a trial, at most a quarter of `ttl_s`."""
         return min(self.ttl_s / 4, self.poll_s)
 
     @property
     def beat_every_s(self) -> float:
-        """Pause between two signs of life."""
+        """Pause between two signs of life, at most a quarter of `ttl_s`."""
         return min(self.ttl_s / 4, 10.0)
 
     @property
     def patience_s(self) -> float:
-        """How long one call of the reporter's thread waits for the database."""
+        """How long one call of the database thread waits for the database."""
         return min(self.ttl_s / 8, 5.0)
 
     @property
     def retry_every_s(self) -> float:
-        """Pause of the reporter's thread after a call that failed."""
+        """Pause of the database thread after a call that failed."""
         return min(self.ttl_s / 16, 2.0)
