@@ -60,8 +60,9 @@ def backup(
     checkpoints: bool = True,
     remote: Checkpoints | None = None,
 ) -> Backup:
-    """Write the studies `wanted` and their confirmations into the file `target`; without `wanted`, all studies.
+    """Write the studies `wanted` and their confirmations into the file `target`.
 
+    wanted        names of studies; if empty, all studies
     checkpoints   whether to include checkpoints from the folder `artifacts`
     remote        the object store whose checkpoints are included; None for no objects
 
@@ -148,7 +149,7 @@ def _add_files(
 
 
 def _files(artifacts: Path, owner: Identity, dashboard_files: list[str]) -> Iterator[tuple[str, Path]]:
-    """Each file of the study, and each file that the dashboard shows with it, after the file's name in the backup."""
+    """Pairs (name in the backup, path) for the study's files and for the files that the dashboard shows with it."""
     folder = studies.study_folder(artifacts, owner)
     if folder is not None:
         for path in sorted(folder.rglob("*")):

@@ -18,7 +18,7 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 _ROUNDS = 3
-"""How many times the rows that another program wrote meanwhile are deleted."""
+"""How many times `delete_rows` looks for rows that another program wrote meanwhile."""
 
 
 @dataclass(frozen=True)

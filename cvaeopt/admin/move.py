@@ -9,10 +9,11 @@ from cvaeopt.store.storage import Storage
 
 
 def move(source: Storage, target: Storage, wanted: list[str]) -> dict[str, dict[str, int]]:
-    """Copy the studies `wanted` and their confirmations; without `wanted`, all studies.
+    """Copy the studies `wanted` and their confirmations; returns the number of rows by study and table.
 
-    Either all of these studies are copied or none. Returns the number of rows by study and table. UserError if workers
-    of these studies run.
+    wanted   names of studies; if empty, all studies
+
+    Either all of these studies are copied or none. UserError if workers of these studies run.
     """
     if source.url == target.url:
         raise UserError(f"{source.url} is both ends of the move.", "Expected: two databases.", "Change --from or --to.")

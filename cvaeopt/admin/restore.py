@@ -46,9 +46,10 @@ def restore(
     keep_files: bool = False,
     remote: Checkpoints | None = None,
 ) -> list[str]:
-    """Restore the studies `wanted` and their confirmations, or all studies; returns their names.
+    """Restore the studies `wanted` and their confirmations; returns the names of the restored studies.
 
     source      the database of the backup, which `unpack` put into the folder `unpacked`
+    wanted      names of studies; if empty, all studies
     keep_files  True: existing files of the studies are kept, and missing files are added. False: UserError if the
                 folder or objects of a study exist already.
     remote      the object store for checkpoints that the backup took from an object store; None: they are put into the
