@@ -108,7 +108,7 @@ class Plan:
 
 @named
 def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Plan:
-    """The confirmation of the best `top` settings of study `name`.
+    """The plan for confirming the best `top` settings of study `name`.
 
     seeds   number of fresh seeds for each of these settings; None for a successive confirmation
 
@@ -197,8 +197,7 @@ def later_runs(storage: Storage, parent: Definition) -> int:
 
 @named
 def runs(storage: Storage, confirmation: Definition) -> list[tuple[dict[str, Any], FrozenTrial]]:
-    """The trials of a confirmation in the order of their numbers, each after the point that was registered for it.
-
+    """Pairs of the registered point and the trial, for each run of a confirmation, in the order of the trial numbers.
     A trial that another program added is left out. StudyDamaged if a trial refers to a point that does not exist.
     """
     points = confirmation.points()
@@ -238,7 +237,7 @@ def _of(storage: Storage, parent: Definition, namesakes: Mapping[str, Definition
 
 
 def _missing(known: Iterable[Definition], found: Iterable[Leader], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """A point for each pair of a leader and a seed that no confirmation in `known` has."""
+    """One point for each pair of leader and seed, without the pairs that a confirmation in `known` has."""
     have = {(key_of(one, point), point["seed"]) for one in known for point in one.points()}
     found = list(found)
     return [{**leader.params, "seed": seed} for seed in seeds for leader in found if (leader.key, seed) not in have]
@@ -260,8 +259,7 @@ def _planned(storage: Storage, parent: Definition, known: list[Definition]) -> t
 def _second_stage(
     storage: Storage, parent: Definition, known: list[Definition], finalists: int, seeds: int, unregistered: int = 0
 ) -> tuple[list[dict[str, Any]], int]:
-    """The points of the second stage that can be registered now, and the number of its runs that are not registered.
-
+    """The points of the second stage that can be registered now, and the number of runs that are not registered yet.
     unregistered   number of runs of the first stage that are not in `known` yet
 
     The first stage consists of all runs with the first fresh seed. Only the first stage decides which leaders are
@@ -294,7 +292,10 @@ def unfinished(storage: Storage, parent: Definition) -> list[Definition]:
 
 @named
 def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
-    """`workers.ask_stop` for study `name` and for its confirmations, because its workers also train these."""
+    """Ask the workers of study `name` and of its confirmations to stop; returns the ids of the asked workers.
+
+    The workers of a study also train its confirmations. `worker` has the same meaning as in `workers.ask_stop`.
+    """
     asked: list[str] = []
     parent = studies.stored_definition(storage, name)
     running = {
@@ -308,9 +309,9 @@ def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
 
 
 def leaders(definition: Definition, trials: Iterable[FrozenTrial]) -> list[Leader]:
-    """The different settings of the complete feasible trials, best first.
+    """One leader for each of the different settings of the ranked trials (`ranking`), best first.
 
-    Trials with the same settings become one leader, whose value is the mean of their values.
+    The value of a leader is the mean value of all trials with its settings.
     """
     groups: dict[str, list[tuple[float, FrozenTrial]]] = {}
     for trial in trials:
@@ -358,9 +359,9 @@ def _definition(
 
 
 def _mark(storage: Storage, parent: Definition) -> str:
-    """The mark that connects a confirmation with `parent`: its name and its identity.
+    """The mark that connects a confirmation with `parent`: the parent's name and identity.
 
-    If `parent` is older than identities, the mark holds the digest of its definition instead.
+    If `parent` is older than identities, the mark holds the digest of the parent's definition instead.
     """
     known = studies.identity_of(storage, parent.name)
     return f"{parent.name}@{parent.digest() if known.is_old else known.value}"
@@ -386,7 +387,7 @@ def _index(name: str, parent: str) -> int:
 
 
 def _ended(storage: Storage, definition: Definition) -> bool:
-    """Whether all trials of the budget have ended; without a limit on trials, whether none is running or waiting."""
+    """Whether all trials of the budget have ended; without a limit on trials, whether no trial runs or waits."""
     states = counts(storage, definition.name)
     if definition.budget.trials is None:
         return not states["running"] and not states["waiting"]

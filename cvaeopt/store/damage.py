@@ -108,14 +108,14 @@ def _numbers(value: Any) -> bool:
 
 
 def _facts(value: Any) -> bool:
-    """Facts as `study.record_facts` writes them."""
+    """Whether `value` has the form of the facts that `study.record_facts` writes."""
     if not _table(value):
         return False
     return _text(value.get("data_digest", "")) and _numbers(value.get("baselines", {}))
 
 
 def _constraint(value: Any) -> bool:
-    """Constraints as Optuna 4 writes them: a list of numbers."""
+    """Whether `value` is a list of numbers. Optuna 4 writes constraints in this form."""
     return isinstance(value, list) and all(map(_number, value))
 
 
@@ -257,7 +257,7 @@ def _wrong(
 def _attribute(
     study: str, where: str, name: str, row: Mapping[str, Any], checks: Mapping[str, Check]
 ) -> Iterator[StudyDamaged]:
-    """`_wrong`, and also an error if an attribute of this program has a wrong content."""
+    """The errors of `_wrong`, and an error if an attribute of this program has wrong content."""
     wrong = list(_wrong(study, where, name, row, checks))
     yield from wrong
     if wrong:

@@ -32,7 +32,7 @@ KEY: Final = "cvaeopt:identity"
 """The system attribute that holds the identity of a study."""
 
 MARKER: Final = "study.json"
-"""The name of the file that holds the identity of the study that owns a folder."""
+"""The name of the marker. The marker is the file in a study's folder that holds the study's identity."""
 
 _OLD: Final = "old-"
 _UNKNOWN: Final = "?"  # the owner of a folder that has files but no readable marker
@@ -53,7 +53,7 @@ def of_older(name: str, created_at: float) -> str:
 class Identity:
     """The identity of study `study`.
 
-    value   twelve hexadecimal digits, after 'old-' for a study of an older version; '' if the study has no identity
+    value   twelve hexadecimal digits, with the prefix 'old-' for a study of an older version; '' for no identity
 
     A study has no identity if another program made it. A study of an older version has no identity until a worker
     opens the study.
@@ -69,7 +69,7 @@ class Identity:
 
     @property
     def accepted(self) -> frozenset[str | None]:
-        """This study may continue from a checkpoint that holds one of these identities; None: no identity."""
+        """The identities of the checkpoints that this study may continue. None means a checkpoint without identity."""
         return frozenset({self.value, None} if self.is_old else {self.value})
 
     @property

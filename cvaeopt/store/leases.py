@@ -9,8 +9,8 @@ and its lease in one transaction. No other `claim` for the same study can run at
 
 The next worker that asks gets an expired lease, with the next token, and trains the same trial. After an outage of the
 database every lease looks expired. So no expired lease is taken over until `grace_until`, and the workers that still
-run have time to renew their leases. If a worker's process has ended, workers on the same machine notice this, and take
-its lease over at once.
+run have time to renew their leases. If a worker's process has ended, another worker on the same machine detects this
+and takes the lease over at once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Lease:
     """The right to train one trial.
 
     token            rises with every new owner; part of the names of files that only one owner may write
-    attempt          number of this attempt to finish the next epoch, from 1; a new attempt follows a worker's death
-    exhausted        True if too many workers died while they trained this trial: end the trial, do not train it
+    attempt          number of this attempt to finish the next epoch, from 1; a worker's death starts a new attempt
+    exhausted        True if `attempt` is above the limit: the worker must end the trial without training
     epochs           epochs of a whole trial
     epochs_done      epochs reported so far
     folder           the trial's folder under the artifact folder
@@ -278,7 +278,7 @@ class LeaseRegistry(LiveStudy):
         return row
 
     def _write(self, connection: Connection, lease: Lease, **values: Any) -> None:
-        """Change the lease's row; LeaseLost if `lease` has not the newest token, or if the study was deleted."""
+        """Change the lease's row; LeaseLost if `lease` does not have the newest token, or if the study was deleted."""
         if (
             not self._exists(connection)
             or connection.execute(update(lease_table).where(_held(lease)).values(**values)).rowcount != 1

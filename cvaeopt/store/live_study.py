@@ -77,8 +77,8 @@ class LiveStudy:
     def _note_life(self, connection: Connection, now: float) -> None:
         """Record that the database answers now.
 
-        If it did not answer for `ttl_s` / 2, no expired lease is taken over for the next `ttl_s` / 4. In this time the
-        workers that still run can renew their leases.
+        If the record before is older than `ttl_s` / 2, no expired lease is taken over for the next `ttl_s` / 4. In this
+        time the workers that still run can renew their leases.
         """
         alive_at = study_table.c.alive_at
         connection.execute(
