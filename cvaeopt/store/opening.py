@@ -1,4 +1,4 @@
-"""Open the database, and create its tables if they are missing; an error explains why this is impossible."""
+"""Open the database, and create its tables if they are missing. Errors explain why the database cannot be opened."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_storage(
 ) -> Storage:
     """The storage at `url`; missing tables are created. Any number of processes may call this at the same time.
 
-    create          whether to make the folder, the database file and the tables; if False, StudyError without tables
+    create          True: make the folder, the database file and the tables. False: StudyError if there are no tables
     limit_s         how long every later call is repeated during an outage, seconds
     start_limit_s   how long this call waits for the database, seconds; short, because the host name may be wrong
     busy_s          SQLite: how long one attempt waits for another process' lock, seconds

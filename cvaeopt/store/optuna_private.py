@@ -83,7 +83,10 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         """A connection in one reading transaction."""
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """True if this call put the trial into `state`, even if an acknowledgement was lost and the call repeated."""
+        """True if this call has put the trial into `state`.
+
+        This is also true if an acknowledgement was lost and the call was repeated.
+        """
 
         def attempt(number: int) -> bool:
             try:
@@ -114,7 +117,7 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         return trial.state == state and (values is None or trial.values == list(values))
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        """The new trial. Only one trial is created, even if an acknowledgement is lost and the call repeated."""
+        """The new trial. Only one trial is created, even if an acknowledgement is lost and the call is repeated."""
         template = template_trial or create_trial(state=TrialState.RUNNING)
         tried: FrozenTrial | None = None  # the trial of the attempt before, whose transaction may have failed
 
@@ -149,8 +152,8 @@ class RepeatedStorage(RDBStorage, abc.ABC):
     def next_trial(self, connection: Connection, study_id: int) -> tuple[int, int]:
         """(id, number) of the next trial to train; its state is RUNNING when the transaction commits.
 
-        The next trial is the WAITING trial with the lowest number and no lease (an enqueued point). If there is none,
-        a new trial is made. KeyError if the study was deleted.
+        The WAITING trials without a lease are enqueued points. The next trial is the one of them with the lowest
+        number. If there is no such trial, a new trial is made. KeyError if the study was deleted.
         """
         with orm.Session(bind=connection) as session:
             # Optuna takes the same lock when it gives numbers to trials.
@@ -207,8 +210,8 @@ class RepeatedStorage(RDBStorage, abc.ABC):
     def forget_artifacts(self, trial_id: int, artifact_ids: Sequence[str]) -> int:
         """Remove files from the dashboard's list of a trial; returns the number of removed entries.
 
-        The trial may have ended. Optuna does not change a trial that has ended. The dashboard sets the attribute to
-        `null` instead, but then `optuna.artifacts.get_all_artifact_meta` fails.
+        The trial may have ended; Optuna's own methods refuse to change such a trial. The dashboard sets the attribute
+        to `null` instead, but then `optuna.artifacts.get_all_artifact_meta` fails.
         """
         keys = [f"{_ARTIFACT}{artifact_id}" for artifact_id in artifact_ids]
         query = sqlalchemy.delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key.in_(keys))

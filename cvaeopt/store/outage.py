@@ -64,7 +64,7 @@ def first_line(error: BaseException) -> str:
     if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.orig is not None:
         cause = cause.orig
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    # If the host has several addresses, the message has a line for each. A line with a refusal came from a server.
+    # If the host has several addresses, the message has a line for each. A line with a refusal is a server's answer.
     return next((line for line in lines if _REFUSED_WORDS.search(line)), lines[0]).rstrip(".")
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from cvaeopt.errors import UserError
 
 VARIABLE = "PGPASSWORD_FILE"
-"""The environment variable that names the file. libpq's own PGPASSFILE is not used: it needs another format, and its
-file must be readable by its owner only. A secret of `docker compose` keeps its owner and its permissions from the
-host, and several users must be able to read this file."""
+"""The environment variable that names the file. libpq's own PGPASSFILE is not used: that file has another format, and
+only its owner may be able to read it. A secret of `docker compose` keeps its owner and its permissions from the host,
+and several users must be able to read this secret."""
 
 
 def from_file() -> str | None:

@@ -45,7 +45,7 @@ def place(value: float, number: int) -> tuple[float, int]:
 
 
 def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Those of `trials` that are ranked, best first."""
+    """The ranked trials among `trials`, best first."""
     places = [(place(value, trial.number), trial) for trial in trials if (value := value_of(trial)) is not None]
     return [trial for _, trial in sorted(places, key=lambda item: item[0])]
 
@@ -73,7 +73,7 @@ def best_row(connection: Connection, study_id: int) -> Best | None:
 
 
 def _constraints(connection: Connection, trial_id: int) -> dict[str, float]:
-    """The constraints of a trial, as the installed Optuna stores them, or as Optuna 4 does (one list)."""
+    """The constraints of a trial. Optuna 4 stores one list; the installed Optuna stores each constraint separately."""
     rows = connection.execute(
         select(SYSTEM_ATTRS.c.key, SYSTEM_ATTRS.c.value_json).where(
             SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key.startswith("constraints")

@@ -65,7 +65,7 @@ def without_worker(storage: Storage, name: str) -> frozenset[int]:
 def status(storage: Storage, name: str) -> dict[str, Any]:
     """The dictionary that `cvaeopt status --json` prints; StudyError for an unknown study.
 
-    The number of queries does not grow with the number of trials, and none of them reads the trials' curves.
+    The number of queries does not grow with the number of trials, and no query reads the trials' curves.
     """
     entry = require(storage, name)
     definition = Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")

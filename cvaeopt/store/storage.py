@@ -1,7 +1,7 @@
 """An Optuna storage that repeats its calls during an outage of the database, and offers transactions to this program.
 
 Plain Optuna ends a worker at the first lost connection. `Storage` repeats every call, with growing pauses, until the
-database answers. After a time limit it raises StorageUnreachable.
+database answers. After a time limit the call fails with StorageUnreachable.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Storage(RepeatedStorage):
         return refused(self.url, self.scrub(first_line(error)))
 
     def _harden_sqlite(self) -> None:
-        # This runs after construction, because Optuna's schema check opens a second transaction during its first.
+        # The listeners are added after construction, because Optuna's schema check opens two transactions at once.
         self.engine.dispose()
 
         @event.listens_for(self.engine, "connect")
@@ -107,7 +107,7 @@ class Storage(RepeatedStorage):
         @event.listens_for(self.engine, "begin")
         def _begun(connection: Connection) -> None:
             # Without IMMEDIATE, two writers could read the same row and take the same trial.
-            # A reading transaction takes no lock here: the status of a large study must not make workers wait.
+            # A reading transaction takes no write lock: the status of a large study must not make workers wait.
             reading = getattr(self._local, "reading", False)
             connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 

@@ -1,4 +1,4 @@
-"""Create and open studies. The first worker creates a study; every other worker compares its definition."""
+"""Create and open studies. The first worker creates a study. Every other worker checks that the definitions agree."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _entry(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def _identify(storage: Storage, entry: dict[str, Any]) -> None:
-    """Give an identity to a study that an older version made. If several workers call this, only the first acts."""
+    """Give an identity to a study of an older version. If several workers call this, only the first call has effect."""
     mine = identity.of_older(entry["name"], entry["created_at"])
     study_id = entry["study_id"]
 
@@ -202,7 +202,7 @@ def _identify(storage: Storage, entry: dict[str, Any]) -> None:
 
 @named
 def identity_of(storage: Storage, name: str) -> identity.Identity:
-    """The identity of study `name`, which its files contain; StudyError for an unknown study."""
+    """The identity of study `name`, which owns the study's files; StudyError for an unknown study."""
     return identity.stated(name, require(storage, name)["identity"])
 
 
@@ -235,7 +235,7 @@ def _create(storage: Storage, definition: Definition) -> None:
     points = [*definition.points(), *_earlier_points(storage, definition)]
     try:
         study_id = storage.create_new_study([StudyDirection.MAXIMIZE], definition.name)
-    except DuplicatedStudyError:  # made by another worker, perhaps a moment ago
+    except DuplicatedStudyError:  # another worker has made the study
         study_id = storage.get_study_id_from_name(definition.name)
     study = optuna.load_study(study_name=definition.name, storage=storage)
     with warnings.catch_warnings():

@@ -247,7 +247,7 @@ def libpq_url(target: URL) -> URL:
 
 
 def template(target: URL) -> str:
-    """The URL with its password, as a template for RDBStorage: its braces are doubled."""
+    """The URL with its password, for RDBStorage, which formats the URL as a template. So its braces are doubled."""
     return libpq_url(target).render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
 
@@ -276,7 +276,7 @@ def engine_options(
 
 
 def _psycopg_arguments(target: URL) -> dict[str, Any]:
-    """The arguments for psycopg: default options, which options of the URL replace."""
+    """The arguments for psycopg: default values, or the values in the URL."""
     given = target.query.get("options", "")
     # Time limits: a frozen worker must not keep a lock for ever, and a worker must not wait for a dead network.
     words = [
