@@ -1,4 +1,4 @@
-"""Where a command reads and writes, and how a message spells the next command that the user can type."""
+"""The places where a command reads and writes, and the spelling of the commands that a message advises."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a command reads and writes.
+    """The places where a command reads and writes.
 
     study         name of the study in the database; "" if the command has no study
     storage       URL of the SQL storage, password included
@@ -59,7 +59,7 @@ class Places:
     def resolve(cls, flags: Flags, environment: Mapping[str, str], service: ServiceTable | None = None) -> Places:
         """Each place: the value in `flags`, else the value in [service] of the study, else the default.
 
-        An advised command does not repeat a value of an environment variable, because it reads the variable itself.
+        An advised command does not repeat a value of an environment variable, because the command reads the variable.
         """
         stated = {} if service is None else service.model_dump()
         storage = None if flags.storage == environment.get("CVAEOPT_STORAGE") else flags.storage
@@ -102,8 +102,8 @@ class Places:
         """The command `cvaeopt WORDS` as the user can type it here.
 
         The study has the name or the path that the user typed. --storage and --artifacts are repeated if the user typed
-        them and the command takes them. A URL with a password is replaced by the word URL, because a masked
-        URL would not work.
+        them and the command takes them. A URL with a password is replaced by the word URL,
+        because a masked URL would not work.
         """
         words = list(words)
         parent = _CONFIRMATION.sub("", self.study)

@@ -164,7 +164,7 @@ class _Plan:
     file      path of the recipe
     root      data folder
     device    device that trains the run; "cpu" in a dry run, which does not look for a GPU
-    mode      how schedules are adapted to another number of epochs
+    mode      how the schedules of the recipe are adapted to another number of epochs
     carried   the recipe's settings for the new number of epochs; without a new number, the recipe's settings unchanged
     changes   settings from the command line
     config    the settings of the run: `carried` with `changes`

@@ -174,9 +174,9 @@ def confirm(
     """Train the best settings again with new seeds.
 
     Each leader is trained once. Then the best two leaders are trained twice more. With --seeds N, every leader is
-    trained N times. All workers of the study share these runs. Without --gpu, the runs are only registered, and every
-    `cvaeopt worker --study NAME` trains some of them. You can ask for more leaders or seeds later. Finished runs are
-    kept.
+    trained N times. All workers of the study share these runs. Without --gpu, the runs are only registered. Workers
+    that were started with `cvaeopt worker --study NAME` then train the runs. You can ask for more leaders or seeds
+    later. Finished runs are kept.
     """
     from cvaeopt.outcome.leaders import confirmation
     from cvaeopt.store import confirmation as confirmations

@@ -49,7 +49,7 @@ MIN_COMPLETE = 3  # complete trials that a forecast needs
 class GaussianProcessSampler(BaseSampler):
     """A sampler that maximises the expected improvement under noise, for studies that maximise.
 
-    space              every setting that may be searched, in a fixed order; a `Cube` also has their conditions
+    space              every setting that may be searched, in a fixed order; a `Cube` also has the settings' conditions
     n_startup_trials   trials with a value or a forecast that the model needs, at least 2. With fewer trials the
                        suggestions are Halton points, which cover the space evenly.
     window             epochs whose mean is a trial's value, as in `estimate`
@@ -165,9 +165,9 @@ def log_survival(points: np.ndarray, trained: np.ndarray, lost: np.ndarray, leng
 
     A lost trial is near a point if it is less than `MARGIN` farther from the point than the nearest trained trial. A
     point with two lost trials near it is closed: the penalty `CLOSED` excludes it, whatever its expected improvement.
-    So the sampler does not search the border of a region that diverges more finely than `MARGIN`. A single lost trial
-    may be chance, so a point with one lost trial near it only gets the penalty `LONE_PENALTY`. No penalty applies where
-    trained trials clearly outnumber lost ones (see `MIN_LOST_FRACTION`).
+    So the sampler keeps a distance of about `MARGIN` from a region where trials diverge. A single lost trial may be
+    chance, so a point with one lost trial near it only gets the penalty `LONE_PENALTY`. If trained trials clearly
+    outnumber lost trials nearby, a point gets no penalty (see `MIN_LOST_FRACTION`).
 
     trained   (n, d) points of trials that did not diverge
     lost      (k, d) points of trials that diverged

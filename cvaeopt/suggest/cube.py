@@ -59,7 +59,7 @@ class Cube:
         return found
 
     def values(self, point: np.ndarray) -> dict[str, Any]:
-        """The values of all settings that are nearest to a point, also of settings that are not searched there."""
+        """For every setting of the space, the value nearest to `point`, also if the setting is not searched there."""
         found = {}
         for name, one in self.space.items():
             part = point[self.columns[name]]

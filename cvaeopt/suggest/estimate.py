@@ -1,7 +1,7 @@
 """The value of a trial and its standard error. The pruner and the ranking use the same estimator.
 
 The value is the mean of the reported metric over the last `window` epochs. Its squared standard error is the sum of
-two variances. The first variance is that between the epochs of the window, from their residuals about a straight line.
+two variances. The first is the variance of this mean, estimated from the residuals of the epochs about a straight line.
 The second is the variance between training seeds (`seed_noise_db`, measured in bench/README.md, Noise). The storage
 keeps the curve as it was reported.
 """
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MIN_NOISE_EPOCHS = 5
-"""Epochs from which the noise between epochs is estimated if the window is shorter. Fewer epochs would give a poor
-estimate of the noise about a line."""
+"""Number of epochs from which the noise between epochs is estimated if the window is shorter. Fewer epochs would give a
+poor estimate."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 A forecast for an epoch is learned from the study's complete trials. The gain of a trial is its final value minus its
 level at the epoch. A Bayesian linear regression predicts the gain from the level and the slope of the curve at the
 epoch. Because the regression has priors, three trials are enough for a first forecast. Sometimes early epochs say
-little about late epochs, for example if the learning rate falls at the end. Then the scatter about the line is large,
-and the error of every forecast is large too.
+little about late epochs, for example if the learning rate falls near the end, or if teacher forcing ends late. Then
+the scatter about the line is large, and the error of every forecast is large too.
 
 The priors are these. A curve gains 0.4 (+- 0.4) times its slope times the remaining epochs. A level that is 1 dB higher
 adds 0 (+- 0.4) dB to the gain. Gains scatter by 0.4 dB in addition to the noise between epochs and seeds at both ends.
@@ -28,13 +28,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvaeopt.suggest.estimate import curve_until, epoch_noise, estimate
 
-_MEAN = np.array([0.0, 0.0, 0.4])  # prior means: the constant, per dB of level, per dB of slope * remaining epochs
+_MEAN = np.array([0.0, 0.0, 0.4])  # prior means of: constant, coefficient of level, coefficient of slope * epochs
 _PRECISION = np.diag([1 / 10.0**2, 1 / 0.4**2, 1 / 0.4**2])
 _SCATTER_DB = 0.4
 _SCATTER_TRIALS = 3.0
 _MIN_ERROR_DB = 0.25  # smallest standard error of a forecast
 _UNKNOWN_ERROR_DB = 0.5  # standard error of a value whose curve is not stored or has fewer than three epochs
-MIN_FRACTION_TRAINED = 0.25  # of the epochs of the longest complete trial; earlier, running trials get no forecast
+MIN_FRACTION_TRAINED = 0.25  # running trials with a smaller fraction of the epochs get no forecast
 _ROUNDS = 3  # fits of the line and of the scatter in turn, which converge fast
 
 
@@ -57,7 +57,7 @@ def standing(curves: np.ndarray, window: int) -> np.ndarray:
     count = curves.shape[-1]
     late = curves[..., -max(window, count // 2) :]
     places = np.arange(late.shape[-1]) - (late.shape[-1] - 1) / 2
-    moment = max(float(places @ places), 1e-300)  # 0 for a single epoch, whose slope is 0 too
+    moment = max(float(places @ places), 1e-300)  # avoids 0 / 0 for a single epoch, whose slope is 0
     return np.stack([curves[..., -window:].mean(-1), (late * places).sum(-1) / moment], -1)
 
 
@@ -67,7 +67,7 @@ class Gains:
 
     centre         mean level at the epoch of the trials that the function was learned from, dB
     remaining      epochs from this epoch to the end
-    coefficients   (3,) posterior mean: constant, per dB of level, per dB of slope * remaining epochs
+    coefficients   (3,) posterior mean: constant, coefficient of the level, coefficient of slope * `remaining`
     spread         (3, 3) posterior covariance of the coefficients
     scatter        variance of a gain about the fitted line, dB squared
     """
@@ -182,7 +182,7 @@ class Forecaster:
         """The value, or else the forecast of the value, by trial number.
 
         Trials without a value and without a forecast are left out. Diverged trials get no forecast. Running trials get
-        a forecast only after the fraction `MIN_FRACTION_TRAINED` of their epochs.
+        a forecast only after `MIN_FRACTION_TRAINED` of the epochs of the longest complete trial.
         """
         complete = [one for one in trials if one.state == TrialState.COMPLETE]
         early = MIN_FRACTION_TRAINED * max((one.last_step or 0 for one in complete), default=0)

@@ -1,8 +1,8 @@
 """A Gaussian process over settings. It estimates the value at every point, and its standard error, from noisy trials.
 
-Inputs lie in the unit cube. Every observation has its own standard error. The forecast of a pruned trial has a larger
-error than the value of a complete trial, so it has less influence. Two trainings of the same settings have more
-influence than one training. The hyperparameters have the highest posterior density.
+Inputs lie in the unit cube. Every observation has its own standard error. The forecast of a pruned trial usually has a
+larger error than the value of a complete trial, so the forecast has less influence. Two trainings of the same settings
+have more influence than one training. The hyperparameters have the highest posterior density.
 
 Sources: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5. Expected improvement:
 Jones, Schonlau and Welch (1998). Its logarithm: Ament et al. (2023).
@@ -20,7 +20,7 @@ from scipy.special import erfcx, ndtr
 
 _ROOT5 = math.sqrt(5.0)
 _STARTS = (0.6, 0.25)  # correlation lengths at which the fits start
-_JITTER = 1e-6  # relative variance on the diagonal; equal points would else make the covariance singular by rounding
+_JITTER = 1e-6  # relative variance on the diagonal, without which equal points could make the covariance singular
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from cvaeopt.config import Config
 from cvaeopt.suggest.forecast import Forecast, Forecaster, diverged
 from cvaeopt.vae.schedules import beta_at, tfr_at
 
-MAX_RECENT = 10  # last ended trials that stand for a new trial; not all, because suggestions improve with time
+MAX_RECENT = 10  # number of last trials that represent a new trial; older suggestions are usually worse
 MIN_COMPLETE_FRACTION = 0.2  # complete trials among those that ended and did not diverge; below it no trial is pruned
 
 
@@ -40,8 +40,8 @@ class ForecastPruner(BasePruner):
     odds               a trial is stopped if it is less than `odds` times as likely to become a leader as a new trial;
                        above 0
     seed_noise_db      standard deviation between training seeds, dB
-    shows_at           returns the first epoch at which a trial can be judged, from its settings; the later of this
-                       epoch and `warmup_epochs` counts
+    shows_at           returns the first epoch at which a trial with these settings may be pruned, if this epoch is
+                       later than `warmup_epochs`
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ForecastPruner(BasePruner):
         return _exceeds(own, leader) < self._odds * chance
 
     def _recent(self, ended: list[FrozenTrial]) -> list[Forecast]:
-        """The values or forecasts of the last `MAX_RECENT` trials. They stand for the value of a new trial."""
+        """The values or forecasts of the last `MAX_RECENT` trials. They represent a new trial."""
         known: list[Forecast] = []
         for one in reversed(ended):
             if len(known) == MAX_RECENT:

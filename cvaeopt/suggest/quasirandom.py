@@ -26,7 +26,7 @@ def value_at(distribution: BaseDistribution, fraction: float) -> Any:
         if distribution.log:
             return min(high, low * (high / low) ** fraction)
         return low + (high - low) * fraction
-    if distribution.log:  # whole numbers: 0.5 is added at both ends, so that the first and the last take whole parts
+    if distribution.log:  # 0.5 more at both ends, so that rounding gives the first and the last number a whole part
         value = (low - 0.5) * ((high + 0.5) / (low - 0.5)) ** fraction
         return min(int(high), max(int(low), round(value)))
     step = distribution.step or 1
@@ -35,9 +35,9 @@ def value_at(distribution: BaseDistribution, fraction: float) -> Any:
 
 
 def radical_inverse(index: int, base: int, seed: int) -> float:
-    """A number in [0, 1): the digits of `index` in reverse order behind the point.
+    """A number in [0, 1): the digits of `index` in base `base`, in reverse order after the radix point.
 
-    At each place the digits are replaced by a random permutation, which depends on `seed`, `base` and the place.
+    At each place a random permutation replaces the digit. The permutation depends on `seed`, `base` and the place.
     """
     places = math.ceil(32 / math.log2(base))  # a resolution of 2^-32, which is finer than any setting needs
     value, scale = 0.0, 1.0

@@ -1,4 +1,4 @@
-"""The display of a working worker: a few live lines on a terminal, or one plain line for each event in a pipe.
+"""The display of a running worker: a few live lines on a terminal, or one plain line for each event in a pipe.
 
 On a terminal:
 

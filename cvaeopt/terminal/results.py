@@ -34,7 +34,7 @@ def check_report(console: Console, report: dict[str, Any]) -> None:
         )
         for sequence in report["sequences"]
     ]
-    console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # must not fold a path
+    console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # the path is not folded
     console.show(grid(("what", "files", ""), rows, (1,)))
     if report["baselines"]:
         console.result("Baselines on the validation video, dB: " + baseline_texts(report["baselines"]))

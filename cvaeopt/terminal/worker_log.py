@@ -28,7 +28,7 @@ class Line:
 def time_left_s(facts: dict[str, Any], epoch_s: float, since: int = 0) -> float | None:
     """The time that the present workers need for the rest of a study, seconds.
 
-    None if the budget limits neither the trials nor all epochs.
+    None if the budget limits neither the number of trials nor the total number of epochs.
 
     facts     the facts of the study, as `status` reads them
     epoch_s   seconds that one worker needs for one epoch
