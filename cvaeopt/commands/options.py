@@ -1,6 +1,7 @@
 """Shared options. If a place is not given, `places.Places.resolve` falls back to the study and the default.
 
 A place is a storage, a folder, an object store or a device. The study's file names its places in the table [service].
+If a command does not read this file, only the default remains. The data folder and the object store have no default.
 """
 
 from __future__ import annotations
