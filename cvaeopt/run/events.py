@@ -1,6 +1,6 @@
-"""What a worker reports to whoever watches it: small facts, which the console prints and tests collect.
+"""The events of a worker. The console prints these events, and tests collect them.
 
-A worker that another process started sends them to it as lines of JSON, see `to_json`.
+If another process started the worker, the worker sends its events to that process as lines of JSON, see `to_json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 class StudyOpened:
     """The process is about to train trials of `study`: settings, data, storage and study are in order.
 
-    baselines   of the study's data, dB, by their names
+    baselines   the baselines of the study's data by name, dB
     """
 
     study: str
@@ -24,7 +24,7 @@ class StudyOpened:
 
 @dataclass(frozen=True)
 class StudyRead:
-    """What `status` says of the whole study now, as JSON values."""
+    """The present state of the whole study, as the JSON values that `status` returns."""
 
     facts: dict[str, Any]
 
@@ -40,7 +40,7 @@ class WorkerStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial begins, or goes on after `epoch` finished epochs; `params` are its suggestions."""
+    """A trial begins, or continues after `epoch` finished epochs. `params` are the trial's suggested settings."""
 
     number: int
     epoch: int
@@ -51,7 +51,7 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class LeaseTaken:
-    """The worker continues a trial that another worker stopped training; `epoch` epochs were reported."""
+    """The worker continues a trial that another worker stopped training. `epoch` epochs were reported before."""
 
     number: int
     token: int
@@ -61,7 +61,7 @@ class LeaseTaken:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One epoch is trained. `row` is its line of history.jsonl; `pending` while the database is away."""
+    """One epoch is trained. `row` is its row in history.jsonl. `pending` is True if the report waits for an answer."""
 
     number: int
     epoch: int
@@ -73,7 +73,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is over. `value` is None unless it is complete; `failed` is the kind of failure or empty."""
+    """A trial has ended. `value` is None unless the trial is complete. `failed` is the kind of failure, or empty."""
 
     number: int
     outcome: Literal["complete", "pruned", "failed"]
@@ -85,7 +85,7 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class TrialLeft:
-    """The worker stopped training a trial that is not over: it was stopped, or lost the lease."""
+    """The worker stopped training a trial that has not ended: the worker was asked to stop, or lost the lease."""
 
     number: int
     epoch: int
@@ -101,7 +101,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Outage:
-    """The database has not answered for `seconds`; `reason` is its last error. Training goes on."""
+    """The database has not answered for `seconds`; `reason` is the last error. Training continues."""
 
     seconds: float
     reason: str
@@ -109,7 +109,7 @@ class Outage:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The database is back after `seconds`; `delivered` reports were waiting for it."""
+    """The database answers again after `seconds`; `delivered` reports had waited for it."""
 
     seconds: float
     delivered: int = 0
@@ -117,7 +117,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Stalled:
-    """No epoch ended within `deadline_s`: the lease is no longer renewed, so that another worker takes over."""
+    """No epoch ended within `deadline_s`. The lease is no longer renewed, so that another worker can take the trial."""
 
     number: int
     deadline_s: float
@@ -125,21 +125,21 @@ class Stalled:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The worker was asked to stop and ends after the current epoch."""
+    """The worker was asked to stop and will end after the current epoch."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Warned:
-    """Something is not as it should be, and the worker goes on."""
+    """There is a problem, but the worker continues."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class WorkerEnded:
-    """The worker is done: "finished" (the budget is met) or "stopped" (as asked)."""
+    """The worker has ended: "finished" (the budget is met) or "stopped" (a stop was requested)."""
 
     kind: Literal["finished", "stopped"]
     reason: str
@@ -169,11 +169,11 @@ _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event
 
 
 def to_json(event: Event) -> str:
-    """The event in one line of JSON: its fields, and the name of its class as "event"."""
+    """The event as one line of JSON, which holds the event's fields, and the name of its class as "event"."""
     return json.dumps({"event": type(event).__name__, **asdict(event)})
 
 
 def from_json(line: str) -> Event:
-    """The event of a line that `to_json` made; KeyError or TypeError for another object, ValueError for other text."""
+    """The event in a line of `to_json`; KeyError or TypeError for other JSON objects, ValueError for other text."""
     fields = json.loads(line)
     return _KINDS[fields.pop("event")](**fields)

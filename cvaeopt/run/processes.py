@@ -1,17 +1,18 @@
-"""Several trials at once on one device: a parent that keeps K workers running, each in a process of its own.
+"""Several trials at the same time on one device: a parent process keeps K workers running, each in its own process.
 
     parent                                    child (`cvaeopt worker`, one trial at a time)
       |------ socket: stop, now, closed ------->|   stop after the epoch; stop at once; the parent is gone
-      |<----- socket: events as JSON -----------|   the first one says that settings, data and study are in order
-      |<----- stderr: warnings and errors ------|   shown with the number of the child in front
+      |<----- socket: events as JSON -----------|   the first event means that settings, data and study are in order
+      |<----- stderr: warnings and errors ------|   each line is shown after the number of the child
 
-Why processes: the numbers of a trial cannot depend on the other trials, a child that ends, fails or is killed frees
-only its own memory, and the next trial starts without anybody waiting. Measured against one stacked network and
-against threads in bench/README.md.
+Processes have three advantages. The results of a trial cannot depend on the other trials. A child that ends, fails or
+is killed frees only its own memory. The next trial starts without waiting for the other trials. bench/README.md
+compares processes with one stacked network and with threads.
 
-The first child starts alone, so that a mistake in the input is reported once and frames are decoded once. The others
-start as soon as it is ready, and map the same decoded frames. Children are in process groups of their own and take
-orders from the socket only. A Ctrl-C, or a scheduler that signals every process of a job, is therefore counted once.
+The first child starts alone, so that an error in the input is reported once and the frames are decoded once. When the
+first child is ready, the other children start and map the same decoded frames. Each child has its own process group,
+so a Ctrl-C reaches only the parent. A scheduler may signal the parent and every child. A child then counts its signal,
+and the first order from the parent is not counted again.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from cvaeopt.vae import device as devices
 
 log = logging.getLogger(__name__)
 
-_PARENT = "CVAEOPT_PARENT"  # of a child: the descriptor of its socket, and how many children there are
+_PARENT = "CVAEOPT_PARENT"  # a child's environment variable: the descriptor of its socket, and the number of children
 _STOP, _NOW = b"s", b"n"
-_CONTEXT_BYTES = 600e6  # what a process needs on a CUDA device before its first tensor
+_CONTEXT_BYTES = 600e6  # memory of a process on a CUDA device before its first tensor
 _POLL_S = 0.1
-_KILL_AFTER_S = 5.0  # what an order to stop at once may take
+_KILL_AFTER_S = 5.0  # a child that has not stopped this long after an order to stop at once is killed
 
 Heard = Callable[[int, events.Event | str], None]
-"""Is told (slot, event) and (slot, line on stderr) from several threads."""
+"""A function that receives (slot, event) or (slot, line on stderr). Several threads call it."""
 
 
 def threads_each(size: int, given: int | None, cores: int, openmp: str = "") -> int:
-    """CPU threads of each of `size` workers: as `given`, else an even share of the cores.
+    """CPU threads of each of `size` workers: `given`, or an equal share of the cores.
 
-    openmp   OMP_NUM_THREADS, which may ask for fewer
+    openmp   the value of OMP_NUM_THREADS, which may limit the share
     """
     if given is not None:
         return given
@@ -57,10 +58,10 @@ def threads_each(size: int, given: int | None, cores: int, openmp: str = "") -> 
 
 
 def memory_fraction(total_bytes: float, size: int) -> float:
-    """The fraction of a device's memory that each of `size` processes may allocate, so that all have room.
+    """The fraction of a device's memory that each of `size` processes may allocate.
 
-    A trial then never runs out of memory because another one took too much. The fraction is at least half of an even
-    share, whatever the processes themselves need.
+    With this limit, no trial runs out of memory because another trial took too much. The fraction is an equal share
+    without the memory that the process itself needs, and at least half of an equal share.
     """
     even = total_bytes / size
     return max(even - _CONTEXT_BYTES, even / 2) / total_bytes
@@ -70,9 +71,9 @@ def memory_fraction(total_bytes: float, size: int) -> float:
 
 
 class ParentProcess:
-    """A worker's connection to the process that started it: orders come in, events go out.
+    """A worker's connection to its parent process. The worker receives orders and sends events.
 
-    size   how many workers share the device
+    size   number of workers that share the device
     """
 
     def __init__(self, end: socket.socket, size: int = 1) -> None:
@@ -86,7 +87,7 @@ class ParentProcess:
 
     @classmethod
     def inherited(cls) -> ParentProcess | None:
-        """The connection of this process, which can be taken once; None for a worker that was started by hand."""
+        """The connection of this process; None if a user started the worker. Only the first call returns it."""
         descriptor, _, size = os.environ.pop(_PARENT, "").partition(",")
         if not descriptor:
             return None
@@ -95,12 +96,12 @@ class ParentProcess:
         return cls(end, int(size))
 
     def tell(self, event: events.Event) -> None:
-        """Send one event, from any thread. Nothing happens if the parent is gone."""
+        """Send one event; does nothing if the parent has ended. Any thread may call this method."""
         with self._sending, contextlib.suppress(OSError):
             self._end.sendall(f"{events.to_json(event)}\n".encode())
 
     def share(self, device: str) -> None:
-        """Limit what this process may allocate on a CUDA `device` to its share; on another device nothing."""
+        """Limit the memory of this process on a CUDA `device` to its share; does nothing on other devices."""
         if self.size > 1 and device.startswith("cuda"):
             import torch
 
@@ -108,10 +109,10 @@ class ParentProcess:
             torch.cuda.set_per_process_memory_fraction(memory_fraction(total, self.size), device)
 
     def attach(self, stop: Callable[[bool], None]) -> None:
-        """From now on `stop(at_once)` is called when the parent orders it.
+        """From now on, call `stop(at_once)` for every order of the parent.
 
-        Before, when there is nothing to save, an order ends the process. One worker may follow another: an order that
-        the first one received holds for the next one, too.
+        Before the first call of `attach` there is nothing to save, so an order ends the process. Workers may follow
+        each other in one process: if an earlier worker received an order, `stop(False)` is called at once.
         """
         with self._lock:
             self._stop = stop
@@ -140,7 +141,7 @@ class ParentProcess:
 
 @dataclass
 class _Slot:
-    """One child at a time, and what became of those before it."""
+    """A place for one child at a time, with the record of earlier children in this place."""
 
     index: int
     process: subprocess.Popen[str] | None = None
@@ -148,20 +149,20 @@ class _Slot:
     readers: list[threading.Thread] = field(default_factory=list)
     ready: bool = False
     began: float = 0.0
-    deaths: int = 0  # in a row
+    deaths: int = 0  # number of deaths in a row
     start_at: float = field(default=float("inf"))
-    code: int | None = None  # of the slot, when nothing will be started in it any more
+    code: int | None = None  # exit code of the slot; None while a child runs or will be started
 
 
 class Processes:
-    """`size` children of one command, kept running until each has ended by itself.
+    """`size` children of one command, kept running until each child has ended by itself.
 
-    command       of a child
-    environment   of a child; the socket to its parent is added
-    heard         is told the children's events and lines, and what becomes of them
-    max_restarts  how often in a row a child that was killed, or that its device failed, is started again
-    pause_s       before the first restart, seconds; doubled each time, up to a minute
-    lasting_s     a child that ran for so many seconds begins a new row of restarts
+    command       the command line of a child
+    environment   the environment of a child, to which the socket of its parent is added
+    heard         receives the children's events and lines, and warnings about children that died
+    max_restarts  largest number of restarts in a row, after a child was killed or ended with the code of TryAgain
+    pause_s       pause before the first restart, seconds; the pause doubles each time, up to a minute
+    lasting_s     if a child ran for this many seconds, the next restart is again the first in a row
     """
 
     def __init__(
@@ -185,10 +186,10 @@ class Processes:
         self._stop = signals.Stop(raise_at=None)
 
     def run(self) -> int:
-        """The exit code of all together, see `merged`.
+        """Run all children until they have ended; returns their common exit code, see `merged`.
 
-        The first signal lets every child finish its epoch and save, a second one stops them at once, a third one kills
-        them.
+        After the first signal every child finishes its epoch and saves. A second signal stops the children at once. A
+        third signal kills them.
         """
         with self._stop:
             try:
@@ -251,14 +252,14 @@ class Processes:
                 self._heard(slot.index, line.rstrip("\n"))
 
     def _read_events(self, slot: _Slot, _process: subprocess.Popen[str], end: socket.socket) -> None:
-        with contextlib.suppress(OSError), end.makefile(encoding="utf-8") as lines:  # OSError: the child is gone
+        with contextlib.suppress(OSError), end.makefile(encoding="utf-8") as lines:  # OSError: the child has ended
             for line in lines:
-                if line.endswith("\n"):  # a child that is killed may leave half a line
+                if line.endswith("\n"):  # a child that is killed may leave an incomplete line
                     slot.ready = True
                     self._heard(slot.index, events.from_json(line))
 
     def _start_others(self) -> None:
-        """Start the waiting children as soon as one is ready."""
+        """Start the waiting children if any child is ready."""
         if not self._stop and any(slot.ready for slot in self._slots):
             for slot in self._slots:
                 if slot.process is None and not slot.deaths:
@@ -272,7 +273,7 @@ class Processes:
         slot.process = None
         self._start_others()
         if self._stop:
-            # One that was asked to stop before it was ready has nothing to save.
+            # A child that was asked to stop before it was ready has nothing to save.
             slot.code = 0 if -code in signals.STOP_SIGNALS else _as_exit_code(code)
             return
         if code >= 0 and code != TryAgain.exit_code:
@@ -298,18 +299,18 @@ class Processes:
         self._heard(slot.index, events.Warned(message))
 
     def _order(self, order: bytes) -> None:
-        """Pass `order` on to every child; slots without one are closed."""
+        """Send `order` to every child, and close the slots without a child."""
         for slot in self._slots:
             if slot.process is None:
                 slot.code = 0 if slot.code is None else slot.code
             elif slot.end is not None:
-                with contextlib.suppress(OSError):  # it is gone already
+                with contextlib.suppress(OSError):  # the child has ended already
                     slot.end.send(order)
 
     def _untie(self, slot: _Slot) -> None:
         if slot.end is not None:
-            with contextlib.suppress(OSError):  # the child is gone already
-                slot.end.shutdown(socket.SHUT_RDWR)  # closing alone would not reach a child while its events are read
+            with contextlib.suppress(OSError):  # the child has ended already
+                slot.end.shutdown(socket.SHUT_RDWR)  # `close` alone does not reach the child while its events are read
             slot.end.close()
             slot.end = None
 
@@ -317,11 +318,11 @@ class Processes:
 def supervise(
     arguments: Sequence[str], size: int, variables: Mapping[str, str | None], threads: int | None, heard: Heard
 ) -> int:
-    """The exit code of `size` workers that were started as `cvaeopt ARGUMENTS` and ran until all had ended.
+    """Run `size` workers as `cvaeopt ARGUMENTS` until all have ended; returns their common exit code.
 
-    variables   settings of the children, by the names of their environment variables without CVAEOPT_. They are not
-                given as options, because a URL may hold a password, and everybody can read a command line.
-    threads     of each child; None shares the cores
+    variables   settings of the children, by the names of environment variables without CVAEOPT_. The settings are not
+                given as options, because a URL may contain a password, and every user can read command lines.
+    threads     CPU threads of each child; None divides the cores equally
     """
     cores = devices.cores()
     each = threads_each(size, threads, cores, os.environ.get("OMP_NUM_THREADS", ""))
@@ -336,7 +337,7 @@ def supervise(
 
 
 def _as_exit_code(code: int) -> int:
-    """A process's end as a shell states it."""
+    """The exit code that a shell reports for a process. `code` is negative if a signal killed the process."""
     return 128 - code if code < 0 else code
 
 
@@ -345,9 +346,9 @@ def _name(number: int) -> str:
 
 
 def merged(codes: Sequence[int]) -> int:
-    """One exit code from those of all children, 0 only if all are 0.
+    """The common exit code of all children; 0 only if all codes are 0.
 
-    A code that needs a person comes before one that asks for another try.
+    A code that needs a person has priority over a code that asks for another try.
     """
     order = (Interrupted.exit_code, UserError.exit_code, 1, StorageUnreachable.exit_code, TryAgain.exit_code)
     for code in order:

@@ -1,13 +1,13 @@
-"""The signals that ask this process to stop: after its epoch first, and at once by a second one.
+"""The signals that ask this process to stop: the first signal after its epoch, the second signal at once.
 
-SIGINT    Ctrl-C, also where it was inherited as ignored, as by a command that a script starts with `&`
+SIGINT    Ctrl-C; also counted if the process was started with SIGINT ignored, such as by a script with `&`
 SIGTERM   kill, Docker, Kubernetes, systemd, Slurm
-SIGHUP    the terminal or the ssh session is gone; stays ignored where it was inherited so, as under nohup
-SIGUSR1   what submitit and several clusters send some minutes before they kill
+SIGHUP    the terminal or the ssh session has ended; stays ignored if the process was started so, such as by nohup
+SIGUSR1   submitit and several clusters send this signal some minutes before they kill the process
 
 with Stop() as stop:
-    while not stop:                 # true after the first signal
-        ...                         # StopNow is raised here by the second one
+    while not stop:                 # `stop` is true after the first signal
+        ...                         # the second signal raises StopNow here
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopNow(KeyboardInterrupt):
-    """The signal that ends the work at once came. No `except Exception` on its way out may hold it up."""
+    """A signal ended the work at once. `except Exception` does not catch this error, so nothing delays the end."""
 
 
 class Stop:
-    """What this process was asked so far. True once it was asked to stop.
+    """The requests to stop that this process has received. The object is true after the first request.
 
-    raise_at   which request raises StopNow in the main thread: 2 where the first one ends the work after its epoch, 1
-               where there is no epoch to finish, None where a supervisor only counts
+    raise_at   number of the request that raises StopNow in the main thread: 2 if the first request ends the work after
+               its epoch, 1 if there is no epoch to finish, None if a supervisor only counts the requests
 
-    Inside `with stop:` every signal of `STOP_SIGNALS` is a request; the blocks may be nested. In a thread that is not
-    the main one, the block changes nothing.
+    Inside `with stop:` every signal of `STOP_SIGNALS` is a request. The blocks may be nested. Outside the main thread
+    the block changes nothing.
     """
 
     def __init__(self, *, raise_at: int | None = 2) -> None:
-        self.name = ""  # of the first signal
+        self.name = ""  # name of the first signal
         self.count = 0
         self._raise_at = raise_at
         self._before: list[dict[signal.Signals, Any]] = []  # the handlers before each block
@@ -57,12 +57,12 @@ class Stop:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def ask_once(self, number: int) -> None:
-        """Count `number` as the first signal, from any thread; nothing changes if there was one already."""
+        """Count `number` as the first request; does nothing after an earlier request. Any thread may call this."""
         self.name = self.name or signal.Signals(number).name
         self.count = max(self.count, 1)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
-        # A signal handler: it takes no lock and writes nothing.
+        # This is a signal handler, so it takes no lock and writes nothing.
         self.name = self.name or signal.Signals(number).name
         self.count += 1
         if self._raise_at is not None and self.count >= self._raise_at:

@@ -1,10 +1,10 @@
-"""One device: take a trial, train it, take the next one, until the study's budget is met.
+"""One worker on one device: take a trial, train it, and take the next trial, until the study's budget is met.
 
     claim a lease --> attempt: train its trial, end it or give it back --> claim the next
           |
           '- nothing to do: wait, or end
 
-What happens to one trial is in `attempt`. Nothing here prints: a listener is told events.
+`attempt` handles a single trial. This module prints nothing; it sends events to a listener.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from cvaeopt.store.workers import Beat, Place
 if TYPE_CHECKING:  # it imports torch, which this module does not need
     from cvaeopt.run.trial_run import Factory
 
-_FIRST_PAUSE_S = 0.5  # between two looks for a trial, or for room on a full disk; each pause doubles the next one
-_FULL_DISK_POLLS = 3  # the longest pause between two looks for room is this many times that between looks for a trial
-_STOP_CHECK_S = 0.5  # how often a pause looks for a request to stop
+_FIRST_PAUSE_S = 0.5  # first pause between two searches for a trial or for room on the disk; pauses double
+_FULL_DISK_POLLS = 3  # longest pause on a full disk, as a multiple of the longest pause without a trial
+_STOP_CHECK_S = 0.5  # time between two checks for a request to stop during a pause
 _REPEAT_OUTAGE_S = 60.0  # pause between two events about the same outage
 
 
@@ -53,11 +53,11 @@ class Worker:
 
     study         the Optuna study, opened on `storage`
     factory       makes the training of a trial
-    device        its name for `status`, such as "cuda:0"
+    device        the device's name for `status`, such as "cuda:0"
     artifacts     the folder of all run folders
-    listener      is told every event, one at a time, from two threads
-    stop          what this process was asked so far, where several workers follow each other in one process
-    after_trial   called when a trial has ended here or was given back, while no lease is held; must not raise
+    listener      receives every event; two threads call it, but never at the same time
+    stop          the requests to stop this process; workers that follow each other in one process share them
+    after_trial   called after this worker's part in a trial is over; must not raise
     """
 
     def __init__(
@@ -103,22 +103,28 @@ class Worker:
         self._timing = timing
         self._emit_lock = threading.RLock()
         self._stop = Stop() if stop is None else stop
-        self._announced = False  # whether the request to stop was
-        self._trials = 0  # that have ended here
+        self._announced = False  # whether the request to stop was announced
+        self._trials = 0  # number of trials that this worker has ended
         self._failures = FailuresInARow()
-        self._attempt: Attempt | None = None  # at the trial in training
+        self._attempt: Attempt | None = None  # the attempt at the trial in training
         self._given_back: tuple[int, int] | None = None  # (slot, token) of the lease that was given back last
-        self._waited_for = ""  # the reason that was announced last
+        self._waited_for = ""  # the last announced reason to wait
         self._pause_s = _FIRST_PAUSE_S
-        self._no_room_s = 0.0  # how long room was waited for since a trial began last
+        self._no_room_s = 0.0  # seconds of waiting for room on the disk since the last trial began
 
     def run(self) -> WorkerEnded:
-        """How the worker ended: "finished" when the study's budget is met, "stopped" when asked to.
+        """How the worker ended: "finished" if the study's budget is met, "stopped" if a stop was requested.
 
-        StorageUnreachable when an outage passes its limit (the trial is checkpointed), Interrupted after a second
-        signal, TryAgain after a device fault or when the disk stays full, UserError when trial after trial fails,
-        StudyGone when somebody deleted the study, StudyError when somebody deleted the row of a lease, StudyDamaged
-        when a row cannot be read, StorageRefused when the database takes a right away.
+        These errors end the worker:
+
+            StorageUnreachable   an outage lasted longer than its limit; the trial has a checkpoint
+            Interrupted          a second signal came
+            TryAgain             the device is faulty, or the disk stays full
+            UserError            too many trials failed in a row
+            StudyGone            somebody deleted the study
+            StudyError           somebody deleted the row of a trial or of a lease
+            StudyDamaged         a row of the study cannot be read
+            StorageRefused       the database refuses a right that the worker needs
         """
         session = self.session
         with self._outage_events(), self._stop:
@@ -137,7 +143,7 @@ class Worker:
                 ) from None
             except CvaeoptError:
                 raise
-            except Exception:  # a missing row is a KeyError for Optuna, and a broken reference for the database
+            except Exception:  # for a missing row Optuna raises KeyError, and the database reports a broken reference
                 session.check_rows()
                 raise
             finally:
@@ -145,13 +151,13 @@ class Worker:
                 self._sign_off()
 
     def stop(self, now: bool = False) -> None:
-        """Stop as after a signal, from any thread: after this epoch, or at once. Asking twice changes nothing."""
+        """Stop as after a signal: at once if `now` is True, otherwise after this epoch. Any thread may call this."""
         self._stop.ask_once(signal.SIGTERM)
         if now:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def stop_reason(self) -> str:
-        """Why to stop after this epoch, or an empty text; the first time it is announced."""
+        """The reason to stop after this epoch, or an empty text. A reason is announced when it is first returned."""
         reason = f"{self._stop.name} received" if self._stop else ""
         reason = reason or (self.reporter.stop_asked and "an operator asked to stop") or ""
         if reason and not self._announced:
@@ -180,14 +186,14 @@ class Worker:
                 self._wait(claimed.reason)
 
     def _train(self, lease: Lease, claimed_at: float) -> None:
-        """Make an attempt at the trial of `lease`, and draw the consequences of how it ended."""
+        """Make an attempt at the trial of `lease`, and record the result. On a full disk, wait for room."""
         attempt = self._attempt = Attempt(self.session, lease)
         try:
             attempt.run(claimed_at, is_own=(lease.slot, lease.token - 1) == self._given_back)
         except StorageUnreachable:
             if not self.stop_reason():
                 raise
-            # Asked to stop while the database does not answer: the lease runs out by itself.
+            # A stop was requested while the database does not answer: the lease expires by itself.
         finally:
             self.reporter.end()
         self._attempt = None
@@ -205,7 +211,7 @@ class Worker:
     # ---- waiting
 
     def _wait(self, reason: str) -> None:
-        """Pause because there is no trial now; announced once, and longer every time."""
+        """Pause because there is no trial now. A new reason is announced, and each pause is twice the last pause."""
         if reason != self._waited_for:
             self._waited_for = reason
             self._emit(Waiting(reason))
@@ -213,9 +219,9 @@ class Worker:
         self._pause(self._timing.look_every_s)
 
     def _wait_for_room(self, lease: Lease, error: OSError) -> None:
-        """Pause because a trial could not begin on a full disk; announced once, and longer every time.
+        """Pause because a trial could not begin on a full disk. Only the first pause is announced.
 
-        TryAgain when the disk stays full for as long as an outage may last.
+        Each pause is twice the last pause. TryAgain if the disk stays full for `Timing.limit_s`.
         """
         artifacts = self.session.artifacts
         full = trouble(artifacts, error)
@@ -231,7 +237,7 @@ class Worker:
         self._no_room_s += self._pause(_FULL_DISK_POLLS * self._timing.look_every_s)
 
     def _pause(self, longest_s: float) -> float:
-        """Pause twice as long as last time, at most `longest_s`, or until a stop is asked for; seconds paused."""
+        """Pause twice as long as last time, at most `longest_s`, or until a stop is requested; returns the seconds."""
         pause_s = min(self._pause_s, longest_s)
         self._pause_s *= 2
         paused_s = 0.0
@@ -249,7 +255,7 @@ class Worker:
                 self.session.leases.release(self._attempt.lease)
 
     def _sign_off(self) -> None:
-        """Show the worker as stopped. If the database does not answer, the worker is shown as dead some time later."""
+        """Show the worker as stopped. If the database does not answer now, the worker is shown as dead later."""
         if self.reporter.outage_s > 0:
             return
         with contextlib.suppress(StorageUnreachable, StorageRefused), self.session.storage.patience(2.0):
@@ -259,7 +265,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _outage_events(self) -> Iterator[None]:
-        """Inside the block, an outage that this thread meets between trials is announced, and limited by `Timing`."""
+        """Inside the block, outages in this thread are announced as events, and `Timing.limit_s` limits them."""
         thread = threading.get_ident()
         emitted_at: list[float] = []
 

@@ -1,4 +1,4 @@
-"""This process as a worker: it trains the trials of a study, and then those of the study's confirmations."""
+"""This process as a worker: it trains the trials of a study, then the trials of the study's confirmations."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from cvaeopt.vae.metrics import baselines
 log = logging.getLogger(__name__)
 
 _READ_EVERY_S = 5.0
-_READ_SHARE = 0.05  # of the time that may go into reading the study
-_PATIENCE_S = 2.0  # what tidying up and reading the study may wait for the database
+_READ_SHARE = 0.05  # largest fraction of the time that is spent on reading the study
+_PATIENCE_S = 2.0  # how long tidying up and reading the study wait for the database
 
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """Where this process trains: with which data, on which device, and where its files go.
+    """A process that trains: its data, its device, and the places of its files.
 
-    listener      is told every event, from several threads
-    remote        holds copies of the checkpoints for workers that share no folder
-    parent        the connection to the process that started this one, where several workers share a device
-    reads_study   whether the listener is told now and then how the whole study stands
+    listener      receives every event; several threads call it
+    remote        the object store with copies of the checkpoints, for workers that share no folder
+    parent        the connection to the parent process, if several workers share a device
+    reads_study   whether the listener regularly receives the state of the whole study
     """
 
     storage: Storage
@@ -61,9 +61,10 @@ class WorkerProcess:
     stop: Stop = field(default_factory=Stop)
 
     def work(self, definition: Definition) -> None:
-        """Train trials of the study until its budget is met, then those of its confirmations; or until asked to stop.
+        """Train trials of the study until its budget is met, then the trials of its confirmations.
 
-        Raises what `Worker.run` does; before anything is stored, DataError if the data are too few for the study.
+        A request to stop ends the work early. Raises the errors of `Worker.run`. DataError if the data are too few
+        for the study; nothing is stored then.
         """
         for params in corners(definition.search, definition.fixed):
             require_batch(self.data, params_to_config(definition, params, 0))
@@ -73,12 +74,15 @@ class WorkerProcess:
                 self._confirm(definition)
 
     def confirm(self, searched: Definition) -> None:
-        """Train the runs of all confirmations of `searched`, also of those that are registered meanwhile."""
+        """Train the runs of all confirmations of `searched`, including confirmations that are registered meanwhile."""
         with self.entered():
             self._confirm(searched)
 
     def baselines(self, study: str) -> dict[str, float]:
-        """The baselines of the data, dB, stored with the study; StudyError if the study was measured on other data."""
+        """The baselines of the data by name, dB; StudyError if the study was measured on other data.
+
+        The baselines are stored with the study.
+        """
         facts = studies.record_facts(
             self.storage, study, self.data.digest, lambda: baselines(self.data.train, self.data.val).plain()
         )
@@ -87,10 +91,10 @@ class WorkerProcess:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Inside the block this process trains. Uploads to the object store are finished, however the block ends.
+        """Inside the block this process trains. After the block, also after an error, it finishes its uploads.
 
-        Signals count from the beginning to the end of the uploads: one that comes while no worker runs is obeyed by
-        the next worker.
+        A second signal skips the uploads to the object store. Signals are counted from the beginning of the block to
+        the end of the uploads. If a signal comes while no worker runs, the next worker obeys it.
         """
         with self.stop:
             try:
@@ -106,7 +110,7 @@ class WorkerProcess:
                     )
 
     def _train(self, study: optuna.Study, definition: Definition) -> WorkerEnded:
-        """Train trials of one study until its budget is met, or until asked to stop."""
+        """Train trials of one study until its budget is met or a stop is requested."""
         objective = Objective(definition, self.data, self.device, self.artifacts, self.remote)
         measured = self.baselines(definition.name)
 
@@ -116,7 +120,7 @@ class WorkerProcess:
         def tidy_up() -> None:
             self._tidy_up(study, definition)
 
-        tidy_up()  # after a worker that was killed
+        tidy_up()  # an earlier worker that was killed may have left files
         worker = Worker(
             study,
             self.storage,
@@ -153,15 +157,15 @@ class WorkerProcess:
         try:
             with self.storage.patience(_PATIENCE_S):
                 tidy(study, self.artifacts, service.keep_best, self.remote)
-        except StorageUnreachable:  # the worker meets the same outage, and reports it
+        except StorageUnreachable:  # the worker meets the same outage and reports it
             return
         dashboard_notes.keep_up(self.storage, study, self.artifacts, service.keep_pictures)
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Inside the block the listener is told every few seconds how the whole study stands.
+        """Inside the block the listener receives the state of the whole study every few seconds.
 
-        That happens in a thread of its own, so that a database that does not answer holds nobody up.
+        A separate thread reads the study, so that a database that does not answer delays nobody.
         """
         closed = threading.Event()
 
