@@ -1,4 +1,4 @@
-"""What `cvaeopt check-data` says about a data folder: all its problems, not only the first one."""
+"""Check a data folder for `cvaeopt check-data`. The check finds all problems of the folder, not only the first one."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from cvaeopt.vae.png_folder import Report, blocks
 from cvaeopt.vae.sequences import has_sequences, sequence_files, sequence_names
 
 _CLIP_FRAMES = 16  # the length of the lab's clips
-_MAX_PROBLEMS = 20  # that are listed; the others are only counted
+_MAX_PROBLEMS = 20  # number of problems that are listed; further problems are only counted
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` knows about a data folder.
+    """The result of `check` for a data folder.
 
     counts          number of PNG files by folder (train and val)
     sizes           native sizes by folder, "WxH", the most frequent first
-    sequences       test sequences, each as {"name", "labels", "truth"}; truth is whether its frames are known
+    sequences       test sequences, each as {"name", "labels", "truth"}: labels is the number of labels, and truth is
+                    whether the true frames are known
     clips           number of clips of 16 frames in the training video
-    digest          of the decoded videos; None if they cannot be loaded
+    digest          the digest of the decoded videos; None if the videos cannot be loaded
     baselines       None if the videos cannot be loaded
-    problems        at most 20 messages, each of which names its file; `problem_count` counts all problems
+    problems        at most 20 messages; each message names its file. `problem_count` counts all problems.
     """
 
     root: Path
@@ -54,10 +55,12 @@ class CheckReport:
 
 
 def check(root: Path, height: int = 32, width: int = 64, *, progress: Progress | None = None) -> CheckReport:
-    """A report on the data folder `root` with videos of (height, width) pixels; bad data is reported, never raised.
+    """Check the data folder `root`. Problems with the data are in the result; they raise no error.
 
-    A folder without problems is decoded into its cache, so that the next `load` need not decode it. Test sequences are
-    optional, but those that exist must have no problems.
+    height, width   size of the decoded frames, pixels
+
+    Videos without problems are decoded into their cache, so that the next `load` need not decode them. A folder may
+    have no test sequences. If there are test sequences, they are checked too.
     """
     problems: list[str] = []
 
@@ -76,7 +79,8 @@ def check(root: Path, height: int = 32, width: int = 64, *, progress: Progress |
             obstacle = error
     done = 0
     for folder, pngs in listing.items():
-        # All pictures of a folder that loads have one size. Otherwise every file is opened to find all problems.
+        # If the videos were loaded, all pictures of a folder have the same size, so one picture is enough here.
+        # Otherwise every file is opened to find all problems.
         for block in blocks(pngs[:1] if dataset else pngs, height, width, report, sizes[folder]):
             done += len(block)
             if progress and not dataset:
@@ -107,7 +111,7 @@ def check(root: Path, height: int = 32, width: int = 64, *, progress: Progress |
 def _check_sequences(
     root: Path, height: int, width: int, report: Report, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    """Check all test sequences, and decode their pictures; one row for each sequence."""
+    """Check all test sequences and decode their pictures. Return one row for each sequence."""
     names = sequence_names(root, report) if has_sequences(root) else []
     rows = []
     for done, name in enumerate(names, 1):

@@ -3,8 +3,8 @@
     train/train_img/N.png      train/train_label/N.png
     val/val_img/N.png          val/val_label/N.png
 
-N is a number, alone or after a word (`frame000017.png`). The numbers start at 0 or 1 and have no gaps. The folder
-`test` of the same layout is described in `sequences`; `frame_cache` says where decoded frames are kept.
+N is a number, alone or after a word (`frame000017.png`). The numbers start at 0 or 1 and have no gaps. For the folder
+`test` of the same layout, see `sequences`. For the place of the decoded frames, see `frame_cache`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Split:
 class Dataset:
     """The training and the validation video of a data folder.
 
-    digest   12 hex digits of the decoded content; equal wherever the same pictures are loaded at the same size
+    digest   12 hex digits computed from the decoded frames and labels. The same pictures at the same size have the same
+             digest on every machine.
     """
 
     root: Path
@@ -60,19 +61,23 @@ def load(
 ) -> Dataset:
     """The training and the validation video under `root`, in RGB, resized to (height, width) pixels.
 
-    cache      the folder for decoded frames; None: the one that `frame_cache` chooses
-    progress   called while PNG files are decoded. This happens once: later calls, and other processes that ask at
-               the same time, map the file that the first one wrote.
+    cache      the folder for decoded frames; None: `frame_cache` chooses the folder
+    progress   called while PNG files are decoded. They are decoded only once. Later calls, and other processes that
+               call this function at the same time, map the decoded file.
 
-    DataError names the file that is wrong: a missing partner, a gap, a number that comes twice, an unreadable PNG, an
-    odd size, an empty or missing folder, a validation video of one frame. It is also raised if no cache can be written.
+    DataError names the wrong file or folder: a missing partner, a gap, a number that occurs twice, an unreadable PNG, a
+    size that differs from the others, an empty or missing folder, a validation video of one frame. DataError is also
+    raised if no cache can be written.
     """
     arrays, digest = decoded(root, list_videos(root, stop), height, width, cache, progress)
     return Dataset(root, Split(*arrays[:2]), Split(*arrays[2:]), digest)
 
 
 def validation_video(root: Path, height: int = 32, width: int = 64) -> Split | None:
-    """The validation video under `root`, decoded without the cache; None if there is none. DataError as in `load`."""
+    """The validation video under `root`, decoded without the cache. DataError as in `load`.
+
+    None if a folder of the validation video does not exist.
+    """
     folders = FOLDERS[2:]
     if not all((root / folder).is_dir() for folder in folders):
         return None
@@ -82,17 +87,18 @@ def validation_video(root: Path, height: int = 32, width: int = 64) -> Split | N
 
 
 def clip_starts(frames: int, train_vi_len: int, partial: float) -> list[int]:
-    """The first frame of every clip of a video: windows of `train_vi_len` frames that do not overlap.
+    """The index of the first frame of every clip. Clips are windows of `train_vi_len` frames that do not overlap.
 
-    The clips fill the first floor(frames * partial) frames, 0 < partial <= 1; a window that does not fit is left out.
-    `partial` counts as the decimal number that was written: 0.29 of 100 frames are 29, although 100 * 0.29 < 29.
+    The clips are in the first floor(frames * partial) frames, 0 < partial <= 1. A last window that is too short is left
+    out. `partial` is used as an exact decimal number: 0.29 of 100 frames are 29 frames, although 100 * 0.29 < 29 in
+    floating-point arithmetic.
     """
     prefix = int(frames * Fraction(str(float(partial))))
     return list(range(0, prefix - train_vi_len + 1, train_vi_len))
 
 
 def require_clips(dataset: Dataset, train_vi_len: int, partial: float) -> list[int]:
-    """`clip_starts` of the training video, at least one; DataError if the video is too short for one clip."""
+    """`clip_starts` of the training video. DataError if the video is too short for one clip."""
     starts = clip_starts(len(dataset.train), train_vi_len, partial)
     if not starts:
         raise DataError(
@@ -105,7 +111,7 @@ def require_clips(dataset: Dataset, train_vi_len: int, partial: float) -> list[i
 
 
 def require_batch(dataset: Dataset, config: Config) -> list[int]:
-    """`clip_starts` of a run with these settings; DataError if the video has too few clips for one batch."""
+    """`clip_starts` of the training video. DataError if the video has too few clips for one batch of `config`."""
     starts = require_clips(dataset, config.train_vi_len, config.partial)
     if len(starts) < config.batch_size:
         raise DataError(
@@ -117,7 +123,10 @@ def require_batch(dataset: Dataset, config: Config) -> list[int]:
 
 
 def list_videos(root: Path, report: Report) -> Listing:
-    """The files of both videos. If nothing is reported, frames and labels have partners and no gaps."""
+    """The PNG files of both videos.
+
+    If nothing is reported, every frame has a label, every label has a frame, and no number is missing.
+    """
     if not root.is_dir():
         _report_missing(root, root, report)
         return {folder: [] for folder in FOLDERS}
@@ -134,7 +143,7 @@ def list_videos(root: Path, report: Report) -> Listing:
 
 
 def list_part(root: Path, folder: str, report: Report) -> list[Png]:
-    """The files of one folder of the layout, such as "val/val_img", in the order of their numbers."""
+    """The PNG files of one folder of the layout, such as "val/val_img", in the order of their numbers."""
     if (root / folder).is_dir():
         return list_folder(root / folder, report)
     _report_missing(root, root / folder, report)

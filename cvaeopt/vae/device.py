@@ -1,4 +1,4 @@
-"""The device of a process: which GPU it uses, and how many CPU threads."""
+"""Choose the device of this process: the GPU or the CPU, and the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from pathlib import Path
 
 from cvaeopt.errors import DeviceError
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # constants of glibc's malloc.h
 
 
 def use(gpu: str | None, threads: int | None = None) -> str:
     """Choose the device of this process, and return its name in torch: 'cuda:0' or 'cpu'.
 
     gpu      an index, 'cpu', or None for the first GPU if there is one
-    threads  CPU threads of this process; None: OMP_NUM_THREADS if it is set, else a share of the cores, see `threads`
+    threads  number of CPU threads. None: OMP_NUM_THREADS if it is set, else a share of the cores (see `threads`)
 
-    If a scheduler has set CUDA_VISIBLE_DEVICES, an index counts within it. Call this function before torch is
-    imported: the process then sees only the chosen GPU, as `cuda:0`. DeviceError if the GPU does not exist.
+    If CUDA_VISIBLE_DEVICES is set, for example by a scheduler, the index is a position in this variable's list. Call
+    this function before torch is imported. Then the process sees only the chosen GPU, as `cuda:0`. DeviceError if `gpu`
+    is not valid or the GPU does not exist.
     """
     if gpu is not None and gpu != "cpu" and not gpu.isdecimal():
         raise DeviceError(f"--gpu {gpu!r}.", "Expected: an index such as 0, or cpu.")
@@ -31,8 +32,9 @@ def use(gpu: str | None, threads: int | None = None) -> str:
         _keep_freed_memory()
     elif gpu is not None:
         given = _hide_others(int(gpu))
-    # Threads that wait for each other sleep instead of spinning: on a processor that others use too, two spinning
-    # threads took over 100 s for a step that two sleeping ones do in 2 s. Read by OpenMP when torch is loaded.
+    # With this setting, threads that wait for each other sleep instead of spinning. On a processor that other programs
+    # used too, two spinning threads took over 100 s for a step, and two sleeping threads took 2 s. OpenMP reads the
+    # variable when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     import torch
@@ -65,9 +67,9 @@ def use(gpu: str | None, threads: int | None = None) -> str:
 def threads() -> int:
     """The number of CPU threads for training now: the requested number, or this process's share of the cores.
 
-    Processes of one user that train on the CPUs of a machine count each other and divide the cores, so that together
-    they do not run more threads than there are cores. The number may change from one epoch to the next, because
-    results do not depend on it (`vae.cpu_step`).
+    All processes of one user that train on the CPUs of a machine divide the cores. So together they do not run more
+    threads than there are cores, but each process runs at least one thread. The number may change from one epoch to the
+    next, because results do not depend on the number of threads (see `vae.cpu_step`).
     """
     if _share is None:
         import torch
@@ -86,9 +88,10 @@ def cores() -> int:
 
 
 class CpuShare:
-    """One of the processes that divide the cores of a machine. Each of them holds a locked file in a common folder.
+    """The membership of this process in the group of processes that divide the cores of a machine.
 
-    The system releases the lock when the process ends. The next process that counts deletes files without a lock.
+    Each process of the group holds a locked file in the folder `folder`. When a process ends, the operating system
+    releases its lock. When another process counts the locked files, it deletes the files without a lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -100,10 +103,10 @@ class CpuShare:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             if self._own.exists():
                 return
-            os.close(self._descriptor)  # a process that counted between the two calls has deleted the file
+            os.close(self._descriptor)  # before the lock, another process counted and deleted the file
 
     def processes(self) -> int:
-        """The number of processes that train on the CPUs of this machine now, this one included."""
+        """The number of processes in the group now, including this process."""
         alive = 1
         for path in self.folder.iterdir():
             if path != self._own and _is_locked(path):
@@ -111,7 +114,7 @@ class CpuShare:
         return alive
 
     def leave(self) -> None:
-        """Stop taking part."""
+        """Remove this process from the group."""
         self._own.unlink(missing_ok=True)
         os.close(self._descriptor)
 
@@ -120,7 +123,10 @@ _share: CpuShare | None = None
 
 
 def _join(threads: int | None) -> None:
-    """Take a share of the cores, unless the number of threads is given or the common folder cannot be used."""
+    """Add this process to the group of processes that divide the cores.
+
+    The process is not added if the number of threads is given, or if the common folder cannot be used.
+    """
     global _share
     if _share is not None:
         _share.leave()
@@ -132,7 +138,7 @@ def _join(threads: int | None) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a living process has locked the file; if none has, the file is deleted."""
+    """Whether a running process has locked the file. A file without a lock is deleted."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
@@ -149,7 +155,10 @@ def _is_locked(path: Path) -> bool:
 
 
 def _hide_others(index: int) -> str | None:
-    """Make GPU `index` the only visible one; returns the previous value of CUDA_VISIBLE_DEVICES."""
+    """Make GPU `index` the only visible GPU. Return the previous value of CUDA_VISIBLE_DEVICES, None if it was not set.
+
+    DeviceError if CUDA_VISIBLE_DEVICES lists too few GPUs.
+    """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         chosen = str(index)
@@ -167,11 +176,11 @@ def _hide_others(index: int) -> str | None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of returning each to the kernel.
+    """Make glibc keep large freed blocks of memory instead of returning them to the kernel.
 
     A training step frees and allocates blocks of 10-100 MB hundreds of times, and each new block costs page faults.
-    Measured on one CPU thread: a step with teacher forcing at F_dim 32 took 0.93 s instead of 1.13 s, and the fusion
-    module at the default widths 100 ms a frame instead of 157. Without glibc (macOS, musl) nothing is changed.
+    Measured on one CPU thread: a step with teacher forcing at F_dim 32 took 0.93 s instead of 1.13 s. The fusion module
+    at the default widths took 100 ms per frame instead of 157 ms. Without glibc (macOS, musl) nothing is changed.
     """
     if not sys.platform.startswith("linux"):
         return

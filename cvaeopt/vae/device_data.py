@@ -24,7 +24,7 @@ class DeviceData:
 
     @classmethod
     def of(cls, data: Dataset, device: torch.device) -> DeviceData:
-        """The tensors of `data` on `device`; the same object as last time for the same data."""
+        """The tensors of `data` on `device`. If the previous call had the same arguments, it is the same object."""
         key = (str(data.root), data.digest, f"{device}{data.train.frames.shape}")
         if cls._latest is None or cls._latest[0] != key:
             cls._latest = None  # free the memory of the old tensors before the new ones are made
@@ -33,8 +33,11 @@ class DeviceData:
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """`array` on `device`. On a CPU it is the same memory, so processes that map one decoded file share its pages."""
+    """`array` as a tensor on `device`.
+
+    On a CPU the tensor uses the memory of `array`. So processes that map the same decoded file share its memory pages.
+    """
     with warnings.catch_warnings():
-        # The mapped file is read-only, which torch cannot express; nothing here ever writes into it.
+        # The mapped file is read-only, but torch has no read-only tensors. No code writes into these tensors.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array).to(device)

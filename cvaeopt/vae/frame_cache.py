@@ -1,9 +1,10 @@
-"""Decoded frames on the disk, so that the PNG files of a data folder are decoded once.
+"""A cache of decoded frames on the disk, so that the PNG files of a data folder are decoded only once.
 
     <place>/<owner>-<H>x<W>-<stamp>/    one .npy file for each folder of PNG files, and meta.json
 
-The place is `<root>/.cvaeopt-cache` or, where that cannot be written, the user's own cache folder; CVAEOPT_CACHE
-names another one. The stamp depends on names, sizes and times of the PNG files. A cache is written whole or not at all.
+The place is `<root>/.cvaeopt-cache`. If this folder cannot be written, the place is in the user's cache folder. If
+CVAEOPT_CACHE is set, it is the place instead. The stamp depends on the names, sizes and modification times of the PNG
+files. A cache is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ Decoded = tuple[list[np.ndarray], str]  # uint8 (N, 3, H, W) for each folder, an
 
 CACHE_FOLDER = ".cvaeopt-cache"
 
-_FORMAT = 2  # of the cache; caches of another format are not read
+_FORMAT = 2  # number of the cache format; caches of another format are not read
 
 
 def decoded(
     root: Path, listing: Listing, height: int, width: int, place: Path | None = None, progress: Progress | None = None
 ) -> Decoded:
-    """The frames of `listing` in RGB, memory-mapped and read-only, and their digest of 12 hex digits.
+    """The decoded frames of `listing` in RGB, and their digest of 12 hex digits.
 
-    DataError names a picture that cannot be decoded, or says where no cache could be written.
+    The arrays are memory-mapped and read-only. DataError if a picture cannot be decoded, or if no cache can be
+    written. The message names the picture or the folders.
     """
     caches = _caches(root, listing, height, width, place)
     for cache in caches:
@@ -49,13 +51,13 @@ def decoded(
             return mapped
     for cache in caches:
         with cache.lock(progress) as is_writable:
-            if is_writable:  # another process may have decoded while this one waited
+            if is_writable:  # another process may have written the cache during the wait
                 return cache.map() or cache.build(progress)
     raise _no_room(caches, "cannot be written")
 
 
 def _caches(root: Path, listing: Listing, height: int, width: int, place: Path | None) -> list[_Cache]:
-    """The caches that may hold the frames of `listing`, the preferred one first."""
+    """The caches that may hold the frames of `listing`, in order of preference."""
     stamp = files.digest(
         [
             [_FORMAT, height, width],
@@ -76,9 +78,11 @@ def _caches(root: Path, listing: Listing, height: int, width: int, place: Path |
 
 @dataclass(frozen=True)
 class _Cache:
-    """The place of the decoded frames of one listing at one size.
+    """The cache for one listing at one size. It need not exist yet.
 
-    owner    tells data folders apart that share a place. Within a data folder it does not depend on the mount point.
+    place    the folder of this cache, which may also hold other caches
+    owner    the data folder's part of the cache's name. It is "data" if the place is inside the data folder, so that it
+             does not depend on the mount point. Otherwise it is a digest of the data folder's path.
     """
 
     place: Path
@@ -90,7 +94,7 @@ class _Cache:
 
     @property
     def family(self) -> str:
-        """The part of the name that does not change when the PNG files change."""
+        """The part of the cache's name that does not change when the PNG files change."""
         return f"{self.owner}-{self.height}x{self.width}"
 
     @property
@@ -98,7 +102,7 @@ class _Cache:
         return self.place / f"{self.family}-{self.stamp}"
 
     def map(self) -> Decoded | None:
-        """The cached frames; None if there are none, or if they differ from what was decoded in a single byte."""
+        """The cached frames and their digest. None if the cache does not exist, or if any byte of it is damaged."""
         content = hashlib.sha256()
         arrays = []
         try:
@@ -111,20 +115,23 @@ class _Cache:
                         return None
                 array = np.asarray(np.memmap(path, np.uint8, "r", len(header), shape))
                 content.update(header)
-                content.update(array.reshape(-1).data)  # also warms the page cache: 0.3 s for the lab's 290 MB
+                content.update(array.reshape(-1).data)  # also loads the file into memory: 0.3 s for the lab's 290 MB
                 arrays.append(array)
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return (arrays, digest) if digest == content.hexdigest()[:12] else None
 
     def build(self, progress: Progress | None) -> Decoded:
-        """Decode all files into the cache, delete the caches of earlier states of the data folder, and map it."""
+        """Decode all files into the cache, and return the cached frames and their digest.
+
+        Caches of earlier versions of the PNG files are deleted. DataError if the cache cannot be written.
+        """
         scratch = self.place / f".{self.family}-{secrets.token_hex(4)}.part"
         damaged = scratch.with_suffix(".damaged.part")
         try:
             scratch.mkdir()
             self._decode(scratch, progress)
-            if self.folder.exists():  # it is damaged, or it would have been mapped
+            if self.folder.exists():  # this cache is damaged, because `map` did not return it
                 self.folder.rename(damaged)
             scratch.rename(self.folder)
         except OSError as error:
@@ -151,7 +158,8 @@ class _Cache:
         for folder, pngs in self.listing.items():
             header = _header((len(pngs), 3, self.height, self.width))
             content.update(header)
-            # Plain writes, not a writable map: a full disk then raises an error instead of killing the process.
+            # Plain writes instead of a writable memory map: if the disk is full, a plain write raises an error, but a
+            # memory map kills the process.
             with (scratch / _array_name(folder)).open("wb") as stream:
                 stream.write(header)
                 for block in blocks(pngs, self.height, self.width, stop):
@@ -164,9 +172,10 @@ class _Cache:
 
     @contextlib.contextmanager
     def lock(self, progress: Progress | None) -> Iterator[bool]:
-        """Keep other processes from writing this cache inside the block; False if nothing can be written there.
+        """Inside the block no other process writes this cache. Yield False if the place cannot be written, else True.
 
-        The system releases the lock of a process that is killed. The files that it left are deleted here.
+        If a process is killed, the operating system releases its lock. Incomplete files of such a process are deleted
+        before the block begins.
         """
         try:
             self.place.mkdir(parents=True, exist_ok=True)
@@ -183,7 +192,7 @@ class _Cache:
                         progress("waiting for another process that decodes the same frames", 0, 1)
                     fcntl.flock(lock, fcntl.LOCK_EX)
             except OSError:
-                pass  # the file system has no locks: several processes may decode, and the last to rename wins
+                pass  # the file system has no locks: several processes may decode, and the last result is kept
             else:
                 for leftover in self.place.glob(f".{self.family}-*.part"):
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -195,7 +204,7 @@ def _array_name(folder: str) -> str:
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """The header of an .npy file of uint8 in C order."""
+    """The header of an .npy file with a uint8 array of `shape` in C order."""
     stream = BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()

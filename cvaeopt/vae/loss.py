@@ -1,8 +1,9 @@
-"""The training loss of a batch of clips, computed for all frames at once where the data allow it.
+"""The training loss of a batch of clips, computed for all frames at once where possible.
 
-The template computes a clip frame by frame. That is not necessary: posterior and pose depend on the data only; with
-teacher forcing the previous frame is known; without it the previous prediction is detached, so no gradient crosses
-time. Losses and gradients equal those of the template's loop up to rounding, as tests/vae/test_loss.py shows.
+The template computes a clip frame by frame. This is not necessary, for three reasons. The posterior and the pose
+features depend only on the data. With teacher forcing, the previous frame is known. Without teacher forcing, the
+previous prediction is detached, so no gradient crosses time. Losses and gradients equal those of the template's loop up
+to rounding, as tests/vae/test_loss.py shows.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ FreeStep = Literal["replay", "sequential"]
 class LossSettings:
     """How the loss of clips is computed.
 
-    forced       whether each frame is predicted from the true previous frame (teacher forcing) instead of the
-                 predicted one, which is detached
-    kl_norm      see `kl_divergence`
-    statistics   of the label encoder's BatchNorm, see `Label_Encoder.encode`
-    free_step    how a step without teacher forcing is computed, with equal results: `replay` rolls the clip out
-                 without gradients and repeats it as one batch; `sequential` keeps the graph of every frame
+    forced       True: each frame is predicted from the true previous frame (teacher forcing). False: each frame is
+                 predicted from the previous prediction, which is detached.
+    output       the function that makes frames from the generator's output, see `rollout.activate`
+    kl_norm      the scale of the KL divergence, see `kl_divergence`
+    statistics   the statistics of the label encoder's BatchNorm, see `Label_Encoder.encode`
+    free_step    how a step without teacher forcing is computed; both ways give equal results. "replay" predicts the
+                 clip without gradients, and then computes all frames again as one batch with gradients. "sequential"
+                 predicts the clip once and keeps the autograd graph of every frame.
     """
 
     forced: bool
@@ -41,11 +44,9 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class ClipLoss:
-    """Mean squared error and KL divergence of a batch of clips, per predicted frame (scalars).
+    """The mean squared error and the KL divergence of a batch of clips, averaged over the predicted frames (scalars).
 
-    The template minimises the sum over the predicted frames of a clip: `total`.
-
-    frames   predicted frames of a clip
+    frames   number of predicted frames in a clip
     """
 
     mse: Tensor
@@ -53,16 +54,16 @@ class ClipLoss:
     frames: int
 
     def total(self, beta: float | Tensor) -> Tensor:
-        """frames * (mse + beta * kl)."""
+        """The loss that the template minimises, the sum over the frames of a clip: frames * (mse + beta * kl)."""
         return (self.mse + beta * self.kl) * self.frames
 
 
 def clip_loss(model: CVAE, frames: Tensor, labels: Tensor, eps: Tensor, settings: LossSettings) -> ClipLoss:
-    """Loss terms of clips.
+    """The loss terms of a batch of clips.
 
     frames   (B, T, 3, H, W) in [0, 1]
     labels   (B, T, 3, H, W) in [0, 1]
-    eps      (B, T - 1, N, H, W): the normal draws of the posterior
+    eps      (B, T - 1, N, H, W), standard normal noise from which z is sampled
     """
     label_features = model.label_transformation.encode(labels[:, 1:], settings.statistics)  # (B, T-1, L, H, W)
     return loss_given_poses(model, frames, label_features, eps, settings)[0]
@@ -71,10 +72,12 @@ def clip_loss(model: CVAE, frames: Tensor, labels: Tensor, eps: Tensor, settings
 def loss_given_poses(
     model: CVAE, frames: Tensor, label_features: Tensor, eps: Tensor, settings: LossSettings
 ) -> tuple[ClipLoss, Tensor]:
-    """`clip_loss` of clips whose pose features (B, T - 1, L, H, W) are known, and the last prediction (B, 3, H, W).
+    """The loss terms of clips whose pose features are known, and the last prediction (B, 3, H, W), detached.
 
-    A clip without teacher forcing may be cut anywhere: the last prediction (detached) then stands for the first true
-    frame of the next piece, because no gradient crosses time.
+    label_features   the pose features of frames 1..T - 1, (B, T - 1, L, H, W)
+
+    The other arguments are those of `clip_loss`. Without teacher forcing a clip may be cut into pieces at any frame,
+    because no gradient crosses time. The last prediction of a piece is then frame 0 of the next piece.
     """
     output = settings.output
     batch, length = frames.shape[:2]
@@ -98,13 +101,17 @@ def loss_given_poses(
         raw = model.decode(previous.flatten(0, 1), label_features.flatten(0, 1), z.flatten(0, 1))
         prediction = activate(raw, output, training=True).unflatten(0, (batch, steps))
     mse = (_at_least_fp32(prediction) - frames[:, 1:]).square().mean()
-    # All frames of all clips are one batch here, so `batch` gives the template's KL of a frame, averaged over frames.
+    # All frames of all clips are one batch here, so the norm "batch" gives the template's KL of a frame, averaged over
+    # the frames.
     kl = kl_divergence(_at_least_fp32(mu), _at_least_fp32(logvar), settings.kl_norm)
     return ClipLoss(mse, kl, steps), prediction[:, -1].detach()
 
 
 def _sequential(model: CVAE, first: Tensor, label_features: Tensor, z: Tensor, output: Output) -> Tensor:
-    """Predicted frames (B, T-1, 3, H, W) with the graph of every frame; the input of each is detached."""
+    """The predicted frames (B, T - 1, 3, H, W) with their autograd graphs.
+
+    Each prediction is detached before it is the input for the next frame.
+    """
     previous = first
     frames = []
     for t in range(label_features.shape[1]):

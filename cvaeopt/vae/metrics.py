@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A frame that is predicted exactly has an infinite PSNR. With this lower bound of the error it counts as 100 dB, so
-# that one such frame does not make the mean of a video infinite.
+# A frame that is predicted exactly has an infinite PSNR. This lower bound of the error limits its PSNR to 100 dB.
+# Without the bound, one exact frame would make the mean of a video infinite.
 MSE_FLOOR = 1e-10
 
-_CHUNK = 1024  # frames that are turned into floats at once: 25 MB at 32 x 64
+_CHUNK = 1024  # number of frames that are converted to float at once: 25 MB at 32 x 64
 
 
 class Video(Protocol):
-    """Frames and labels of one split, uint8 (N, 3, H, W); `cvaeopt.vae.dataset.Split` is one."""
+    """A video: frames and labels, uint8 (N, 3, H, W) each. `cvaeopt.vae.dataset.Split` is such a class."""
 
     @property
     def frames(self) -> np.ndarray: ...
@@ -33,20 +33,23 @@ class Video(Protocol):
 def psnr(mse: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of mean squared errors on the scale [0, 1], element by element.
 
-    At most 100 dB (an error below 1e-10 counts as 1e-10); NaN stays NaN.
+    The result is at most 100 dB, because an error below 1e-10 counts as 1e-10. NaN stays NaN.
     """
     return -10 * torch.log10(mse.clamp_min(MSE_FLOOR))
 
 
 def psnr_per_frame(prediction: Tensor, truth: Tensor) -> Tensor:
-    """PSNR of every frame in dB, (N,) float64, of two videos (N, 3, H, W) in [0, 1]."""
+    """The PSNR of every frame in dB, (N,) float64.
+
+    prediction, truth   (N, 3, H, W), on the scale [0, 1]
+    """
     return psnr((prediction - truth).double().square().mean(dim=(1, 2, 3)))
 
 
 def late_mean(psnr_frames: Tensor | np.ndarray) -> float:
-    """Mean over the last third of the frames, in dB: the last ceil(N / 3) of N >= 1 values.
+    """The mean PSNR of the last third of the frames, in dB: of the last ceil(N / 3) of N >= 1 values.
 
-    The first frames of a roll-out are close to the given frame; the late frames show whether errors accumulate.
+    The first frames of a roll-out are close to the given frame. The late frames show whether errors accumulate.
     """
     values = np.asarray(psnr_frames.detach().cpu() if isinstance(psnr_frames, Tensor) else psnr_frames)
     return float(values[-math.ceil(len(values) / 3) :].mean(dtype=np.float64))
@@ -55,7 +58,7 @@ def late_mean(psnr_frames: Tensor | np.ndarray) -> float:
 def kl_divergence(mu: Tensor, logvar: Tensor, norm: Literal["batch", "element"]) -> Tensor:
     """KL divergence from N(mu, exp(logvar)) to N(0, I) in nats, a scalar, >= 0.
 
-    mu, logvar   (B, ...), one Gaussian for each element
+    mu, logvar   (B, ...), the mean and the log variance of one Gaussian for each element
     norm         "batch": the sum over all elements divided by B, as in the template; "element": the mean per element
     """
     total = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
@@ -64,9 +67,9 @@ def kl_divergence(mu: Tensor, logvar: Tensor, norm: Literal["batch", "element"])
 
 @dataclass(frozen=True)
 class Baselines:
-    """The PSNR of three predictors without a network on the validation video, dB.
+    """The PSNR of three simple predictors on the validation video, dB. The predictors use no network.
 
-    copy_first     predicts the first frame every time
+    copy_first     predicts the first validation frame for every frame
     train_mean     predicts the mean of all training frames
     nearest_pose   predicts the training frame whose label is nearest to the given label
     """
@@ -76,12 +79,12 @@ class Baselines:
     nearest_pose: float
 
     def plain(self) -> dict[str, float]:
-        """The three figures by name, for JSON."""
+        """The three values by name, for JSON."""
         return asdict(self)
 
 
 def baselines(train: Video, val: Video) -> Baselines:
-    """The three baselines over validation frames 1.., PSNR per frame, then averaged.
+    """The three baselines on all validation frames after frame 0. The PSNR is computed per frame and then averaged.
 
     There must be at least one training frame and two validation frames. The training video is read in chunks: 23,410
     training and 630 validation frames of 32 x 64 take seconds and less than 300 MB.
@@ -98,8 +101,9 @@ def baselines(train: Video, val: Video) -> Baselines:
 def public_score(prediction: np.ndarray, truth: np.ndarray) -> float:
     """The public test score of one sequence in dB: mean over frames 1..600 of the PSNR on values 0-255.
 
-    prediction, truth   uint8 (T, 3, H, W), T >= 2; frame 0 is the given one and does not count; ValueError
-                        if the shapes differ
+    prediction, truth   uint8 (T, 3, H, W), T >= 2; frame 0 is the given frame and does not count
+
+    ValueError if the shapes differ.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
@@ -107,7 +111,10 @@ def public_score(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _mean_psnr(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean PSNR in dB against `truth` (N, 3, H, W), values 0-255; a single predicted picture is repeated."""
+    """The mean PSNR in dB against `truth` (N, 3, H, W), values 0-255.
+
+    prediction   (N, 3, H, W), or (1, 3, H, W) for a picture that is compared with every frame
+    """
     total = 0.0
     for start in range(0, len(truth), _CHUNK):
         rows = slice(start, start + _CHUNK)
@@ -127,16 +134,16 @@ def _mean_frame(frames: np.ndarray) -> np.ndarray:
 
 
 def _nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """For each label in `wanted` (V, 3, H, W) the index of the nearest in `known` (N, 3, H, W), int64 (V,).
+    """For each label in `wanted` (V, 3, H, W), the index of the nearest label in `known` (N, 3, H, W), int64 (V,).
 
-    The distance is the Euclidean distance of the pictures; of equal distances the first counts.
+    The distance is the Euclidean distance of the pictures. If several labels have the same distance, the first is used.
     """
     best = np.full(len(wanted), np.inf, dtype=np.float32)
     index = np.zeros(len(wanted), dtype=np.int64)
     target = _ink(wanted)
     for start in range(0, len(known), _CHUNK):
         row = _ink(known[start : start + _CHUNK])
-        # |a - b|^2 without |b|^2, which is the same for every candidate of one target
+        # |a - b|^2 without |b|^2, because |b|^2 is equal for all candidates of one target
         distance = np.einsum("nd,nd->n", row, row)[:, None] - 2 * (row @ target.T)  # (n, V)
         near = distance.argmin(axis=0)
         value = distance[near, np.arange(len(wanted))]
@@ -147,5 +154,8 @@ def _nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _ink(labels: np.ndarray) -> np.ndarray:
-    """Labels as float32 (N, 3 * H * W) in [0, 1], with white as 0: sums of mostly zeros stay exact in float32."""
+    """Labels as float32 (N, 3 * H * W) in [0, 1], where white is 0.
+
+    Most pixels of a label are white, so most values are 0, and sums in float32 stay accurate.
+    """
     return (255 - labels.reshape(len(labels), -1)).astype(np.float32) / 255
