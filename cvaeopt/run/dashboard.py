@@ -1,4 +1,4 @@
-"""Serve optuna-dashboard with checks in front of it: who may send requests, what may be changed, how files are sent."""
+"""Serve optuna-dashboard behind checks: who may send requests, what requests may change, and how files are sent."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 Layer = Callable[["WSGIApplication"], "WSGIApplication"]
-"""A WSGI middleware: it gets a request before the application does, and may answer it."""
+"""A WSGI middleware. It gets each request before the application, and may answer the request itself."""
 
 log = logging.getLogger(__name__)
 
-_IDLE_S = 30.0  # a connection without traffic for so long is closed
+_IDLE_S = 30.0  # a connection that has no traffic for this long is closed
 _READING = ("GET", "HEAD", "OPTIONS")
 _NETLOC = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([\w.-]+))(?::\d*)?", re.IGNORECASE)
 _LOCAL_ADDRESS = "cvaeopt.local_address"
-# Paths of the dashboard's own pages and data. All other paths are files that somebody uploaded.
+# Paths of the dashboard's own pages and data. All other paths belong to uploaded files.
 _OWN = re.compile(r"/|/favicon\.ico|/(?:dashboard|static|api|csv|incompatible-rdb-schema)(?:/.*)?", re.DOTALL)
-# Types that no browser runs as a page. They are shown in place, without the parameters that were stored with them.
+# Media types that no browser runs as a page. Browsers show these files instead of downloading them. Parameters that
+# were stored with the type are removed.
 _SHOWN = re.compile(r"image/(?:png|jpeg|gif|webp|bmp)|audio/[\w.+-]+|video/[\w.+-]+")
 _SHOWN_TEXTS = ("text/plain", "text/csv", "application/json", "application/x-ndjson", "application/jsonl")
 
@@ -46,11 +47,11 @@ def application(
     read_only: bool = False,
     layers: Sequence[Layer] = (),
 ) -> WSGIApplication:
-    """optuna-dashboard for `storage`, with every check in front of it.
+    """optuna-dashboard for `storage`, behind all checks.
 
     bound       the address at which the server listens
-    names       other names under which browsers reach it
-    layers      more middlewares; they get only requests that passed the checks, and the last one gets them first
+    names       other host names under which browsers reach the server
+    layers      more middlewares. They get only requests that passed the checks. The last middleware gets them first.
     """
     from optuna_dashboard import wsgi
 
@@ -66,9 +67,9 @@ def application(
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A server that listens at `host` and `port` as soon as it is made, with a thread for each request.
+    """A server with one thread per request. It listens at `host` and `port` as soon as it is made.
 
-    SettingsError if it cannot listen there.
+    SettingsError if the server cannot listen there.
     """
 
     daemon_threads = True
@@ -86,13 +87,13 @@ class Server(ThreadingMixIn, WSGIServer):
             ) from None
 
     def server_bind(self) -> None:
-        """Bind as the base class does, but without looking up this machine's name, which may take long."""
+        """Bind like the base class, but do not look up this machine's name, because this may take long."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a connection that broke, or was idle for too long; this is not an error."""
+        """Log that a connection broke or was idle for too long. This is not an error."""
         log.debug("The connection from %s ended early.", client_address, exc_info=True)
 
 
@@ -107,10 +108,10 @@ class _Request(WSGIRequestHandler):
 
 
 def for_own_pages(app: WSGIApplication, bound: str, names: Sequence[str] = ()) -> WSGIApplication:
-    """`app` for requests under a name of this server; those that change something must come from its own pages.
+    """`app` for requests under a name of this server. Requests that change something must come from its own pages.
 
-    The owner of another page can let its host name point to this machine (DNS rebinding). The browser then takes both
-    for the same site, and only the header Host shows the difference.
+    The owner of a foreign page can let the page's host name point to this machine (DNS rebinding). The browser then
+    treats the foreign page and this server as the same site. Only the header Host shows the difference.
     """
     allowed = [_plain_name(name) for name in names]
 
@@ -148,7 +149,7 @@ def for_own_pages(app: WSGIApplication, bound: str, names: Sequence[str] = ()) -
 
 
 def without_writing(app: WSGIApplication) -> WSGIApplication:
-    """`app` that refuses every request that changes something."""
+    """`app`, which now refuses every request that changes something."""
 
     def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in _READING:
@@ -165,7 +166,10 @@ def without_writing(app: WSGIApplication) -> WSGIApplication:
 
 
 def safe_answers(app: WSGIApplication) -> WSGIApplication:
-    """`app` with headers that keep browsers from running uploaded files, and other sites from framing its pages."""
+    """`app` with two more protections in the headers of its answers.
+
+    Browsers do not run uploaded files. Other sites cannot show the dashboard's pages in a frame.
+    """
 
     def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         uploaded = _OWN.fullmatch(environ.get("PATH_INFO") or "/") is None
@@ -185,7 +189,7 @@ def safe_answers(app: WSGIApplication) -> WSGIApplication:
 
 
 def refuse(environ: WSGIEnvironment, start_response: StartResponse, *parts: str) -> list[bytes]:
-    """Answer 403 with what was found, what was expected and what to do, so that the dashboard's pages show it."""
+    """Answer 403 with `parts`: what was found, what was expected, what to do. The dashboard's pages show the text."""
     reason = " ".join(parts)
     for_page = environ.get("PATH_INFO", "").startswith("/api/")
     body = (json.dumps({"reason": reason}) if for_page else f"{reason}\n").encode()
@@ -211,7 +215,7 @@ def _as_file(stored: str) -> dict[str, str]:
 
 
 def _plain_name(given: str) -> str:
-    """The name in `--allow-host` as browsers send it; SettingsError if it is not a name."""
+    """The host name in `--allow-host`, in the spelling of browsers; SettingsError if it is not a host name."""
     name = _host(_netloc(given))
     if name is None:
         raise SettingsError(
@@ -223,12 +227,12 @@ def _plain_name(given: str) -> str:
 
 
 def _netloc(address: str) -> str:
-    """A name or an address as it is written in a URL."""
+    """A host name or an address in the form that URLs use: an IPv6 address is in brackets."""
     return f"[{address}]" if address.count(":") > 1 and not address.startswith("[") else address
 
 
 def _host(netloc: str) -> str | None:
-    """The name or the address in a header Host, in one spelling; None if there is none."""
+    """The host name or the address in a header Host, in a normalised spelling; None if there is none."""
     match = _NETLOC.fullmatch(netloc)
     if match is None:
         return None
@@ -240,7 +244,7 @@ def _host(netloc: str) -> str | None:
 
 
 def _is(host: str, what: str) -> bool:
-    """Whether `host` is an address with this property of `ipaddress`; False for names."""
+    """Whether `host` is an address that has the property `what` of `ipaddress`; False for host names."""
     try:
         return bool(getattr(ipaddress.ip_address(host), what))
     except ValueError:

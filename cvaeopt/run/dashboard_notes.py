@@ -1,7 +1,7 @@
-"""What the dashboard shows beside Optuna's own charts: files of the trials, and notes that summarise a study.
+"""Files of the trials, and notes about a study, that the dashboard shows beside Optuna's own charts.
 
-People read it, and no program does. If two workers write at the same time, it may be one trial behind. `keep_up` is
-called between two trials, sends a limited number of queries and only logs its errors, so no trial fails because of it.
+Only people read the notes. If two workers write at the same time, a note may miss the latest trial. `keep_up` is called
+between two trials. It sends a limited number of queries and only logs its errors, so that no trial fails because of it.
 """
 
 from __future__ import annotations
@@ -32,36 +32,38 @@ from cvaeopt.text import BASELINES, STATES, count, short
 log = logging.getLogger(__name__)
 
 BEST: Final = "**The best trial of the study so far**"
-"""How the note of the best trial begins."""
+"""The first words of the best trial's note."""
 
 BELOW: Final = "*cvaeopt keeps what stands above this line up to date; what you write below it stays.*"
-"""What separates our part of the study's note from the user's."""
+"""The line in the study's note between the text of this program and the text of the user."""
 
 DASHBOARD_STORE: Final = "_dashboard"
-"""Folder under the artifact folder from which the dashboard serves files. Checkpoints are never put there: whoever
-deletes a study in the dashboard, which needs no password, deletes these files too. No study can have this name (names
-start with a letter or a digit)."""
+"""The folder, in the artifact folder, from which the dashboard serves files.
+
+Checkpoints are never stored there. The dashboard has no password, and whoever deletes a study in the dashboard also
+deletes the study's files in this folder. No study can have this name, because names begin with a letter or a digit.
+"""
 
 _PATIENCE_S: Final = 2.0  # how long `keep_up` waits for a database that does not answer
 _MAX_REASON_CHARACTERS: Final = 160
-_MAX_FAILURES: Final = 3  # that the study's note lists
-_MAX_NOTE_CHARACTERS: Final = 2000  # the dashboard stores a longer note in pieces, so a reader could see half of it
-_MAX_TRIALS_AT_ONCE: Final = 20  # that one call changes, so that the next trial can begin soon
+_MAX_FAILURES: Final = 3  # largest number of failures in the study's note
+_MAX_NOTE_CHARACTERS: Final = 2000  # the dashboard stores a longer note in pieces, and a reader could see only some
+_MAX_TRIALS_AT_ONCE: Final = 20  # largest number of trials that one call changes: the next trial waits
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def artifact_store(artifacts: Path) -> FileSystemArtifactStore:
-    """The store from which the dashboard serves files; its folder is made if it is missing."""
+    """The store from which the dashboard serves files. The store's folder is made if it is missing."""
     folder = artifacts / DASHBOARD_STORE
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder)
 
 
 def attach(trial: Trial, store: FileSystemArtifactStore, paths: Sequence[Path]) -> None:
-    """Show files with `trial` in the dashboard; a file replaces the file of the same name from an earlier owner.
+    """Show files with `trial` in the dashboard. A file replaces the file of the same name from an earlier owner.
 
-    The file is written first and its entry second: an entry without a file shows a broken picture, and the dashboard
-    cannot delete a study that has one.
+    Each file is written before its entry in the database. An entry without a file shows a broken picture, and the
+    dashboard cannot delete a study with such an entry.
     """
     storage = storage_of(trial.study)
     shown = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial, storage=storage)}
@@ -81,12 +83,12 @@ def attach(trial: Trial, store: FileSystemArtifactStore, paths: Sequence[Path]) 
 
 
 def note_text(text: str) -> str:
-    """`text` in one line, escaped so that the dashboard, whose notes are Markdown with HTML, shows it literally."""
+    """`text` in one line, escaped so that the dashboard shows it literally. Notes are Markdown with HTML."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
 
 
 def keep_up(storage: Storage, study: optuna.Study, artifacts: Path, keep_pictures: int) -> None:
-    """Bring pictures and notes of `study` up to date; never raises.
+    """Update the pictures and notes of `study`; never raises.
 
     keep_pictures   see `thin_out`
     """
@@ -94,18 +96,19 @@ def keep_up(storage: Storage, study: optuna.Study, artifacts: Path, keep_picture
         with storage.patience(_PATIENCE_S):
             thin_out(storage, study, artifact_store(artifacts), keep_pictures)
             write_notes(storage, study)
-    except StorageUnreachable:  # the worker meets the same outage, and reports it
+    except StorageUnreachable:  # the worker meets the same outage and reports it
         pass
     except Exception as error:
         log.warning("The dashboard's notes and pictures could not be brought up to date (%s).", error)
 
 
 def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactStore, keep: int) -> list[int]:
-    """Delete the pictures of older, worse trials from the dashboard's store; the numbers of these trials.
+    """Delete the pictures of older, worse trials from the dashboard's store; returns the numbers of these trials.
 
-    The best `keep` complete trials and the `keep` trials that ended last keep their pictures. Settings, history and
-    note of the other trials stay, and so do all files in their run folders. One call handles a limited number of
-    trials. A file is deleted before its entry, so that after a kill between the two the next call finishes the work.
+    The best `keep` complete trials and the `keep` trials that ended last keep their pictures. The other trials keep
+    their settings, history and note, and all files in their run folders. One call handles a limited number of trials.
+    Each file is deleted before its entry. If the process is killed between these steps, the next call deletes the
+    entry.
     """
     ended = study.get_trials(deepcopy=False, states=_FINISHED)
     kept = _best(ended, keep) | _latest(ended, keep)
@@ -120,7 +123,7 @@ def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactSto
         for picture in pictures:
             with contextlib.suppress(ArtifactNotFound):
                 store.remove(picture)
-        if storage.forget_artifacts(trial_id, pictures):  # true for only one of several workers
+        if storage.forget_artifacts(trial_id, pictures):  # True for only one of several workers
             thinned.append(losing[trial_id].number)
             body = _notes(storage.get_study_system_attrs(id_of(study))).get(trial_id, "")
             addition = (
@@ -132,7 +135,7 @@ def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactSto
 
 
 def write_notes(storage: Storage, study: optuna.Study) -> None:
-    """Bring the notes of the study and of its best trial up to date, and write one for trials that ended without."""
+    """Update the notes of the study and of its best trial, and write a note for each ended trial that has no note."""
     facts = status(storage, study.study_name)
     attributes = storage.get_study_system_attrs(id_of(study))
     notes = _notes(attributes)
@@ -160,7 +163,7 @@ def write_notes(storage: Storage, study: optuna.Study) -> None:
 def summary(facts: Mapping[str, Any], study_id: int) -> str:
     """The state of a study and its best trial, as Markdown.
 
-    facts   what `status` returns for it
+    facts   the result of `status` for this study
     """
     best, trials, budget = facts["best"], facts["trials"], facts["budget"]
     lines = []
@@ -195,7 +198,7 @@ def summary(facts: Mapping[str, Any], study_id: int) -> str:
 
 
 def explanation(trial: FrozenTrial) -> str:
-    """The note of a trial that ended without one: it was given up or ended from outside, or the disk was full."""
+    """A note for a trial without a note: the trial was given up, somebody else ended it, or the disk was full."""
     attributes = trial.user_attrs
     state = "failed" if attributes.get(FAILED) else STATES[trial.state.name]
     epochs = int(attributes.get("epochs_done") or trial.last_step or 0)
@@ -232,7 +235,7 @@ def _latest(ended: Iterable[FrozenTrial], keep: int) -> set[int]:
 
 
 def _notes(attributes: Mapping[str, Any]) -> dict[int | None, str]:
-    """The dashboard's notes by trial id, the study's under None."""
+    """The dashboard's notes by trial id. The note of the study has the key None."""
     pieces: dict[int | None, dict[int, str]] = {}
     for key, value in attributes.items():
         if not key.startswith("dashboard:"):
@@ -244,7 +247,7 @@ def _notes(attributes: Mapping[str, Any]) -> dict[int | None, str]:
 
 
 def _save(storage: Storage, study: optuna.Study, trial_id: int | None, body: str) -> None:
-    """Replace the note of a trial, finished or not, or the study's (None)."""
+    """Replace the note of a trial, which may have ended, or the note of the study if `trial_id` is None."""
     from optuna_dashboard import save_note
 
     save_note(study if trial_id is None else trial_for_note(storage, study, trial_id), body)

@@ -1,8 +1,8 @@
-"""Copies of checkpoints in an object store, so that workers that share no folder continue each other's trials.
+"""Copies of checkpoints in an object store. Workers that share no folder use the copies to continue a trial.
 
 The files stay in the artifact folder; `study_objects` describes the names of the copies. A thread uploads the newest
-checkpoint of each trial, so the training never waits. If the store does not answer, one warning is logged, the thread
-tries again, and the training goes on.
+checkpoint of each trial, so that the training does not wait for the upload. If the store does not answer, one warning
+is logged, the thread tries again, and the training continues.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cvaeopt.run.study_objects import StudyObjects, parse
 
 log = logging.getLogger(__name__)
 
-_MAX_JOIN_S = 5.0  # how long `close` waits for a thread that hangs in the network
+_MAX_JOIN_S = 5.0  # how long `close` waits for a thread whose network call does not return
 
 
 class Checkpoints(StudyObjects):
-    """The checkpoints under one URL, and the thread that uploads them; `open_checkpoints` makes one.
+    """The checkpoints under one URL, with the thread that uploads them; `open_checkpoints` makes this object.
 
     retry_s   pause before a failed upload is tried again, seconds
     """
@@ -47,9 +47,9 @@ class Checkpoints(StudyObjects):
         self._thread: threading.Thread | None = None
 
     def offer(self, study: str, number: int, token: int, path: Path) -> None:
-        """Upload the present content of the checkpoint `path` soon, and drop an older one that still waits.
+        """Upload the present content of the checkpoint `path` soon, instead of an older checkpoint that still waits.
 
-        Never raises and never waits. The file may be replaced, renamed or deleted meanwhile.
+        This method never raises and never waits. The file may be replaced, renamed or deleted before the upload.
         """
         try:
             stream = path.open("rb")
@@ -70,9 +70,9 @@ class Checkpoints(StudyObjects):
             self._wake()
 
     def flush(self, limit_s: float) -> bool:
-        """Wait until everything is uploaded and deleted, but at most `limit_s`, and not after a failure.
+        """Wait until all uploads and deletions are done; returns whether all uploads are done.
 
-        Returns whether everything is uploaded.
+        The wait ends early after `limit_s` seconds, and after the first failure.
         """
         end = time.monotonic() + limit_s
         with self._lock:
@@ -88,7 +88,7 @@ class Checkpoints(StudyObjects):
             return not self._pending
 
     def close(self, limit_s: float = 60.0) -> bool:
-        """`flush`, then end the thread."""
+        """Call `flush`, then end the thread; returns whether all uploads are done."""
         is_uploaded = self.flush(limit_s)
         with self._lock:
             self._is_closed = True
@@ -98,10 +98,10 @@ class Checkpoints(StudyObjects):
         return is_uploaded
 
     def fetch(self, study: str, number: int, folder: Path, known: str = "") -> list[Path]:
-        """Copy the trial's objects into `folder` as `last.TOKEN.remote.pt`, except the one named `known`.
+        """Copy the trial's objects, except the object `known`, into `folder` as `last.TOKEN.remote.pt`.
 
-        If the store does not answer, a warning is logged and the trial begins with the files that are here. OSError
-        if the disk is full.
+        Returns the new files. If the store does not answer, a warning is logged, and the list holds the files that were
+        copied before. OSError if the disk is full.
         """
         made = []
         try:
@@ -126,7 +126,7 @@ class Checkpoints(StudyObjects):
     # ---- the thread
 
     def _wake(self) -> None:
-        """Let the thread work, and start it if this is its first work; called under the lock."""
+        """Wake the thread, or start the thread for its first work. The caller holds the lock."""
         self._is_idle = False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
@@ -141,7 +141,7 @@ class Checkpoints(StudyObjects):
                 self._note_failure(self._reason(error))
                 with self._lock:
                     self._lock.wait_for(lambda: self._is_closed or self._is_hurried, self._retry_s)
-                    # `flush` waits for one attempt, not until the store answers again.
+                    # `flush` waits for a single attempt, not until the store answers again.
                     self._lock.wait_for(lambda: self._is_closed or not self._is_hurried, self._retry_s)
             else:
                 if self._failing:
@@ -149,7 +149,7 @@ class Checkpoints(StudyObjects):
                     self._failing = False
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is something to do; False after `close`."""
+        """Wait until there is an upload or a deletion to do; returns False after `close`."""
         with self._lock:
             while not self._pending and not self._unwanted and not self._is_closed:
                 self._is_idle = True
@@ -162,7 +162,7 @@ class Checkpoints(StudyObjects):
             return not self._is_closed
 
     def _round(self) -> None:
-        """Upload one checkpoint; if none waits, delete the objects that are not wanted any more."""
+        """Upload one checkpoint. If no checkpoint waits, delete the objects that are not needed any more."""
         with self._lock:
             key = next(iter(self._pending), None)
             if key is None:
@@ -186,7 +186,8 @@ class Checkpoints(StudyObjects):
             if self._pending.get(key) is stream:
                 del self._pending[key]
                 stream.close()
-        # Delete those of earlier owners. A later owner's stays: this process may have slept since that one took over.
+        # Delete the objects of earlier owners. The object of a later owner stays, because this process may have been
+        # frozen while that owner took over.
         self._delete(study, lambda _, old: old < token, number)
 
     def _note_failure(self, reason: str) -> None:
@@ -206,7 +207,8 @@ class Checkpoints(StudyObjects):
 def open_checkpoints(url: str, *, retry_s: float = 30.0) -> Checkpoints:
     """The checkpoints at `url`; boto3 finds credentials, region and endpoint (AWS_ENDPOINT_URL, ...).
 
-    UserError if the URL is wrong or boto3 is missing. The store is not asked; `check` does this.
+    UserError if the URL is wrong, boto3 is missing, or boto3's settings are wrong. No request is sent to the store;
+    `check` sends a request.
     """
     parse(url)
     try:

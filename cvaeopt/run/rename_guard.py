@@ -1,7 +1,8 @@
-"""Keep Optuna's dashboard from renaming our studies, because it copies the trials to a new study and deletes the old.
+"""Keep Optuna's dashboard from renaming the studies of this program.
 
-Definition, budget and leases would not be copied, and the trials would have other ids, so no worker could continue the
-copy. Studies of other programs can still be renamed.
+To rename a study, the dashboard copies the trials to a new study and deletes the old study. It does not copy
+definition, budget and leases, and the copied trials have other ids. Therefore no worker could continue the new study.
+Studies of other programs can still be renamed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _RENAME = re.compile(r"/api/studies/(\d+)/rename/?")
 
 
 def refuse_renames(application: WSGIApplication, storage: Storage) -> WSGIApplication:
-    """`application`, which is Optuna's dashboard on `storage`, without the renaming of our studies."""
+    """`application`, Optuna's dashboard on `storage`, which now refuses to rename the studies of this program."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = _RENAME.fullmatch(environ.get("PATH_INFO", ""))
@@ -43,7 +44,7 @@ def refuse_renames(application: WSGIApplication, storage: Storage) -> WSGIApplic
 
 
 def _name(storage: Storage, study_id: int) -> str | None:
-    """The name of the study if this program made it; None otherwise."""
+    """The name of the study if this program made the study; None otherwise."""
 
     def read() -> str | None:
         with storage.reading() as connection:

@@ -1,7 +1,7 @@
-"""The smoke study: run every part of the program once, with a tiny study on the CPU, through the users' commands.
+"""The smoke study: a tiny study on the CPU that uses every part of the program once, through its commands.
 
 Two worker processes share one SQLite file. At the end the results are checked: all trials of the budget are complete,
-the recipe can be trained, the submission has its rows, and the report is written.
+the recipe can be trained, the submission has all of its rows, and the report is written.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ class SmokeFailure(CvaeoptError):  # noqa: N818 - it describes a run
 
 
 def run(folder: Path | None = None) -> Iterator[str]:
-    """Run the smoke study in `folder` (None: a temporary folder) and yield a line of text after each step.
+    """Run the smoke study and yield a line of text after each step.
 
-    Raises SmokeFailure with the output of the command that failed.
+    folder   the folder of all files; None for a temporary folder
+
+    SmokeFailure if a command or a check fails. For a command, its message holds the command's output.
     """
     with contextlib.ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cvaeopt-smoke-")))
@@ -83,7 +85,7 @@ def _output(process: subprocess.Popen[str], arguments: tuple[str, ...]) -> str:
 
 def _steps(shell: _Shell) -> Iterator[str]:
     root = shell.root
-    # Fewer frames than `demo-data` draws, so that it takes seconds.
+    # These are fewer frames than `demo-data` draws, so that the smoke study is fast.
     writer.write(root / "data", clips=8, val_frames=24, sequences=2, sequence_frames=16)
     shell.run("check-data", "data")
     yield "demonstration data drawn"

@@ -1,7 +1,7 @@
-"""The checkpoints of studies as objects in an S3 bucket: list, read, write and delete them.
+"""List, read, write and delete the checkpoints of studies as objects in an S3 bucket.
 
-An object is named like a file of the artifact folder: `PREFIX/STUDY/00042/last.TOKEN.pt`. The token is that of the
-lease. An owner who has lost the trial without knowing it therefore writes its own object, not that of the next owner.
+An object is named like a file of the artifact folder: `PREFIX/STUDY/00042/last.TOKEN.pt`. `TOKEN` is the token of the
+lease. An owner who has lost the trial without knowing it therefore cannot overwrite the object of the next owner.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAME = re.compile(r"(\d+)/last\.(\d+)\.pt")
 
 
 def parse(url: str) -> tuple[str, str]:
-    """(bucket, prefix without slashes at its ends) of `s3://BUCKET/PREFIX`; UserError for anything else."""
+    """(bucket, prefix without slashes at its ends) of `s3://BUCKET/PREFIX`; UserError for other texts."""
     match = re.fullmatch(r"s3://([^/@:?#]+)(?:/([^@:?#]*))?", url)
     if match is None:
         todo = "Credentials belong into the environment (AWS_ACCESS_KEY_ID, ...)." if "@" in url else ""
@@ -42,7 +42,7 @@ class StudyObjects:
     client   an S3 client of boto3
     hide     removes secrets from a text
 
-    Its public methods raise CheckpointError if the store does not answer or does not permit what is asked.
+    The public methods raise CheckpointError if the store does not answer or does not permit the request.
     """
 
     def __init__(self, url: str, client: Any, hide: Callable[[str], str] = lambda text: text) -> None:
@@ -61,12 +61,12 @@ class StudyObjects:
         return f"{self.url}/{study}/{number:05d}"
 
     def of_study(self, study: str) -> list[str]:
-        """The names of the study's objects, such as `00042/last.3.pt`, in order."""
+        """The sorted names of the study's objects, such as `00042/last.3.pt`."""
         with self._asking(f"{self.url}/{study} cannot be listed"):
             return sorted(key.removeprefix(f"{self._prefix}{study}/") for _, _, key in self._objects(study))
 
     def read(self, study: str, name: str) -> bytes | None:
-        """The content of an object that `of_study` named; None if it was deleted meanwhile."""
+        """The content of an object; None if the object was deleted. `name` has the form that `of_study` returns."""
         from optuna.artifacts.exceptions import ArtifactNotFound
 
         with self._asking(f"{self.url}/{study}/{name} cannot be read"):
@@ -77,17 +77,17 @@ class StudyObjects:
                 return None
 
     def write(self, study: str, name: str, content: bytes) -> None:
-        """Store an object; `of_study` describes its name."""
+        """Store `content` as an object. `name` has the form that `of_study` returns."""
         with self._asking(f"{self.url}/{study}/{name} cannot be written"):
             self._store.write(f"{self._prefix}{study}/{name}", io.BytesIO(content))
 
     def delete(self, study: str) -> int:
-        """Delete all objects of the study; returns how many there were."""
+        """Delete all objects of the study; returns their number."""
         with self._asking(f"{self.url}/{study} cannot be deleted"):
             return self._delete(study, lambda *_: True)
 
     def download(self, study: str, number: int, target: Path) -> Path:
-        """Write the checkpoint of the trial's last owner to `target`, and return it."""
+        """Write the checkpoint of the trial's last owner to `target`; returns `target`."""
         with self._asking(f"{self.of_trial(study, number)} cannot be read"):
             names = self._names(study, number)
             if names:
@@ -99,7 +99,7 @@ class StudyObjects:
         )
 
     def check(self) -> str:
-        """Why the store does not answer now, or an empty text; UserError if it can never be used like this."""
+        """The reason why the store does not answer now, or an empty text; UserError if the settings cannot work."""
         from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
         try:
@@ -120,7 +120,7 @@ class StudyObjects:
 
     @contextlib.contextmanager
     def _asking(self, failed: str) -> Iterator[None]:
-        """Inside the block the client's errors become a CheckpointError that begins with `failed`."""
+        """Inside the block, an error of the client becomes a CheckpointError whose message begins with `failed`."""
         try:
             yield
         except (OSError, CvaeoptError):
@@ -133,17 +133,17 @@ class StudyObjects:
             ) from None
 
     def _reason(self, error: Exception) -> str:
-        """The error in one line, without credentials."""
+        """The error's text in one line, without credentials."""
         text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         return self._hide(re.sub(r"://[^/\s\"']*@", "://***@", text))
 
-    # The methods below let the client's errors pass.
+    # The methods below raise the client's own errors.
 
     def _key(self, study: str, number: int, name: str) -> str:
         return f"{self._prefix}{study}/{number:05d}/{name}"
 
     def _objects(self, study: str, number: int | None = None) -> Iterator[tuple[int, int, str]]:
-        """(number, token, key) of every checkpoint of a study, or of one trial."""
+        """(number, token, key) of every checkpoint of the study, or of trial `number` only."""
         below = f"{self._prefix}{study}/"
         pages = self._client.get_paginator("list_objects_v2")
         prefix = below if number is None else f"{below}{number:05d}/"
@@ -155,12 +155,12 @@ class StudyObjects:
                     yield int(match[1]), int(match[2]), key
 
     def _names(self, study: str, number: int) -> list[str]:
-        """The names of the trial's objects in the order of their tokens."""
+        """The names of the trial's objects, sorted by their tokens."""
         listed = sorted((token, key.rpartition("/")[2]) for _, token, key in self._objects(study, number))
         return [name for _, name in listed]
 
     def _delete(self, study: str, is_wanted: Callable[[int, int], bool], number: int | None = None) -> int:
-        """Delete the objects for whose (number, token) `is_wanted` is True; returns how many."""
+        """Delete the objects for which `is_wanted(number, token)` is True; returns their number."""
         keys = [key for of, token, key in self._objects(study, number) if is_wanted(of, token)]
         for key in keys:
             self._store.remove(key)
