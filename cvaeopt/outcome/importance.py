@@ -5,7 +5,7 @@ the process over all other settings of the whole space. So the effect is not bia
 search sampled most. Pruned trials count with the forecast of their value.
 
 The intervals are those of the process. If every trial in a region was stopped early, the true error there may be larger
-than the interval. The forecasts are then too close to the values of the complete trials.
+than the interval, because the forecasts may be too close to the values of the complete trials.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def at_bounds(definition: Definition, trials: Sequence[FrozenTrial]) -> list[str
     """A sentence for each bound of the search space that should be moved, because most of the best trials lie near it.
 
     A bound is named if more than half of the ten best complete trials lie within 5 % of the range from the bound. A
-    bound is left out if the setting allows no value beyond it (a ratio of 0). A range with fewer than ten values is
-    left out, too, because trials often lie at its ends by chance.
+    bound is left out if the setting allows no value beyond the bound: for example, a ratio cannot be below 0. A range
+    with fewer than ten values is left out, too, because trials often lie at its ends by chance.
     """
     complete = [one for one in trials if one.state == TrialState.COMPLETE and math.isfinite(one.value or math.nan)]
     best = sorted(complete, key=lambda one: (-(one.value or 0.0), one.number))[:_BEST]

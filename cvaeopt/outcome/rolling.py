@@ -1,7 +1,7 @@
 """The roll-outs of a checkpoint: the noise, the size of the frames, and the way from the network's output to frames.
 
-A checkpoint in the lab's format does not state whether its network ends in a sigmoid. Every output is tried on the
-validation video. With a wrong output, the predicted frames are far from the true frames.
+A checkpoint in the lab's format does not state whether its network ends in a sigmoid. For such a checkpoint, every
+output is tried on the validation video. With a wrong output, the predicted frames are far from the true frames.
 """
 
 from __future__ import annotations

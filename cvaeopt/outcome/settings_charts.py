@@ -1,4 +1,7 @@
-"""The charts of a study's settings: where the good values lie, and what mattered. PNG bytes in the look of `charts`."""
+"""The charts of a study's settings: the values over the settings, and the importance of each setting.
+
+Each chart is returned as the bytes of a PNG file, in the common look of `pictures.curves`.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ _EFFECTS_A_LINE: Final = 3
 
 
 def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
-    """Complete trials as lines over all settings, coloured by value; the best one is drawn on top."""
+    """A chart with a line for each complete trial over all settings, coloured by value. The best trial is on top."""
     complete = [trial for trial in trials if trial.value is not None]
     if len(complete) < 2 or len(axes_of) < 2:
         return nothing("Settings side by side", "Needs two complete trials that differ in two settings.")
@@ -51,7 +54,7 @@ def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
     ranked = [ranked[index] for index in thinned(len(ranked), _MAX_LINES)]
     values = [trial.value or 0.0 for trial in ranked]
     scale = Normalize(float(np.quantile(values, 0.1)), max(values) if max(values) > min(values) else min(values) + 1)
-    # Without its palest end, which is lost on paper.
+    # The palest colours of the map are left out, because they cannot be seen on white paper.
     colour = ScalarMappable(scale, ListedColormap(colormaps["cividis_r"](np.linspace(0.12, 1, 256))))
     ends = {axis.name: _ends(axis, complete) for axis in axes_of}
     with look():
@@ -99,7 +102,10 @@ def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
 
 
 def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -> bytes:
-    """The value against each setting, one small chart each; pruned trials stand at their last report."""
+    """A small chart for each setting: the values of the finished trials against the setting.
+
+    A pruned trial is drawn at its last reported value.
+    """
     shown = [trial for trial in trials if trial.level is not None and trial.state in ("complete", "pruned")]
     if len(shown) < 2 or not axes_of:
         return nothing("Value against each setting", "Two finished trials are needed.")
@@ -109,7 +115,7 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
     low = float(np.quantile(levels, 0.05)) if len(levels) > 20 else min(levels)
     with look():
         drawing = figure(0.6 + 2.15 * lines)
-        drawing.set_layout_engine("constrained", wspace=0.08)  # the outermost marks of neighbours stay apart
+        drawing.set_layout_engine("constrained", wspace=0.08)  # a gap between the axis marks of neighbouring charts
         grid = drawing.subplots(lines, 2, sharey=True, squeeze=False)
         for place, axis in enumerate(axes_of):
             axes = grid[place // 2][place % 2]
@@ -152,9 +158,11 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
 
 
 def good_schedules(good: Mapping[int, Config], others: Sequence[Config], best: int) -> bytes:
-    """Forcing ratio and KL weight over the epochs of a trial: the good trials over all others.
+    """A chart of the forcing ratio and the KL weight over epochs. The good trials are drawn over all other trials.
 
-    good    number of the trial -> its settings;  best   the number of the best one
+    good     number of the good trial -> its settings
+    others   the settings of the other trials
+    best     the number of the best trial in `good`
     """
     with look():
         drawing = figure(4.4)
@@ -181,7 +189,10 @@ def _draw_schedule(axes: Axes, config: Config, at: Callable[[Config, int], float
 
 
 def importance(items: Sequence[Importance], complete: int) -> bytes:
-    """Bars of the settings' importance, and below them how the value depends on each; with 80 % intervals."""
+    """A chart of the importance of the settings as bars, and below the bars the effect of each setting.
+
+    Both have 80 % intervals. `complete` is the number of complete trials.
+    """
     if not items:
         return nothing(
             "Too early to say what mattered",
@@ -218,7 +229,7 @@ def _draw_shares(axes: Axes, items: Sequence[Importance]) -> None:
 
 
 def _draw_effect(axes: Axes, item: Importance) -> None:
-    """The mean value at each place of a setting, over all other settings, with its 80 % interval."""
+    """Draw the effect of a setting: the mean over all other settings at each of its values, with 80 % intervals."""
     half = NormalDist().inv_cdf(0.9) * item.error
     if item.scale == "categorical":
         places = range(len(item.values))
@@ -237,7 +248,7 @@ def _draw_effect(axes: Axes, item: Importance) -> None:
 
 
 def _ends(axis: Axis, trials: Sequence[TrialFacts]) -> tuple[float, float]:
-    """The smallest and largest value of a setting, on its scale; 0 and 1 for one without numbers."""
+    """The smallest and the largest value of a setting on its scale; 0 and 1 for a setting without numeric values."""
     if axis.kind == "categorical":
         return 0.0, 1.0
     numbers = [float(trial.params[axis.name]) for trial in trials if axis.name in trial.params]
@@ -247,7 +258,7 @@ def _ends(axis: Axis, trials: Sequence[TrialFacts]) -> tuple[float, float]:
 
 
 def _height(axis: Axis, value: Any, ends: tuple[float, float]) -> float | None:
-    """Where `value` stands on its axis, 0..1; None where the trial has no such setting."""
+    """The position of `value` on the axis, 0..1; None if `value` is None (the trial does not have the setting)."""
     if value is None:
         return None
     if axis.kind == "categorical":
@@ -258,7 +269,7 @@ def _height(axis: Axis, value: Any, ends: tuple[float, float]) -> float | None:
 
 
 def _marks(axis: Axis, ends: tuple[float, float]) -> list[tuple[float, str]]:
-    """(height, text) of an axis: its choices, or its two ends."""
+    """The marks of an axis as (height, text): a mark for each choice, or a mark for each end."""
     if axis.kind == "categorical":
         return [(place / max(1, len(axis.choices) - 1), str(c)) for place, c in enumerate(axis.choices)]
     low, high = ends
@@ -268,7 +279,7 @@ def _marks(axis: Axis, ends: tuple[float, float]) -> list[tuple[float, str]]:
 
 
 def _position(axis: Axis, value: Any, number: int) -> float:
-    """The x position of a value; equal categories are spread a little by trial number."""
+    """The x position of a value. Trials with the same choice get slightly different positions by trial number."""
     if axis.kind != "categorical":
         return float(value)
     return axis.choices.index(value) + ((number * 7919) % 101 / 100 - 0.5) * 0.4

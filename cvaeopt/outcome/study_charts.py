@@ -1,4 +1,7 @@
-"""The charts of a study: what was tried, what it cost, how its arms compare. PNG bytes, in the look of `charts`."""
+"""The charts of a study: its history, its learning curves, its cost, and the comparison of its arms.
+
+Each chart is returned as the bytes of a PNG file, in the common look of `pictures.curves`.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,9 @@ _DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1
 
 
 def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric: str) -> bytes:
-    """Value of every trial over the epochs spent until it ended, with the best so far.
+    """A chart of the finished trials' values, and of the best value so far, over the epochs that the study has spent.
 
-    The epochs of failed trials are counted, too; they have no value that could be drawn.
+    The epochs of failed trials are counted, too, but failed trials are not drawn.
     """
     over = [trial for trial in trials if trial.state in ("complete", "pruned", "failed")]
     over.sort(key=lambda trial: (trial.finished is None, trial.finished, trial.number))
@@ -86,7 +89,7 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
                 text += f", {abs(best.value - bar):.1f} dB {side} {BASELINES.get(name, name)}"
             title(drawing, text)
         levels = [trial.level or 0.0 for trial in ended]
-        if len(levels) > 20:  # a few lost trials must not flatten the rest
+        if len(levels) > 20:  # A few very bad trials must not compress the range of all others.
             bottom = float(np.quantile(levels, 0.03))
             top = max(levels)
             axes.set_ylim(bottom - 0.08 * (top - bottom) - 0.2, top + 0.08 * (top - bottom) + 0.2)
@@ -99,7 +102,7 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
 
 
 def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric: str) -> bytes:
-    """Reported values over epochs, every trial a line; a cross where the pruner stopped one."""
+    """A chart of the reported values over epochs, with a line for each trial. A cross is the end of a pruned trial."""
     from matplotlib.collections import LineCollection
 
     shown = [trial for trial in trials if trial.curve]
@@ -141,10 +144,11 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
 
 
 def cost(spent: Mapping[str, int], saved: int, device_time: str | None) -> bytes:
-    """One bar: epochs by how their trials ended, and the epochs that pruning saved.
+    """A chart with one bar: the epochs trained by the trials in each state, and the epochs that pruning saved.
 
-    spent         state -> epochs trained by its trials
-    device_time   with its unit; None if it was not recorded
+    spent         state -> epochs trained by the trials in this state
+    saved         number of epochs that pruning saved
+    device_time   training time as text with its unit; None if it was not recorded
     """
     total = sum(spent.values())
     if not total:
@@ -191,10 +195,13 @@ def ablation(
     lower_is_better: bool,
     beside: Sequence[tuple[str, str]] = (),
 ) -> bytes:
-    """One curve per variant over epochs, the comparison that an ablation study is made for, over what was varied.
+    """The chart of an ablation study: a curve over epochs for each variant, and the varied schedules below.
 
-    runs     variant -> lines of history.jsonl;  key   the column to draw
-    beside   (column, name) of the schedules to draw below on the same epochs, each from 0 to 1
+    runs     name of the variant -> rows of its history.jsonl
+    key      the column to draw
+    what     name of the column in the title and on the axis
+    unit     unit of the column; '' for none
+    beside   (column, name) of each schedule to draw below, with values from 0 to 1
     """
     runs = {name: rows for name, rows in runs.items() if rows}
     if not runs:
@@ -217,7 +224,7 @@ def ablation(
                     epochs,
                     column(rows, name),
                     color=colour,
-                    linestyle="-" if main else dashes,  # schedules often coincide
+                    linestyle="-" if main else dashes,  # With dashes, schedules that coincide stay visible.
                     label=variant,
                     marker="o" if len(epochs) < 3 else "",
                 )
@@ -236,7 +243,11 @@ def ablation(
 
 
 def frames_compared(runs: Mapping[str, Sequence[float]], baselines: Mapping[str, float]) -> bytes:
-    """PSNR per frame of several runs, the seed reports' last picture."""
+    """A chart of the PSNR per frame of several runs. The seed reports have such a chart as their last picture.
+
+    runs        name of the run -> PSNR of each frame, dB
+    baselines   name -> mean PSNR, dB
+    """
     if not runs:
         return nothing("PSNR per frame", "No run of this comparison kept its roll-out.")
     means = {name: float(np.mean(values)) for name, values in runs.items()}

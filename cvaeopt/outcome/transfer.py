@@ -1,10 +1,11 @@
-"""The schedules of a short run, carried over to a run of another length.
+"""Transfer of the schedules of a run to a run of another length.
 
-A winner found at 100 epochs is retrained for 500. What should `tfr_sde = 10` mean then: the tenth epoch, or a
-tenth of the run? Both are useful, and both are here:
+For example, the best trial of a search at 100 epochs is trained again for 500 epochs. In the long run, `tfr_sde = 10`
+can mean the tenth epoch, or a tenth of the run. Both meanings are useful, so there are two transfers:
 
-    proportional   fractions of the run stay: the curve of the long run is the short one, stretched
-    absolute       epochs stay: the curve of the long run begins as the short one did (seeds 000 and 001)
+    proportional   the fractions of the run are kept: the curve of the short run is stretched to the long run
+    absolute       the epochs are kept: the curve of the long run begins like the curve of the short run, as in the
+                   seed reports 000 and 001
 """
 
 from __future__ import annotations
@@ -19,22 +20,26 @@ from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
 
 Transfer = Literal["proportional", "absolute"]
 
-# Undecided by an experiment (its figures are in studies/README.md): forcing that falls did better absolute,
-# cyclical KL better proportional. Proportional keeps the shape that was searched, and absolute freezes
-# MultiStepLR's lr after the first hundredth of a long run. One constant, so that more evidence can change it.
+# An experiment did not decide which transfer is better (its figures are in studies/README.md). A falling forcing ratio
+# did better with the absolute transfer, and cyclical KL did better with the proportional transfer. The proportional
+# transfer is the default for two reasons. It keeps the shape of the schedules that was searched. With the absolute
+# transfer and the default milestones, MultiStepLR lowers lr only in the first hundredth of a run of 500 epochs.
 DEFAULT_TRANSFER: Transfer = "proportional"
 
 
 def transfer(config: Config, epochs: int, mode: Transfer = DEFAULT_TRANSFER) -> Config:
-    """The same settings for a run of `epochs` epochs, with its schedules carried over.
+    """The settings of `config` for a run of `epochs` epochs, with the schedules carried over.
 
     proportional   forcing decay, milestones, KL cycles and ExponentialLR keep their fractions of the run
-    absolute       they keep their epochs; cycles that are counted over the run become more of them, of the same
-                   length as nearly as whole numbers allow
+    absolute       forcing decay, milestones, KL cycles and ExponentialLR keep their epochs. If the setting is the
+                   number of cycles in the run, this number changes with the length of the run. It is rounded to a
+                   whole number, so a cycle has almost the same length as before.
 
-    Two things cannot be kept by any setting and are stated here: the cosine schedule is a function of the whole
-    run, so it is stretched in both modes; and what does not fit into a shorter run (a ramp longer than the run,
-    a decay of more than 1 an epoch) ends at the setting's limit.
+    There are two exceptions. The cosine schedule is a function of the whole run, so it is stretched in both modes. If
+    a value does not fit into a shorter run (a ramp longer than the run, a decay of more than 1 an epoch), the setting
+    gets its limit instead.
+
+    SettingsError if `epochs` < 1, or for an unknown `mode`.
     """
     if epochs < 1:
         raise SettingsError(f"epochs = {epochs}.", "Expected: at least 1.")
@@ -55,7 +60,7 @@ def _proportional(config: Config, epochs: int) -> dict[str, Any]:
         "tfr_d_step": min(1.0, config.tfr_d_step / stretch),
         "milestones": _rising([max(1, round(m * stretch)) if m else 0 for m in config.milestones]),
     }
-    if config.tfr_formula == "seed003":  # it falls from tfr_sde - 1 on, and never before epoch 1
+    if config.tfr_formula == "seed003":  # The decay starts after epoch tfr_sde - 1; tfr_sde = 0 means the same as 1.
         changes["tfr_sde"] = round((max(config.tfr_sde, 1) - 1) * stretch) + 1
     else:
         changes["tfr_sde"] = round(config.tfr_sde * stretch)
@@ -70,14 +75,14 @@ def _proportional_kl(config: Config, stretch: float) -> dict[str, Any]:
     cyclical = config.kl_anneal_type == "cyclical"
     cycle, ratio = config.kl_anneal_cycle, config.kl_anneal_ratio
     if config.kl_formula in ("fu", "seed001"):
-        return {}  # already functions of the fraction of the run
-    if config.kl_formula == "seed003":  # a slope an epoch: per period (cyclical) or over the run (monotonic)
+        return {}  # These formulas are functions of the fraction of the run already.
+    if config.kl_formula == "seed003":  # beta depends on the product of `ratio` and a number of epochs.
         return {"kl_anneal_ratio": ratio / stretch}
     if config.kl_formula not in ("seed000", "seed004"):
         raise AssertionError(config.kl_formula)
     longer = max(1, round(cycle * stretch))
     if config.kl_formula == "seed000" and not cyclical:
-        # beta = ratio t (t + 1) / (2 cycle), a parabola: it must meet 1 at the same fraction of the run.
+        # beta = ratio t (t + 1) / (2 cycle) must reach 1 at the same fraction of the run as before.
         meets = (math.sqrt(1 + 8 * cycle / ratio) - 1) / 2 * stretch
         return {"kl_anneal_cycle": longer, "kl_anneal_ratio": 2 * longer / (meets * (meets + 1))}
     return {"kl_anneal_cycle": longer}
@@ -87,22 +92,22 @@ def _absolute(config: Config, epochs: int) -> dict[str, Any]:
     cyclical = config.kl_anneal_type == "cyclical"
     cycle, ratio = config.kl_anneal_cycle, config.kl_anneal_ratio
     if config.kl_anneal_type == "none" or config.kl_formula in ("seed000", "seed004"):
-        return {}  # epochs of one cycle, slopes an epoch: nothing depends on the length of the run
+        return {}  # These settings are epochs of a cycle or slopes per epoch. They do not depend on the run's length.
     more = epochs / config.num_epoch
     if cyclical:
         return {"kl_anneal_cycle": max(1, round(cycle * more))}
-    if config.kl_formula == "fu":  # one ramp over `ratio` of the run
+    if config.kl_formula == "fu":  # `ratio` is the fraction of the run in which beta rises.
         return {"kl_anneal_ratio": min(1.0, ratio / more)}
-    if config.kl_formula == "seed001":  # beta = t cycle / (ratio epochs): the slope an epoch stays
-        cycles = max(1, math.floor(cycle * more))  # rounded down, so that the ratio never rises above its limit
+    if config.kl_formula == "seed001":  # beta = t cycle / (ratio epochs) must keep its slope per epoch.
+        cycles = max(1, math.floor(cycle * more))  # rounded down: more cycles could need a ratio above its limit
         return {"kl_anneal_cycle": cycles, "kl_anneal_ratio": min(1.0, ratio * cycles / (cycle * more))}
-    if config.kl_formula == "seed003":  # monotonic: a slope an epoch
+    if config.kl_formula == "seed003":  # `ratio` is the slope of beta per epoch.
         return {}
     raise AssertionError(config.kl_formula)
 
 
 def _rising(milestones: list[int]) -> list[int]:
-    """The milestones, moved up where shrinking made two of them equal."""
+    """The milestones, changed in place so that each is larger than the one before. Rounding can make two equal."""
     for index in range(1, len(milestones)):
         milestones[index] = max(milestones[index], milestones[index - 1] + 1)
     return milestones
@@ -110,12 +115,12 @@ def _rising(milestones: list[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Where the schedules of a run turn, in finished epochs; None where it never happens.
+    """The turning points of a run's schedules, in finished epochs. A turning point that never happens is None.
 
     decay_starts    first epoch whose forcing ratio is below `tfr`
     decay_ends      first epoch whose forcing ratio is 0
     beta_full       first epoch whose KL weight is 1
-    cycle           first epoch at which the KL weight falls: the length of the first cycle
+    cycle           first epoch at which the KL weight falls, which is the length of the first cycle
     lr_end          learning rate of the last epoch
     """
 
@@ -132,7 +137,7 @@ class Landmarks:
 
 
 def landmarks(config: Config) -> Landmarks:
-    """Where the schedules of `config` turn, read off the schedules themselves."""
+    """The turning points of the schedules of `config`, found in the values of the schedules at every epoch."""
     span = range(config.num_epoch)
     tfr = [tfr_at(config, epoch) for epoch in span]
     beta = [beta_at(config, epoch) for epoch in span]

@@ -1,4 +1,4 @@
-"""What charts and pages need to know of a trial, read from Optuna's trials once."""
+"""The facts about trials that charts and pages need. They are read once from Optuna's trials."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrialFacts:
-    """One trial.
+    """The facts about one trial.
 
-    value      of a complete trial, dB; None otherwise
-    curve      (epochs finished, reported value) of every report that is finite, in order
-    epochs     epochs trained
-    seconds    training time; None if it was not recorded
-    reason     why it ended, in words ('' if it was not recorded): untrusted text
+    value       the value of a complete trial, dB; None for any other trial
+    curve       (epochs finished, reported value in dB) of every finite report, in order of epochs
+    epochs      number of epochs trained
+    seconds     training time; None if it was not recorded
+    reason      the reason why the trial ended, '' if it was not recorded; untrusted text from the database
+    finished    time when the trial ended; None if it has not ended
+    attributes  the user attributes of Optuna's trial
     """
 
     number: int
@@ -39,7 +41,7 @@ class TrialFacts:
 
     @property
     def level(self) -> float | None:
-        """The value, or the last report of a trial that has none."""
+        """The value. For a trial without a value, the last reported value; None if there is no report."""
         if self.value is not None:
             return self.value
         return self.curve[-1][1] if self.curve else None
@@ -47,9 +49,10 @@ class TrialFacts:
 
 @dataclass(frozen=True)
 class Axis:
-    """How a searched parameter is drawn.
+    """The axis of a searched setting in a chart.
 
-    kind       log and linear are numbers; categorical lists its choices in order
+    kind      linear or log for a numeric setting, categorical for a setting with choices
+    choices   the choices of a categorical setting in the order of its definition; empty for a numeric setting
     """
 
     name: str
@@ -58,15 +61,19 @@ class Axis:
 
 
 def facts(trials: Iterable[FrozenTrial], left: Collection[int] = ()) -> list[TrialFacts]:
-    """The facts of every trial, by number.
+    """The facts about every trial, sorted by number.
 
-    left   numbers of trials that were begun and have no worker now: they wait for one, whatever Optuna says
+    left   numbers of the trials that have begun and have no worker now. Their state is "waiting", although Optuna's
+           state is "running".
     """
     return sorted((_facts(trial, trial.number in left) for trial in trials), key=lambda trial: trial.number)
 
 
 def axes(trials: Sequence[FrozenTrial], *, constant: bool = False) -> list[Axis]:
-    """The searched parameters of all trials, in order of appearance; those that never vary only with `constant`."""
+    """The axes of all settings that the trials searched, in the order in which the settings appear in the trials.
+
+    constant   whether settings that have the same value in all trials are included
+    """
     from optuna.distributions import CategoricalDistribution
 
     found: dict[str, Axis] = {}
@@ -83,14 +90,14 @@ def axes(trials: Sequence[FrozenTrial], *, constant: bool = False) -> list[Axis]
 
 
 def best_of(trials: Iterable[TrialFacts]) -> TrialFacts | None:
-    """The complete trial with the highest value (the first of equals), or None."""
+    """The trial with the highest value; the lowest number among equals; None if no trial has a value."""
     complete = [trial for trial in trials if trial.value is not None]
     return min(complete, key=lambda trial: place(trial.value or 0.0, trial.number), default=None)
 
 
 def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
     attributes = trial.user_attrs
-    # A diverged trial is told to Optuna as pruned, so that samplers learn from it; for people it failed.
+    # Optuna stores a diverged trial as pruned, so that samplers learn from it. Users see it as failed.
     bad = attributes.get("failed") or not is_feasible(trial.constraints)
     state: State = "failed" if bad else STATES[trial.state.name]
     if left and state == "running":
@@ -103,7 +110,7 @@ def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
         value=value_of(trial) if state == "complete" else None,
         params=dict(trial.params),
         curve=curve,
-        # As `status` counts: an epoch that was reported was spent, also one that is trained again after a crash.
+        # `status` counts in the same way: every reported epoch was spent, even if a crash made its training repeat.
         epochs=max(trial.intermediate_values, default=int(attributes.get("epochs_done") or 0)),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
         reason=str(attributes.get("reason") or ""),

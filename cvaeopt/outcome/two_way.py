@@ -1,21 +1,26 @@
-"""Settings x common seeds: what runs that share their seeds say of each setting's true value, and of the best one.
+"""Two-way analysis of runs by settings and seeds: estimates of each setting's true value.
 
-The value of a run is the true value of its settings, plus what its seed does to all settings alike, plus a rest. The
-mean squares of seeds and rest come from least squares with a level for each setting and each seed, so that a table may
-have gaps. Three things follow that means and pooled spreads get wrong:
+Here "a setting" is one complete combination of settings. All settings are trained with the same seeds. The value of a
+run is the sum of three parts: the true value of its setting, the effect of its seed, and a residual, called `rest` in
+the code. The effect of a seed is the same for all settings. Least squares with a level for each setting and for each
+seed gives the mean squares of seeds and residual. So the table of runs may have gaps.
 
-- The mean of three runs is unsure by what the three seeds have in common with other settings' runs, which no number
-  of other settings averages out. So the variance has a part of the seeds with its own, few, degrees of freedom
-  (Satterthwaite).
-- The setting that looks best was partly lucky. So estimates are drawn towards their common mean, the more the larger
-  the rest is beside the spread of the settings (empirical Bayes, or best linear unbiased prediction).
-- A setting with one run is drawn further than one with three, so that they can be ranked together.
+Simple means with a pooled standard deviation have three errors that this analysis corrects:
 
-In simulations with the noise of real trainings the 95 % interval of the winner holds its true value in 93-97 % of
-confirmations, and its estimate is optimistic by less than 0.1 dB (tests/outcome/test_two_way.py).
+- The effects of the few seeds change the estimates of all settings together. More settings do not reduce this error. So
+  the variance of an estimate has a part for the seeds, with its own small number of degrees of freedom (Satterthwaite).
+- The setting with the best mean was partly lucky. So each estimate is shrunk towards the common mean. The shrinkage is
+  stronger if the residual variance is large compared with the variance of the settings (empirical Bayes, or best linear
+  unbiased prediction).
+- A setting with one run is less certain than a setting with three runs. So its estimate is shrunk more, and both can be
+  ranked together.
 
-Sources: Searle, Casella and McCulloch, Variance Components (1992), chapters 5 and 7; Satterthwaite, Biometrics
-Bulletin 2 (1946), rounded down as usual; Morris, JASA 78 (1983) for the error that the shrinkage itself adds.
+In simulations with the noise of real trainings, the 95 % interval of the winner contains its true value in 93-97 % of
+the confirmations. The winner's estimate is too high by less than 0.1 dB on average (tests/outcome/test_two_way.py).
+
+Sources: Searle, Casella and McCulloch, Variance Components (1992), chapters 5 and 7. Satterthwaite, Biometrics
+Bulletin 2 (1946); the degrees of freedom are rounded down as usual. Morris, JASA 78 (1983), for the additional error
+that the shrinkage causes.
 """
 
 from __future__ import annotations
@@ -30,19 +35,22 @@ import numpy as np
 from cvaeopt.outcome.intervals import Interval, t_interval
 
 LEAST_FREEDOM: Final = 2
-"""Degrees of freedom of the rest without which runs say too little of it for this analysis: three settings with two
-seeds, or two settings with three."""
+"""The smallest number of degrees of freedom of the residual for this analysis. Three settings with two seeds have this
+number, and so have two settings with three seeds."""
 
-_MIN_SPREAD_RATIO: Final = 0.02  # of the settings' variance to the rest's: keeps the ranking where all is noise
+# The smallest ratio of the settings' variance to the residual variance. If the differences are only noise, this minimum
+# keeps the estimates different, so that the settings still have a ranking.
+_MIN_SPREAD_RATIO: Final = 0.02
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class TwoWay:
-    """The estimated true value of each setting, dB, with its 95 % interval.
+    """The result of the two-way analysis.
 
-    spread    standard deviation of one run beyond its setting's and its seed's own level, dB
+    values    the estimated true value of each setting, dB, with its 95 % interval
+    spread    standard deviation of the residual of one run, dB
     freedom   degrees of freedom of `spread`
     """
 
@@ -54,7 +62,10 @@ class TwoWay:
     _estimable: Array
 
     def difference(self, one: int, other: int) -> Interval | None:
-        """How much higher setting `one` is than `other`, seed by seed, not shrunk; None if no seeds connect them."""
+        """The value of setting `one` minus the value of setting `other`, dB, compared seed by seed and not shrunk.
+
+        None if the difference cannot be estimated, because no chain of common seeds connects the two settings.
+        """
         contrast = np.zeros(len(self._levels))
         contrast[one] += 1
         contrast[other] -= 1
@@ -65,13 +76,16 @@ class TwoWay:
 
 
 def two_way(groups: Sequence[Mapping[int, float]]) -> TwoWay | None:
-    """The analysis of `groups`, for each setting seed -> value in dB; None where there are too few runs for it."""
+    """The two-way analysis of `groups`; None if there are too few runs for the analysis.
+
+    groups   for each setting: seed -> value of the run in dB
+    """
     seeds = sorted({seed for values in groups for seed in values})
     runs = [(group, seeds.index(seed), value) for group, values in enumerate(groups) for seed, value in values.items()]
     setting_of = np.eye(len(groups))[[group for group, _, _ in runs]]  # (runs, settings)
     seed_of = np.eye(len(seeds))[[seed for _, seed, _ in runs]]  # (runs, seeds)
     values = np.array([value for *_, value in runs])
-    centre = float(values.mean()) if runs else 0.0  # subtracted, so that rounding is that of the differences
+    centre = float(values.mean()) if runs else 0.0  # subtracted to reduce rounding errors
     values = values - centre
     design = np.hstack([setting_of, seed_of])
     inverse = np.linalg.pinv(design)
@@ -82,12 +96,12 @@ def two_way(groups: Sequence[Mapping[int, float]]) -> TwoWay | None:
     if freedom < LEAST_FREEDOM or seed_freedom < 1 or setting_freedom < 1:
         return None
     levels = inverse @ values
-    # At least this, so that the matrices can be inverted where runs differ by their settings and seeds alone.
+    # The lower limit of the residual variance. With it the matrices can be inverted even if the residual is zero.
     smallest = 1e-8 * float(values @ values) / len(runs) + 1e-12
     rest = max(smallest, float(np.sum((values - design @ levels) ** 2)) / freedom)
     among_seeds = float(values @ (both - settings) @ values) / seed_freedom
     among_settings = float(values @ (both - seeds_alone) @ values) / setting_freedom
-    # The expected mean squares are rest + count * variance.
+    # The expected mean square of the seeds (or settings) is rest + count * variance of the seeds (or settings).
     seed_count = float(np.trace(seed_of.T @ (both - settings) @ seed_of)) / seed_freedom
     setting_count = float(np.trace(setting_of.T @ (both - seeds_alone) @ setting_of)) / setting_freedom
     seed_variance = max(0.0, among_seeds - rest) / seed_count
@@ -111,18 +125,18 @@ def two_way(groups: Sequence[Mapping[int, float]]) -> TwoWay | None:
 
 
 def _projection(groups_of: Array) -> Array:
-    """The matrix (runs, runs) that puts the mean of its group in each run's place."""
+    """The matrix (runs, runs) that replaces the value of each run by the mean of the run's group."""
     projection: Array = groups_of / groups_of.sum(0) @ groups_of.T
     return projection
 
 
 def _weights(setting_of: Array, seed_of: Array, rest: float, seeds: float, settings: float) -> Array:
-    """The weights of the runs (settings, runs) in the best linear prediction of each setting's true value.
+    """The weights (settings, runs) of the runs in the best linear prediction of each setting's true value.
 
-    rest, seeds, settings   the variances of the three parts of a run's value
+    rest, seeds, settings   the variances of the residual, the effect of the seed, and the true value of the setting
     """
     runs = len(setting_of)
     inverse = np.linalg.inv(rest * np.eye(runs) + seeds * seed_of @ seed_of.T + settings * setting_of @ setting_of.T)
-    common = inverse.sum(0) / inverse.sum()  # generalised least squares of the common mean
+    common = inverse.sum(0) / inverse.sum()  # weights of the common mean by generalised least squares
     weights: Array = common + settings * setting_of.T @ inverse @ (np.eye(runs) - common)
     return weights

@@ -91,7 +91,7 @@ def png(drawing: Figure) -> bytes:
 
 def title(drawing: Figure, text: str) -> None:
     """Write `text` above the figure, aligned to the figure's left edge. Long text is broken into lines."""
-    lines = "\n".join(textwrap.wrap(text, _TITLE_CHARACTERS)).replace("$", r"\$")  # a name is not mathematics
+    lines = "\n".join(textwrap.wrap(text, _TITLE_CHARACTERS)).replace("$", r"\$")  # "$" starts a formula
     drawing.suptitle(lines, x=0.012, ha="left", fontsize=12.5, fontweight="bold")
 
 

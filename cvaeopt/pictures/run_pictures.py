@@ -76,7 +76,7 @@ def trial_artifacts(
 
 
 def write_gif(path: Path, frames: Iterable[Frames]) -> None:
-    """Write frames (3, H, W) as an endless GIF. If the writing fails, no new file appears.
+    """Write frames (3, H, W) as an endless GIF. If the writing fails, the file at `path` is unchanged.
 
     Each frame has its own palette of 256 colours, which is fitted to the frame. There is no dithering, because
     dithering would make still areas flicker.
