@@ -1,1 +1,1 @@
-"""The search: what to train next, and how many workers share it through SQL."""
+"""What a study searches: its definition in TOML, and its search space."""

@@ -1,4 +1,4 @@
-"""What a study is: its TOML file, checked once and frozen."""
+"""The definition of a study: the content of its TOML file, checked once and then immutable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from cvaeopt.search.tables import (
 )
 
 SHIPPED: Final = Path(str(files("cvaeopt"))) / "studies"
-"""The studies that come with the package."""
+"""The folder of the studies that come with the package."""
 
 TABLES: Final = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "warm_start", "service")
 MAX_GRID_POINTS: Final = 10_000
@@ -60,9 +60,10 @@ _OTHER_SUFFIXES = (
 
 
 class Definition(StudyTable):
-    """A study: what is searched, how, and for how long.
+    """The definition of a study: the searched settings, the sampler, the pruner and the budget.
 
-    Made by `load_definition` (TOML) or `Definition.parse` (tables); both check it as a whole.
+    `load_definition` makes a definition from a TOML file, and `Definition.parse` makes it from tables. Both functions
+    check the definition as a whole.
     """
 
     name: str
@@ -77,7 +78,10 @@ class Definition(StudyTable):
 
     @classmethod
     def parse(cls, tables: dict[str, Any], name: str, where: str) -> Self:
-        """The checked definition; SettingsError names `where` it stands, what was found and expected."""
+        """The checked definition; SettingsError if a table is wrong, StudyError if `name` cannot name a study.
+
+        where   the source of the tables, such as the path of a file, for messages
+        """
         check_name(name, where)
         check_names(tables, list(TABLES), where, kind="table")
         for table in ("budget", "search"):
@@ -112,17 +116,17 @@ class Definition(StudyTable):
 
     @property
     def epochs(self) -> int:
-        """Epochs of one trial."""
+        """Number of epochs of one trial."""
         return self.budget.epochs
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """Height and width of the study's frames, pixels; no trial varies them."""
+        """Height and width of the study's frames, pixels; equal in all trials."""
         settled = space.settled(self.search, self.fixed)
         return settled["frame_H"], settled["frame_W"]
 
     def plain(self) -> dict[str, Any]:
-        """The definition as the tables `parse` takes, JSON values, [service] left out."""
+        """The definition as the tables that `parse` takes, in JSON values and without [service]."""
         studied = StudyTable(**{name: getattr(self, name) for name in StudyTable.model_fields})
         return {
             "study": studied.model_dump(exclude_none=True),
@@ -136,27 +140,28 @@ class Definition(StudyTable):
         }
 
     def digest(self) -> str:
-        """Twelve hex digits that name what is searched and how; description, seed_noise_db and [service] do not count.
+        """Twelve hex digits that identify the search. Definitions of the same search have the same digest.
 
-        The order of the searched settings counts: grid and quasi-random points follow it.
+        Description, seed_noise_db and [service] do not change the digest. The order of the searched settings changes
+        the digest, because grid and quasi-random points depend on the order.
         """
         tables = self.plain()
         del tables["study"]["description"], tables["study"]["seed_noise_db"]
-        if self.seeds == "each":  # studies that are older than this key keep their names
+        if self.seeds == "each":  # studies that are older than this key keep their digests
             del tables["study"]["seeds"]
         return digest({**tables, "order": list(self.search)})
 
     def points(self) -> list[Values]:
-        """The points to run before the sampler is asked: the enqueued ones, or the whole grid."""
+        """The points to run before the sampler suggests points: the enqueued points, or the whole grid."""
         if isinstance(self.sampler, GridSampler):
             return list(space.grid(self.search, self.fixed))
         return [dict(point) for point in self.enqueue]
 
 
 def load_definition(study: str, folder: Path = Path("studies")) -> Definition:
-    """The checked definition of a study: a name (`folder/NAME.toml`) or the path of a TOML file.
+    """The checked definition of `study`, which is a name (`folder/NAME.toml`) or the path of a TOML file.
 
-    StudyError if there is no such file (it lists those that exist), SettingsError if its content is wrong.
+    StudyError if there is no such file; its message suggests existing studies. SettingsError if the content is wrong.
     """
     path = definition_path(study, folder)
     try:
@@ -169,9 +174,9 @@ def load_definition(study: str, folder: Path = Path("studies")) -> Definition:
 
 
 def definition_path(study: str, folder: Path = Path("studies")) -> Path:
-    """The file of a study that is given by its name or by the path of a TOML file; StudyError if it is neither.
+    """The file of `study`, which is a name or the path of a TOML file; StudyError if it is neither of them.
 
-    A name that `folder` does not have may be that of a study which comes with the package: see `is_shipped`.
+    If `folder` has no study of this name, the name may belong to a study of the package, see `is_shipped`.
     """
     if study.lower().endswith(".toml"):
         path = Path(study)
@@ -191,12 +196,12 @@ def definition_path(study: str, folder: Path = Path("studies")) -> Path:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether `path` is a study that comes with the package, used where the user's folder has none of its name."""
+    """Whether `path` is a study of the package. It is used if the user's folder has no study of this name."""
     return path.parent == SHIPPED
 
 
 def check_name(name: str, where: str) -> None:
-    """StudyError if `name` cannot name a study (it becomes a file name, a folder and a row)."""
+    """Raise StudyError if `name` cannot name a study. A file, a folder and a row of the database get this name."""
     if not NAME.fullmatch(name):
         raise StudyError(
             f"{where}: {name!r} is no study name.",

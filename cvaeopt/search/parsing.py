@@ -1,6 +1,6 @@
-"""Reads the tables of a study's TOML file: each checked by itself, and the search space at all of its corners.
+"""Read the tables of a study's TOML file. Each table is checked, and the search space is checked at its corners.
 
-Every error is a SettingsError that names where it stands, what was found and what was expected.
+Every error is a SettingsError that names the place in the file, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DIMENSIONS: MappingProxyType[str, type[Dimension]] = MappingProxyType(
 
 
 def parse_table(model: type[_Model], table: dict[str, Any], where: str) -> _Model:
-    """The checked table."""
+    """The table as a checked `model`; SettingsError if the table is wrong."""
     check_names(table, list(model.model_fields), where, kind="key")
     try:
         return model.model_validate(table)
@@ -43,7 +43,10 @@ def parse_table(model: type[_Model], table: dict[str, Any], where: str) -> _Mode
 
 
 def _complaint(error: ValidationError, where: str, inside: int = 0) -> SettingsError:
-    """The first complaint; `inside` so many steps of its place, which are the union's and not the file's."""
+    """The first complaint of `error` as a SettingsError.
+
+    inside   number of leading steps of the complaint's location that belong to the union and not to the file
+    """
     first = error.errors()[0]
     if first["type"] == "missing":
         name = ".".join(str(part) for part in first["loc"][inside:])
@@ -52,7 +55,7 @@ def _complaint(error: ValidationError, where: str, inside: int = 0) -> SettingsE
 
 
 def parse_kind(union: Any, default: str, table: dict[str, Any], where: str) -> Any:
-    """The one of the models of `union` that the table's `kind` names."""
+    """The table as the model of `union` that the key `kind` names. Without this key, `default` is the kind."""
     models = {words_of(model, "kind")[0]: model for model in get_args(union)}
     given = table.get("kind", default)
     try:
@@ -73,7 +76,7 @@ def parse_kind(union: Any, default: str, table: dict[str, Any], where: str) -> A
 
 
 def subtable(tables: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """The table of this name, empty where it is absent."""
+    """The table of this name; empty if the table is absent."""
     table = tables.get(name, {})
     if not isinstance(table, dict):
         raise SettingsError(f"{where}: {name} = {table!r}.", f"Expected: a table, [{name}].")
@@ -81,7 +84,7 @@ def subtable(tables: dict[str, Any], name: str, where: str) -> dict[str, Any]:
 
 
 def parse_search(table: dict[str, Any], where: str, *, seeds: bool) -> dict[str, Dimension]:
-    """The dimensions of [search]; `seeds` allows seed among them."""
+    """The dimensions of [search] by setting. The setting `seed` is allowed only if `seeds` is True."""
     check_names(table, list(Config.model_fields), where)
     search: dict[str, Dimension] = {}
     for name, given in table.items():
@@ -109,7 +112,7 @@ def _types_of(name: str) -> list[str]:
 
 
 def _coerced(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The dimension's table with whole numbers made real ones where the settings are real numbers."""
+    """The dimension's table, with choices and values of `when` converted as in `_as_setting`."""
     table = dict(given)
     if isinstance(table.get("choices"), list):
         table["choices"] = [_as_setting(name, choice) for choice in table["choices"]]
@@ -122,10 +125,10 @@ def _coerced(name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_setting(name: str, value: Any) -> Any:
-    """The value in the kind and the spelling that the setting has, where that can be told."""
+    """The value in the setting's type and usual spelling, if it can be converted; otherwise the value itself."""
     field = Config.model_fields.get(name)
     if field is not None and field.annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # left as it is, it is refused by name
+        with contextlib.suppress(OverflowError):  # a later check refuses the value and names the setting
             return float(value)
     return meant(value, words_of(Config, name))
 
@@ -141,7 +144,7 @@ def parse_fixed(table: dict[str, Any], search: dict[str, Dimension], budget: Bud
                 f"{where}: '{name}' is searched and fixed.", todo="Remove it from [search] or from [fixed]."
             )
     table = {name: _as_setting(name, value) for name, value in table.items()}
-    space.order(search, f"{where}: [search]")  # before the walk below, which would not end in a circle
+    space.order(search, f"{where}: [search]")  # first, so that an error about a circle names the file
     config = None
     for point in space.corners(search, table):
         try:
@@ -171,7 +174,7 @@ def _corner_complaint(error: ValidationError, fixed: dict[str, Any], point: Valu
 
 
 def check_conditions(search: dict[str, Dimension], fixed: dict[str, Any], where: str) -> None:
-    """SettingsError if a `when` reads a setting or a value that cannot occur."""
+    """Raise SettingsError if a `when` names a setting that does not exist, or a value that cannot occur."""
     settled = space.settled(search, fixed)
     for name, dimension in search.items():
         check_names(dimension.when, list(Config.model_fields), f"{where} {name}: when")
@@ -197,7 +200,7 @@ def check_conditions(search: dict[str, Dimension], fixed: dict[str, Any], where:
 
 
 def check_effects(search: dict[str, Dimension], fixed: dict[str, Any], where: str) -> None:
-    """SettingsError if a searched setting changes nothing anywhere in the space."""
+    """Raise SettingsError if a searched setting has no effect at any corner of the search space."""
     defaults = space.settled({}, fixed)
     effective: set[str] = set()
     for point in space.corners(search, fixed):
@@ -215,7 +218,7 @@ def check_effects(search: dict[str, Dimension], fixed: dict[str, Any], where: st
 def parse_enqueue(
     given: Any, search: dict[str, Dimension], fixed: dict[str, Any], where: str
 ) -> list[dict[str, Scalar]]:
-    """The points of [[enqueue]], each with settings that are searched beside the others."""
+    """The points of [[enqueue]]; SettingsError if a point has a setting that is not searched at this point."""
     if not isinstance(given, list) or not all(isinstance(point, dict) for point in given):
         raise SettingsError(f"{where} is no list of tables.", "Expected: [[enqueue]], in double brackets.")
     points: list[dict[str, Scalar]] = []

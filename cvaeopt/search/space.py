@@ -1,4 +1,4 @@
-"""The search space: what may vary, under which condition, and how a trial's parameters become a Config."""
+"""The search space: which settings vary, under which condition, and how a trial's parameters become a Config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cvaeopt.spelling import Table
 Scalar = bool | int | float | str
 Values = dict[str, Any]
 
-# Why a setting is not a thing to search, by its name.
+# For each setting that cannot be searched, the reason.
 NOT_SEARCHED = {
     "num_epoch": "every trial runs [budget] epochs",
     "seed": "it is made from the study's seed, for each trial or for all of them ([study] seeds)",
@@ -31,7 +31,7 @@ NOT_SEARCHED = {
     "val_noise_seed": "the winner would be the luckiest noise; trials are compared on the same noise",
 }
 
-# What a setting needs to have an effect, in words; `has_effect` is the same in code.
+# The conditions under which a setting has an effect. `has_effect` checks these conditions.
 NEEDS = {
     "kl_anneal_cycle": "it needs kl_anneal_type 'cyclical', or 'monotonic' with a kl_formula that uses it",
     "kl_anneal_ratio": "it needs a kl_anneal_type other than 'none' and a kl_formula other than 'seed004'",
@@ -45,7 +45,7 @@ NEEDS = {
     "val_noise_scale": "it needs val_noise 'scaled'",
 }
 
-# Corners of a space with more of them than this are sampled.
+# If a space has more corners than this, only a random sample of its corners is used.
 MAX_CORNERS = 4096
 
 
@@ -56,7 +56,7 @@ class _Dimension(Table):
     )
 
     def active(self, values: Mapping[str, Any]) -> bool:
-        """Whether the setting is searched beside these `values` (what is not searched there is absent)."""
+        """Whether the setting is searched beside these `values`. Other settings that are not searched are absent."""
         return all(name in values and values[name] in allowed for name, allowed in self.when.items())
 
 
@@ -75,7 +75,7 @@ class FloatDimension(_Dimension):
         if self.step is not None:
             if self.log:
                 raise ValueError("log and step exclude each other: leave one out")
-            # As typed: 0.3 is three steps of 0.1, which it is not in binary.
+            # Decimal numbers are exact: 0.3 is three steps of 0.1, but not in binary numbers.
             try:
                 rest = (_decimal(self.high) - _decimal(self.low)) % _decimal(self.step)
             except ArithmeticError:
@@ -102,7 +102,7 @@ class FloatDimension(_Dimension):
         return [self.low, self.high] if self.low < self.high else [self.low]
 
     def every(self) -> list[Any]:
-        """All values in rising order; none at all for a continuous range."""
+        """All values in rising order; an empty list for a continuous range."""
         if self.low == self.high:
             return [self.low]
         if self.step is None:
@@ -174,7 +174,7 @@ class CategoricalDimension(_Dimension):
     def suggest(self, name: str, trial: BaseTrial) -> Scalar:
         """The trial's value for this dimension."""
         value = trial.suggest_categorical(name, self.choices)
-        assert value is not None  # no choice is: TOML has no null
+        assert value is not None  # TOML has no null, so no choice is None
         return value
 
     def contains(self, value: Any) -> bool:
@@ -182,11 +182,11 @@ class CategoricalDimension(_Dimension):
         return any(same(value, choice) for choice in self.choices)
 
     def ends(self) -> list[Any]:
-        """All choices: no value lies between two others."""
+        """All choices, because choices have no order."""
         return list(self.choices)
 
     def every(self) -> list[Any]:
-        """All choices, as they are listed."""
+        """All choices in their listed order."""
         return list(self.choices)
 
     def text(self) -> str:
@@ -199,7 +199,7 @@ Search = Mapping[str, Dimension]
 
 
 class Searched(Protocol):
-    """What a study's definition must say about its search space."""
+    """The parts of a study's definition that this module reads."""
 
     @property
     def name(self) -> str: ...
@@ -218,7 +218,7 @@ class Searched(Protocol):
 def suggest(definition: Searched, trial: BaseTrial) -> Config:
     """The checked settings of this trial, suggested in an order in which every condition can be decided.
 
-    Takes a running trial, one taken over from another worker (its values stay), or a `FixedTrial` of Optuna.
+    trial   a running trial or a `FixedTrial` of Optuna; a trial from another worker keeps its values
     """
     values = settled(definition.search, definition.fixed)
     params: Values = {}
@@ -232,7 +232,7 @@ def suggest(definition: Searched, trial: BaseTrial) -> Config:
 def params_to_config(definition: Searched, params: Mapping[str, Any], number: int, seed: int | None = None) -> Config:
     """The checked settings of trial `number` with these parameters; SettingsError if they do not fit.
 
-    seed   of its training, if known; otherwise the one that a trial with this number and new settings has
+    seed   the training seed; None for the seed of a trial that has this number and new settings
     """
     where = f"trial {number} of study '{definition.name}'"
     for name in params:
@@ -249,23 +249,23 @@ def params_to_config(definition: Searched, params: Mapping[str, Any], number: in
 
 
 def trial_seed(seed: int, number: int) -> int:
-    """The training seed of trial `number` of a study, below 2^31; the same on every machine.
+    """The training seed of trial `number` of a study, below 2^31; equal on every machine.
 
-    Where trials share their seeds, `number` counts the runs of equal settings.
+    If trials have common seeds, `number` is the number of earlier trials with the same settings.
     """
     return stream(seed, number, "training") >> 1
 
 
 def stream(seed: int, number: int, purpose: str) -> int:
-    """A 32-bit seed for one purpose in one trial, on every machine the same."""
+    """A 32-bit seed for one purpose in one trial; equal on every machine."""
     text = f"{seed}/{number}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def key_of(definition: Searched, params: Mapping[str, Any]) -> str:
-    """Twelve hex digits that name the settings of a trial but for its seed; equal for equal training.
+    """Twelve hex digits for the settings of a trial without its seed; equal if two trials train in the same way.
 
-    A setting without effect beside the others (the decay of a forcing ratio of 0) does not count.
+    A setting without effect does not change the key, such as the decay of a forcing ratio that is 0.
     """
     values = params_to_config(definition, params, 0).plain()
     del values["seed"]
@@ -273,13 +273,13 @@ def key_of(definition: Searched, params: Mapping[str, Any]) -> str:
 
 
 def settled(search: Search, fixed: Mapping[str, Any]) -> Values:
-    """The settings that no trial varies: `fixed`, and the defaults of what is neither fixed nor searched."""
+    """The settings that no trial varies: `fixed`, and the defaults of settings that are neither fixed nor searched."""
     values = {name: field.default for name, field in Config.model_fields.items()} | dict(fixed)
     return {name: value for name, value in values.items() if name not in search}
 
 
 def order(search: Search, where: str = "[search]") -> list[str]:
-    """The searched names, each after the names its condition reads; SettingsError names a circle."""
+    """The searched names; each name follows the names in its condition. SettingsError if conditions form a circle."""
     done: list[str] = []
     path: list[str] = []
 
@@ -306,7 +306,7 @@ def order(search: Search, where: str = "[search]") -> list[str]:
 
 
 def fitting(search: Search, fixed: Mapping[str, Any], known: Mapping[str, Any]) -> Values:
-    """The part of a `known` point that can be suggested here; what is out of range or not searched is left out."""
+    """The part of a `known` point that can be suggested in this space, without values that are out of range."""
     values, point = settled(search, fixed), {}
     for name in order(search):
         if name in known and search[name].active(values) and search[name].contains(known[name]):
@@ -315,7 +315,7 @@ def fitting(search: Search, fixed: Mapping[str, Any], known: Mapping[str, Any]) 
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """The dimension as Optuna knows it."""
+    """The dimension as a distribution of Optuna."""
     if isinstance(dimension, CategoricalDimension):
         return CategoricalDistribution(dimension.choices)
     kind = FloatDistribution if isinstance(dimension, FloatDimension) else IntDistribution
@@ -323,12 +323,12 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def grid(search: Search, fixed: Mapping[str, Any]) -> Iterator[Values]:
-    """Every point of the (conditional) grid exactly once; the last searched setting varies fastest."""
+    """Every point of the conditional grid exactly once; the last name in `order` varies fastest."""
     return _points(search, order(search), settled(search, fixed), lambda dimension: dimension.every())
 
 
 def corners(search: Search, fixed: Mapping[str, Any]) -> Iterator[Values]:
-    """The points at the ends of all ranges; always the same `MAX_CORNERS` of them where there are more."""
+    """The points at the ends of all ranges. If there are too many, always the same sample of `MAX_CORNERS` points."""
     names, values = order(search), settled(search, fixed)
     if math.prod(len(dimension.ends()) for dimension in search.values()) <= MAX_CORNERS:
         yield from _points(search, names, values, lambda dimension: dimension.ends())
@@ -339,7 +339,7 @@ def corners(search: Search, fixed: Mapping[str, Any]) -> Iterator[Values]:
 
 
 def has_effect(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether changing this setting could change a run with these settings (all of Config but the seed)."""
+    """Whether a change of setting `name` could change a run. `values` are all settings of Config except the seed."""
     annealed = values["kl_anneal_type"] != "none"
     one_cycle = values["kl_anneal_type"] == "monotonic" and values["kl_formula"] in ("fu", "seed003")
     forced = values["tfr"] > 0
@@ -360,7 +360,7 @@ def has_effect(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two TOML values are the same value of the same kind (`1`, `1.0` and `true` are three)."""
+    """Whether two TOML values are equal and have the same type; `1`, `1.0` and `true` are three different values."""
     return type(one) is type(other) and one == other
 
 

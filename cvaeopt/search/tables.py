@@ -1,4 +1,4 @@
-"""The tables of a study's TOML file whose keys are always the same; [fixed], [search] and [[enqueue]] are free."""
+"""The tables of a study's TOML file with fixed keys. In [fixed], [search] and [[enqueue]] the keys are settings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 from cvaeopt.spelling import Table
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-"""The name of a study, which becomes a file name, a folder and a row."""
+"""The form of a study's name. A file, a folder and a row of the database get this name."""
 
 
 class StudyTable(Table):
-    """The table [study]: what is measured."""
+    """The table [study]: how trials are measured and seeded."""
 
     description: str = Field("", description="what the study asks; shown in reports, free to change")
     metric: Literal["val_psnr", "val_psnr_late"] = Field(
@@ -36,7 +36,7 @@ class StudyTable(Table):
 
 
 class Budget(Table):
-    """The table [budget]: the study ends at whichever limit is met first."""
+    """The table [budget]: the study ends when the first of these limits is met."""
 
     trials: int | None = Field(None, ge=1, lt=2**31, description="trials of the study, enqueued ones included")
     epochs: int = Field(ge=1, lt=2**31, description="epochs of one trial: its num_epoch")
@@ -68,25 +68,25 @@ class TpeSampler(Table):
 
 
 class RandomSampler(Table):
-    """Every trial independent of all others."""
+    """Random points. Every trial is independent of all others."""
 
     kind: Literal["random"] = "random"
 
 
 class GridSampler(Table):
-    """Every point of the grid once, in the order of [search], the last setting fastest."""
+    """Every point of the grid once. Settings vary in the order of [search]; the last setting varies fastest."""
 
     kind: Literal["grid"] = "grid"
 
 
 class QmcSampler(Table):
-    """Scrambled Halton points: random search that leaves no holes."""
+    """Scrambled Halton points, which cover the search space more evenly than random points."""
 
     kind: Literal["qmc"] = "qmc"
 
 
 class GpSampler(Table):
-    """Gaussian process with an error for every value; learns from pruned, running and diverged trials too."""
+    """Gaussian process with a standard error for every value. Pruned, running and diverged trials train it, too."""
 
     kind: Literal["gp"] = "gp"
     n_startup_trials: int = Field(6, ge=2, description="trials that say something before the model is used")
@@ -110,7 +110,7 @@ class MedianPruner(Table):
 
 
 class PercentilePruner(Table):
-    """The same with a percentile instead of the median."""
+    """Like `MedianPruner`, but with a percentile instead of the median."""
 
     kind: Literal["percentile"]
     percentile: float = Field(gt=0, lt=100, description="share of the finished trials that is kept, per cent")
@@ -121,7 +121,7 @@ class PercentilePruner(Table):
 
 
 class HalvingPruner(Table):
-    """Asynchronous successive halving: at each rung the best 1 of `reduction_factor` goes on."""
+    """Asynchronous successive halving: at each rung the best of every `reduction_factor` trials continues."""
 
     kind: Literal["halving"]
     warmup_epochs: int = Field(ge=1, lt=2**31, description="epochs of a trial at the first rung")
@@ -137,7 +137,7 @@ class HyperbandPruner(Table):
 
 
 class ForecastPruner(Table):
-    """Stops a trial whose forecast end would not reach the leaders'; learned from the complete trials."""
+    """Stops a trial if its forecast makes it less likely than a new trial to become a leader."""
 
     kind: Literal["forecast"]
     warmup_epochs: int = Field(ge=1, lt=2**31, description="epochs of a trial before it can be pruned")
@@ -148,14 +148,17 @@ class ForecastPruner(Table):
 
 
 class WarmStart(Table):
-    """The table [warm_start]: points of an earlier study that are run anew, after the enqueued ones."""
+    """The table [warm_start]: points of an earlier study that are trained again, after the enqueued points."""
 
     study: str = Field(description="an earlier study in the same storage")
     top: int = Field(5, ge=1, description="its best trials whose points are taken")
 
 
 class ServiceTable(Table):
-    """The table [service]: where the study runs. Not part of the digest; flags and environment come first."""
+    """The table [service]: where the study runs, and which files it keeps. Its keys do not change the digest.
+
+    Flags and environment variables have priority over this table.
+    """
 
     storage: str | None = Field(None, description="URL of the SQL storage")
     data: str | None = Field(None, description="data folder in the lab's layout")
