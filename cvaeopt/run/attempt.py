@@ -1,14 +1,14 @@
 """One worker's attempt at one trial, from the claim of its lease until the trial has ended, is given back, or is lost.
 
-    factory --> epochs: save, report, ask the pruner --> tell the study --> finish the lease
+    factory --> epochs: save, report, ask the pruner --> tell Optuna --> finish the lease
        |                     |
        |                     '- asked to stop: save, release the lease
        '- no room on the disk: release the lease       lease lost: leave everything as it is
 
 The factory makes the training, and `trial_run` restores the trial's newest checkpoint.
 
-Optuna ends the trial before the lease is finished. After a crash between these two steps, the trial has ended but its
-lease is open. The next worker that gets this lease only closes the lease.
+Optuna records the end of the trial before the lease is finished. If the worker crashes between these two steps, the
+trial has ended, but its lease is still open. The next worker that gets this lease only closes the lease.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from cvaeopt.store.optuna_private import forget_trials
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Place
 
-if TYPE_CHECKING:  # it imports torch, which this module does not need
+if TYPE_CHECKING:  # `trial_run` imports torch, which this module does not need
     from cvaeopt.run.trial_run import Factory, Trainable
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -107,7 +107,7 @@ class Session:
         return self.study.pruner.prune(self.study, self.storage.get_trial(lease.trial_id))
 
     def describe(self, lease: Lease, trial: Trial, epochs_done: int, reason: str, failed: str) -> None:
-        """Write the trial's end into its attributes. Host and device that the training has written are kept."""
+        """Write into the trial's attributes how the trial ended. A host and device from the training are kept."""
         frozen = self.storage.get_trial(lease.trial_id)
         where = {"host": self.place.host, "device": self.device}
         attributes = {
@@ -121,7 +121,7 @@ class Session:
         for key, entry in attributes.items():
             trial.set_user_attr(key, entry)
         for key in CONSTRAINTS:
-            if key not in frozen.constraints:  # an earlier worker may have set some of them before it died
+            if key not in frozen.constraints:  # an earlier worker may have set some constraints before it died
                 trial.set_constraint(key, 1.0 if LEARNABLE.get(failed) == key else 0.0)
 
     def check_rows(self) -> None:
@@ -142,7 +142,7 @@ class Attempt:
     began      whether the factory has made the training
     ended      the end of the trial; None if this attempt did not end the trial
     released   whether the lease was given back
-    no_room    the error of a full disk on which the trial could not begin; None without such an error
+    no_room    the disk's error, if the trial could not begin because the disk was full; otherwise None
     """
 
     def __init__(self, session: Session, lease: Lease) -> None:
@@ -290,7 +290,7 @@ class Attempt:
         return [(epoch, values[epoch]) for epoch in sorted(values) if epoch <= run.epoch and epoch not in known]
 
     def _save(self, run: Trainable) -> None:
-        """Write a checkpoint; LeaseLost if another worker has the trial. If the disk refuses, training continues."""
+        """Write a checkpoint; LeaseLost if another worker has the trial. If the write fails, training continues."""
         self._reporter.check_lease()
         try:
             run.save()
@@ -351,7 +351,7 @@ class Attempt:
         delete_leftovers(self._folder)
 
     def _leave(self, run: Trainable) -> None:
-        """Upload the trial's last checkpoint, then give the trial back so that any worker can continue it."""
+        """Wait for the upload of the last checkpoint, then give the trial back so that any worker can continue it."""
         run.settle()
         self._release()
         self._emit(TrialLeft(self.lease.number, run.epoch, self._session.stop_reason()))

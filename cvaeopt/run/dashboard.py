@@ -110,7 +110,7 @@ class _Request(WSGIRequestHandler):
 def for_own_pages(app: WSGIApplication, bound: str, names: Sequence[str] = ()) -> WSGIApplication:
     """`app` for requests under a name of this server. Requests that change something must come from its own pages.
 
-    The owner of a foreign page can let the page's host name point to this machine (DNS rebinding). The browser then
+    By DNS rebinding, the owner of a foreign page can let the page's host name point to this machine. The browser then
     treats the foreign page and this server as the same site. Only the header Host shows the difference.
     """
     allowed = [_plain_name(name) for name in names]
@@ -149,7 +149,7 @@ def for_own_pages(app: WSGIApplication, bound: str, names: Sequence[str] = ()) -
 
 
 def without_writing(app: WSGIApplication) -> WSGIApplication:
-    """`app`, which now refuses every request that changes something."""
+    """`app` behind a layer that refuses every request that changes something."""
 
     def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in _READING:
@@ -166,9 +166,9 @@ def without_writing(app: WSGIApplication) -> WSGIApplication:
 
 
 def safe_answers(app: WSGIApplication) -> WSGIApplication:
-    """`app` with two more protections in the headers of its answers.
+    """`app` with protective headers in its answers.
 
-    Browsers do not run uploaded files. Other sites cannot show the dashboard's pages in a frame.
+    Browsers then do not run uploaded files, and other sites cannot show the dashboard's pages in a frame.
     """
 
     def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

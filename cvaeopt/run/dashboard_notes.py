@@ -47,8 +47,8 @@ deletes the study's files in this folder. No study can have this name, because n
 _PATIENCE_S: Final = 2.0  # how long `keep_up` waits for a database that does not answer
 _MAX_REASON_CHARACTERS: Final = 160
 _MAX_FAILURES: Final = 3  # largest number of failures in the study's note
-_MAX_NOTE_CHARACTERS: Final = 2000  # the dashboard stores a longer note in pieces, and a reader could see only some
-_MAX_TRIALS_AT_ONCE: Final = 20  # largest number of trials that one call changes: the next trial waits
+_MAX_NOTE_CHARACTERS: Final = 2000  # the dashboard splits longer notes, so a reader could see only a part of a note
+_MAX_TRIALS_AT_ONCE: Final = 20  # largest number of trials that one call changes; the next trial waits for this call
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -198,7 +198,7 @@ def summary(facts: Mapping[str, Any], study_id: int) -> str:
 
 
 def explanation(trial: FrozenTrial) -> str:
-    """A note for a trial without a note: the trial was given up, somebody else ended it, or the disk was full."""
+    """A note for a trial that ended without a note: it was given up, ended by somebody else, or the disk was full."""
     attributes = trial.user_attrs
     state = "failed" if attributes.get(FAILED) else STATES[trial.state.name]
     epochs = int(attributes.get("epochs_done") or trial.last_step or 0)

@@ -77,7 +77,7 @@ class Shared:
             self.lock.notify_all()
 
     def note_answer(self, waiting: int) -> None:
-        """Record that the database answers. `waiting` is the number of reports that waited for it."""
+        """Record that the database answers. `waiting` is the number of reports that waited for delivery."""
         with self.lock:
             if self.outage_since is not None:
                 seconds, self.outage_since = self.timing.clock() - self.outage_since, None

@@ -61,7 +61,7 @@ class LeaseTaken:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One epoch is trained. `row` is its row in history.jsonl. `pending` is True if the report waits for an answer."""
+    """One epoch is trained. `row` is the epoch's row in history.jsonl. `pending`: the report has no answer yet."""
 
     number: int
     epoch: int
@@ -109,7 +109,7 @@ class Outage:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The database answers again after `seconds`; `delivered` reports had waited for it."""
+    """The database answers again after `seconds`; `delivered` is the number of reports that waited."""
 
     seconds: float
     delivered: int = 0
@@ -169,7 +169,7 @@ _KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event
 
 
 def to_json(event: Event) -> str:
-    """The event as one line of JSON, which holds the event's fields, and the name of its class as "event"."""
+    """The event as one line of JSON: the event's fields, and its class name under the key "event"."""
     return json.dumps({"event": type(event).__name__, **asdict(event)})
 
 

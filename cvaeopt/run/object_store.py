@@ -100,8 +100,8 @@ class Checkpoints(StudyObjects):
     def fetch(self, study: str, number: int, folder: Path, known: str = "") -> list[Path]:
         """Copy the trial's objects, except the object `known`, into `folder` as `last.TOKEN.remote.pt`.
 
-        Returns the new files. If the store does not answer, a warning is logged, and the list holds the files that were
-        copied before. OSError if the disk is full.
+        Returns the new files. If the store does not answer, a warning is logged, and only the files that were already
+        copied are returned. OSError if the disk is full.
         """
         made = []
         try:
@@ -207,8 +207,8 @@ class Checkpoints(StudyObjects):
 def open_checkpoints(url: str, *, retry_s: float = 30.0) -> Checkpoints:
     """The checkpoints at `url`; boto3 finds credentials, region and endpoint (AWS_ENDPOINT_URL, ...).
 
-    UserError if the URL is wrong, boto3 is missing, or boto3's settings are wrong. No request is sent to the store;
-    `check` sends a request.
+    UserError if the URL is wrong, boto3 is missing, or boto3's settings are wrong. This function sends no request to
+    the store; `check` does.
     """
     parse(url)
     try:

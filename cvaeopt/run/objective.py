@@ -28,7 +28,7 @@ from cvaeopt.vae.dataset import Dataset
 class Objective:
     """Trains one configuration of `definition` and returns the trial's value in dB.
 
-    artifacts    the folder that contains the run folders of all trials
+    artifacts    the artifact folder, in which the run folders of the trials are made
     remote       the object store with copies of the checkpoints, for workers that do not see `artifacts`
     """
 
@@ -64,9 +64,9 @@ class Objective:
     def _seed(self, trial: Trial, usual: int) -> int:
         """The training seed of `trial`.
 
-        It is `usual` if every trial has its own seed, or if the seed is fixed or searched. Otherwise new settings get
-        the study's first seed, and each repeat of these settings gets the study's next seed. With equal settings and
-        an equal seed, the same network would be trained twice. A trial that changes its worker keeps its seed.
+        The seed is `usual` if every trial has its own seed, or if the seed is fixed or searched. Otherwise new settings
+        get the study's first seed, and each repeat of these settings gets the study's next seed: equal settings with an
+        equal seed would train the same network twice. A trial that changes its worker keeps its seed.
         """
         definition = self.definition
         if definition.seeds == "each" or "seed" in definition.fixed or "seed" in definition.search:

@@ -67,7 +67,7 @@ class PendingReports:
         return self.lost or self.ended or self.prune or self.failure is not None
 
     def verdict(self) -> Verdict | None:
-        """The reason to stop the training, or None without a reason; raises the error of the pruner or database."""
+        """The reason to stop the training, or None if it may continue; raises errors of the pruner and the database."""
         if self.failure is not None:
             raise self.failure
         if self.lost:
@@ -118,7 +118,7 @@ class PendingReports:
 
 
 def read_reports(folder: Path) -> dict[int, float]:
-    """The values by epoch that earlier owners wrote into a trial's folder because they could not deliver the values."""
+    """The undelivered values by epoch that earlier owners of a trial have left in the trial's folder."""
     values: dict[int, float] = {}
     for path in sorted(folder.glob("reports.*.jsonl")):
         with contextlib.suppress(OSError, ValueError, KeyError):  # after a crash the last line may be incomplete

@@ -10,9 +10,10 @@ is killed frees only its own memory. The next trial starts without waiting for t
 compares processes with one stacked network and with threads.
 
 The first child starts alone, so that an error in the input is reported once and the frames are decoded once. When the
-first child is ready, the other children start and map the same decoded frames. Each child has its own process group,
-so a Ctrl-C reaches only the parent. A scheduler may signal the parent and every child. A child then counts its signal,
-and the first order from the parent is not counted again.
+first child is ready, the other children start and map the same decoded frames.
+
+Each child has its own process group, so a Ctrl-C reaches only the parent. A scheduler may send one signal to the parent
+and to every child. A child then counts this signal, but does not count the parent's order to stop as a second signal.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def memory_fraction(total_bytes: float, size: int) -> float:
     """The fraction of a device's memory that each of `size` processes may allocate.
 
     With this limit, no trial runs out of memory because another trial took too much. The fraction is an equal share
-    without the memory that the process itself needs, and at least half of an equal share.
+    minus the memory that the process itself needs, but at least half of an equal share.
     """
     even = total_bytes / size
     return max(even - _CONTEXT_BYTES, even / 2) / total_bytes
@@ -87,7 +88,7 @@ class ParentProcess:
 
     @classmethod
     def inherited(cls) -> ParentProcess | None:
-        """The connection of this process; None if a user started the worker. Only the first call returns it."""
+        """The connection of this process, on the first call only; None if a user started the worker."""
         descriptor, _, size = os.environ.pop(_PARENT, "").partition(",")
         if not descriptor:
             return None
@@ -141,7 +142,7 @@ class ParentProcess:
 
 @dataclass
 class _Slot:
-    """A place for one child at a time, with the record of earlier children in this place."""
+    """A place for one child at a time. It also records what happened to earlier children in this place."""
 
     index: int
     process: subprocess.Popen[str] | None = None

@@ -1,6 +1,6 @@
 """Keep Optuna's dashboard from renaming the studies of this program.
 
-To rename a study, the dashboard copies the trials to a new study and deletes the old study. It does not copy
+To rename a study, the dashboard copies the trials to a new study and deletes the old study. The dashboard does not copy
 definition, budget and leases, and the copied trials have other ids. Therefore no worker could continue the new study.
 Studies of other programs can still be renamed.
 """
@@ -24,7 +24,7 @@ _RENAME = re.compile(r"/api/studies/(\d+)/rename/?")
 
 
 def refuse_renames(application: WSGIApplication, storage: Storage) -> WSGIApplication:
-    """`application`, Optuna's dashboard on `storage`, which now refuses to rename the studies of this program."""
+    """`application`, which is Optuna's dashboard, behind a layer that refuses to rename studies of this program."""
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = _RENAME.fullmatch(environ.get("PATH_INFO", ""))

@@ -101,8 +101,8 @@ class Reporter:
         """Deliver the value of a finished epoch and return the verdict.
 
         This method waits for the verdict at most `Timing.report_wait_s`. It does not wait during an outage, or if
-        `wait` is False. Then the verdict is "pending", unless an earlier report has ended the trial. Errors of the
-        pruner, and errors of the database except outages, are raised here.
+        `wait` is False. Without waiting, the verdict is "pending", unless an earlier report has ended the trial. This
+        method raises the errors of the pruner, and the errors of the database except outages.
         """
         trial, shared = self._current(), self._shared
         with shared.lock:

@@ -4,7 +4,7 @@ Settings, history and pictures of every trial stay. Other files are deleted at t
 
     checkpoints `last.*.pt` of earlier owners   as soon as a newer owner of the trial has saved a checkpoint
     scratch files and delivered reports         when the trial ends
-    checkpoints of a finished trial             in `tidy`, unless the trial is among the study's best
+    checkpoints of a finished trial             at the next `tidy`, unless the trial is among the study's best
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def delete_leftovers(folder: Path) -> None:
 
 
 def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoints | None = None) -> list[Path]:
-    """Delete the checkpoints of finished trials, except of the best `keep_best` trials; returns the deleted paths.
+    """Delete the checkpoints of all finished trials except the best `keep_best` trials; returns the deleted paths.
 
     Checkpoints of running trials stay. `remote` deletes its copies of the deleted checkpoints soon afterwards.
     """

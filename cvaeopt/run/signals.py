@@ -1,8 +1,8 @@
 """The signals that ask this process to stop: the first signal after its epoch, the second signal at once.
 
-SIGINT    Ctrl-C; also counted if the process was started with SIGINT ignored, such as by a script with `&`
+SIGINT    Ctrl-C; also counted if the process inherited it as ignored, for example if a script started it with `&`
 SIGTERM   kill, Docker, Kubernetes, systemd, Slurm
-SIGHUP    the terminal or the ssh session has ended; stays ignored if the process was started so, such as by nohup
+SIGHUP    the terminal or ssh session has ended; stays ignored if the process inherited it as ignored, as with nohup
 SIGUSR1   submitit and several clusters send this signal some minutes before they kill the process
 
 with Stop() as stop:

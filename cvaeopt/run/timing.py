@@ -25,8 +25,8 @@ class Timing:
     limit_s          the worker gives up if an outage of the database, or a full disk, lasts longer than this
     poll_s           longest pause between two searches for a trial
     report_wait_s    longest time that a report waits for the pruner's verdict; then the worker assumes an outage
-    min_deadline_s   shortest deadline; the lease is not renewed if training makes no progress until the deadline
-    deadline_factor  if this many times the median epoch is longer than `min_deadline_s`, it is the deadline
+    min_deadline_s   shortest deadline; the lease is not renewed if the training makes no progress for this long
+    deadline_factor  the deadline is this many times the median epoch if that is longer than `min_deadline_s`
     """
 
     ttl_s: float = 120.0

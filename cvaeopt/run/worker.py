@@ -39,10 +39,10 @@ from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Beat, Place
 
-if TYPE_CHECKING:  # it imports torch, which this module does not need
+if TYPE_CHECKING:  # `trial_run` imports torch, which this module does not need
     from cvaeopt.run.trial_run import Factory
 
-_FIRST_PAUSE_S = 0.5  # first pause between two searches for a trial or for room on the disk; pauses double
+_FIRST_PAUSE_S = 0.5  # first pause between two searches for a trial, or for room on a disk; each pause doubles
 _FULL_DISK_POLLS = 3  # longest pause on a full disk, as a multiple of the longest pause without a trial
 _STOP_CHECK_S = 0.5  # time between two checks for a request to stop during a pause
 _REPEAT_OUTAGE_S = 60.0  # pause between two events about the same outage
@@ -56,8 +56,8 @@ class Worker:
     device        the device's name for `status`, such as "cuda:0"
     artifacts     the folder of all run folders
     listener      receives every event; two threads call it, but never at the same time
-    stop          the requests to stop this process; workers that follow each other in one process share them
-    after_trial   called after this worker's part in a trial is over; must not raise
+    stop          the requests to stop this process; workers that follow each other in one process share this object
+    after_trial   called when this worker has ended, released or lost a trial; must not raise
     """
 
     def __init__(

@@ -91,10 +91,10 @@ class WorkerProcess:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Inside the block this process trains. After the block, also after an error, it finishes its uploads.
+        """Inside the block this process trains. After the block, even after an error, the uploads are finished.
 
-        A second signal skips the uploads to the object store. Signals are counted from the beginning of the block to
-        the end of the uploads. If a signal comes while no worker runs, the next worker obeys it.
+        After a second signal, the uploads to the object store are skipped. Signals are counted from the beginning of
+        the block to the end of the uploads. If a signal comes while no worker runs, the next worker obeys it.
         """
         with self.stop:
             try:

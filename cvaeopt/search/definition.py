@@ -80,7 +80,7 @@ class Definition(StudyTable):
     def parse(cls, tables: dict[str, Any], name: str, where: str) -> Self:
         """The checked definition; SettingsError if a table is wrong, StudyError if `name` cannot name a study.
 
-        where   the source of the tables, such as the path of a file, for messages
+        where   the source of the tables, such as the path of a file, for error messages
         """
         check_name(name, where)
         check_names(tables, list(TABLES), where, kind="table")
@@ -174,7 +174,7 @@ def load_definition(study: str, folder: Path = Path("studies")) -> Definition:
 
 
 def definition_path(study: str, folder: Path = Path("studies")) -> Path:
-    """The file of `study`, which is a name or the path of a TOML file; StudyError if it is neither of them.
+    """The file of `study`, which is a name or the path of a TOML file; StudyError if it is neither.
 
     If `folder` has no study of this name, the name may belong to a study of the package, see `is_shipped`.
     """
@@ -196,7 +196,7 @@ def definition_path(study: str, folder: Path = Path("studies")) -> Path:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether `path` is a study of the package. It is used if the user's folder has no study of this name."""
+    """Whether `path` is a study of the package. Such a study is used if the user's folder has no study of its name."""
     return path.parent == SHIPPED
 
 

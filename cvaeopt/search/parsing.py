@@ -112,7 +112,7 @@ def _types_of(name: str) -> list[str]:
 
 
 def _coerced(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The dimension's table, with choices and values of `when` converted as in `_as_setting`."""
+    """The dimension's table, with choices and values of `when` converted by `_as_setting`."""
     table = dict(given)
     if isinstance(table.get("choices"), list):
         table["choices"] = [_as_setting(name, choice) for choice in table["choices"]]
@@ -144,7 +144,7 @@ def parse_fixed(table: dict[str, Any], search: dict[str, Dimension], budget: Bud
                 f"{where}: '{name}' is searched and fixed.", todo="Remove it from [search] or from [fixed]."
             )
     table = {name: _as_setting(name, value) for name, value in table.items()}
-    space.order(search, f"{where}: [search]")  # first, so that an error about a circle names the file
+    space.order(search, f"{where}: [search]")  # called first, so that an error about a circle names the file
     config = None
     for point in space.corners(search, table):
         try:

@@ -21,7 +21,7 @@ from cvaeopt.spelling import Table
 Scalar = bool | int | float | str
 Values = dict[str, Any]
 
-# For each setting that cannot be searched, the reason.
+# The settings that cannot be searched, each with the reason.
 NOT_SEARCHED = {
     "num_epoch": "every trial runs [budget] epochs",
     "seed": "it is made from the study's seed, for each trial or for all of them ([study] seeds)",
@@ -56,7 +56,7 @@ class _Dimension(Table):
     )
 
     def active(self, values: Mapping[str, Any]) -> bool:
-        """Whether the setting is searched beside these `values`. Other settings that are not searched are absent."""
+        """Whether the setting is searched beside these `values`, in which inactive settings are absent."""
         return all(name in values and values[name] in allowed for name, allowed in self.when.items())
 
 
@@ -75,7 +75,7 @@ class FloatDimension(_Dimension):
         if self.step is not None:
             if self.log:
                 raise ValueError("log and step exclude each other: leave one out")
-            # Decimal numbers are exact: 0.3 is three steps of 0.1, but not in binary numbers.
+            # In decimal arithmetic, 0.3 is exactly three steps of 0.1; in binary arithmetic it is not.
             try:
                 rest = (_decimal(self.high) - _decimal(self.low)) % _decimal(self.step)
             except ArithmeticError:
@@ -230,7 +230,7 @@ def suggest(definition: Searched, trial: BaseTrial) -> Config:
 
 
 def params_to_config(definition: Searched, params: Mapping[str, Any], number: int, seed: int | None = None) -> Config:
-    """The checked settings of trial `number` with these parameters; SettingsError if they do not fit.
+    """The checked settings of trial `number` with these `params`; SettingsError if the parameters do not fit.
 
     seed   the training seed; None for the seed of a trial that has this number and new settings
     """

@@ -137,7 +137,7 @@ class HyperbandPruner(Table):
 
 
 class ForecastPruner(Table):
-    """Stops a trial if its forecast makes it less likely than a new trial to become a leader."""
+    """Stops a trial that is less likely to become a leader than a new trial. Forecasts give the probabilities."""
 
     kind: Literal["forecast"]
     warmup_epochs: int = Field(ge=1, lt=2**31, description="epochs of a trial before it can be pruned")
