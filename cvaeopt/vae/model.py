@@ -1,7 +1,7 @@
-"""The lab's five modules, under the lab's names, so that weights interchange with the template.
+"""The lab's five modules. They have the lab's names, so that this program and the template can load the same weights.
 
-All feature maps have the height and width of the frame: nothing is down-sampled. In the shapes below, F, L, N and D
-are the numbers of channels F_dim, L_dim, N_dim and D_out_dim, and M is any number of frames.
+All feature maps have the height and width of the frame, because nothing is down-sampled. In the shapes below, F, L, N
+and D are the numbers of channels F_dim, L_dim, N_dim and D_out_dim, and M is any number of frames.
 
 Source: the lab's template as described in its specification; 1,585,620 parameters at F 128, L 32, N 12, D 192.
 """
@@ -22,7 +22,10 @@ Statistics = Literal["batch", "frame", "stored", "own"]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each followed by LeakyReLU(0.01), and a 1x1 skip where the width changes."""
+    """Two 3x3 convolutions, each followed by LeakyReLU(0.01), with a skip connection.
+
+    The skip connection is a 1x1 convolution if the number of channels changes, and the identity otherwise.
+    """
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__()
@@ -32,14 +35,17 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, in_ch, H, W) -> (M, out_ch, H, W)."""
-        # In place, because no gradient needs the value before it, and activations take most of cache and memory.
+        # LeakyReLU works in place: no gradient needs its input, and activations take most of the cache and the memory.
         out = functional.leaky_relu_(self.conv1(x), 0.01)
         out = functional.leaky_relu_(self.conv2(out), 0.01)
         return out + x if self.skip is None else self.skip(x).add_(out)
 
 
 class DepthConv(nn.Module):
-    """1x1, LeakyReLU(0.01), depthwise 3x3, 1x1, and a 1x1 skip where the width changes."""
+    """A 1x1 convolution, LeakyReLU(0.01), a depthwise 3x3 and a 1x1 convolution, with a skip connection.
+
+    The skip connection is a 1x1 convolution if the number of channels changes, and the identity otherwise.
+    """
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__()
@@ -53,13 +59,16 @@ class DepthConv(nn.Module):
         return self.after_first(self.conv1[0](x), x)
 
     def after_first(self, mixed: Tensor, x: Tensor) -> Tensor:
-        """The block's output for `x`, given the output of its first 1x1 convolution, `mixed`."""
+        """The block's output for `x`. `mixed` is the output of the first 1x1 convolution for `x`."""
         out: Tensor = self.conv2(self.depth_conv(self.conv1[1](mixed)))
         return out.add_(x if self.adaptor is None else self.adaptor(x))
 
 
 class ConvFFN(nn.Module):
-    """A gated 1x1 feed-forward block: half of the channels times LeakyReLU(0.1) of the other half."""
+    """A gated feed-forward block of 1x1 convolutions, with a skip connection.
+
+    The gate multiplies one half of the channels by LeakyReLU(0.1) of the other half.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -74,7 +83,7 @@ class ConvFFN(nn.Module):
 
 
 class DepthConvBlock(nn.Module):
-    """A `DepthConv` and a `ConvFFN`."""
+    """A `DepthConv`, followed by a `ConvFFN`."""
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__()
@@ -108,7 +117,7 @@ class Label_Encoder(nn.Sequential):
             nn.ReflectionPad2d(3),
             nn.Conv2d(in_ch, out_ch // 2, 7),
             nn.BatchNorm2d(out_ch // 2),
-            nn.Identity(),  # the template's LeakyReLU(True) is a slope of 1.0, that is, the identity
+            nn.Identity(),  # the template's LeakyReLU(True) has a slope of 1.0, so it is the identity
             ResidualBlock(out_ch // 2, out_ch),
         )
 
@@ -125,11 +134,12 @@ class Label_Encoder(nn.Sequential):
     def encode(self, labels: Tensor, statistics: Statistics) -> Tensor:
         """Features of clips of labels: (B, T, 3, H, W) -> (B, T, L, H, W).
 
-        statistics   the mean and variance with which the BatchNorm normalises:
-                     "batch"    of all B * T labels together; the running averages are updated once
-                     "frame"    of the B labels at each frame position in turn, as in the template's loop
+        statistics   the values from which the BatchNorm takes its mean and variance:
+                     "batch"    all B * T labels together; the running averages are updated once
+                     "frame"    the B labels at each frame position in turn, as in the template's loop; the running
+                                averages are updated T times
                      "stored"   the running averages, as in evaluation mode
-                     "own"      of each label alone, as in training mode with a batch of one
+                     "own"      each label alone, as in training mode with a batch of one
         """
         batch, length = labels.shape[:2]
         x = self.normalised(self.before_norm(labels.flatten(0, 1)), length, statistics)
@@ -137,7 +147,10 @@ class Label_Encoder(nn.Sequential):
         return features.unflatten(0, (batch, length))  # type: ignore[no-any-return]
 
     def normalised(self, x: Tensor, length: int, statistics: Statistics) -> Tensor:
-        """The BatchNorm's output for clips of `length` labels, (M, L / 2, H, W): only here do labels affect others."""
+        """The BatchNorm's output for clips of `length` labels, (M, L / 2, H, W).
+
+        This is the only layer in which a label affects the output for other labels.
+        """
         norm = self.norm
         if statistics == "own":
             return functional.instance_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
@@ -165,7 +178,7 @@ class Label_Encoder(nn.Sequential):
 
 
 class Gaussian_Predictor(nn.Sequential):
-    """Posterior of the current frame and pose: (M, F + L, H, W) -> mu and logvar, (M, N, H, W) each."""
+    """The posterior from features of the current frame and pose: (M, F + L, H, W) -> (M, 2 N, H, W), mu first."""
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__(
@@ -174,18 +187,18 @@ class Gaussian_Predictor(nn.Sequential):
             ResidualBlock(out_ch // 4, out_ch // 2),
             DepthConvBlock(out_ch // 2, out_ch // 2),
             ResidualBlock(out_ch // 2, out_ch),
-            nn.Identity(),  # LeakyReLU(True) in the template, see Label_Encoder
+            nn.Identity(),  # LeakyReLU(True) in the template, see `Label_Encoder`
             nn.Conv2d(out_ch, out_ch * 2, 1),
         )
 
     def posterior(self, frame: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and logvar of q(z | x_t, P_t) from features of the same frames: each (M, N, H, W)."""
+        """mu and logvar of q(z | x_t, P_t), (M, N, H, W) each, from features of the frames x_t and the poses P_t."""
         mu, logvar = self(torch.cat([frame, label], 1)).chunk(2, 1)
         return mu, logvar
 
 
 class Decoder_Fusion(nn.Sequential):
-    """Joins previous frame, pose and z: (M, F + L + N, H, W) -> (M, D, H, W)."""
+    """Fuse features of the previous frame, features of the pose, and z: (M, F + L + N, H, W) -> (M, D, H, W)."""
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__(
@@ -199,11 +212,11 @@ class Decoder_Fusion(nn.Sequential):
 
     @property
     def first(self) -> nn.Conv2d:
-        """The very first 1x1 convolution: linear in its input, so parts of it can be computed beforehand."""
+        """The first 1x1 convolution. It is linear, so the parts for frame, pose and z can be computed separately."""
         return self[0].block[0].conv1[0]  # type: ignore[union-attr, index, no-any-return]
 
     def after_first(self, mixed: Tensor, x: Tensor) -> Tensor:
-        """The module's output for `x` when `first(x)` is already known (`mixed`)."""
+        """The module's output for `x`. `mixed` is the output of the first 1x1 convolution for `x`."""
         entry, *rest = self
         x = entry.block[1](entry.block[0].after_first(mixed, x))  # type: ignore[union-attr, index, operator]
         for layer in rest:
@@ -227,7 +240,7 @@ class Generator(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last layer computes in the weights' own precision, also inside a mixed-precision block."""
+        """(M, D, H, W) -> (M, 3, H, W). The last layer computes in the precision of its weights, even in autocast."""
         *blocks, last = self
         for block in blocks:
             x = block(x)
@@ -237,7 +250,7 @@ class Generator(nn.Sequential):
 
 
 class CVAE(nn.Module):
-    """The five modules of the network. `vae.loss` (training) and `vae.rollout` (prediction) apply them over time."""
+    """The five modules of the network. `vae.loss` applies them to clips in training, `vae.rollout` in prediction."""
 
     def __init__(self, F_dim: int = 128, L_dim: int = 32, N_dim: int = 12, D_out_dim: int = 192) -> None:
         super().__init__()
@@ -250,18 +263,21 @@ class CVAE(nn.Module):
 
     @classmethod
     def of(cls, config: Config) -> CVAE:
-        """A network of the widths in `config`, initialised from `config.seed` alone."""
+        """A network with the widths in `config`. The random initial weights depend only on `config.seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             return cls(config.F_dim, config.L_dim, config.N_dim, config.D_out_dim)
 
     def decode(self, previous: Tensor, label: Tensor, z: Tensor) -> Tensor:
-        """Generator output from features of the previous frame, of the pose, and z: (M, 3, H, W)."""
+        """The generator's output (M, 3, H, W), from features of the previous frame, features of the pose, and z."""
         return self.Generator(self.Decoder_Fusion(torch.cat([previous, label, z], 1)))  # type: ignore[no-any-return]
 
 
 def widths(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """F_dim, L_dim, N_dim and D_out_dim of a `state_dict`; CheckpointError if it is not one of this network."""
+    """F_dim, L_dim, N_dim and D_out_dim of the network with these weights.
+
+    CheckpointError if the weights do not belong to this kind of network.
+    """
     places = {
         "F_dim": "frame_transformation.6.weight",
         "L_dim": "label_transformation.4.conv1.weight",
@@ -280,7 +296,7 @@ def widths(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def check_weights(model: CVAE, weights: Mapping[str, Tensor]) -> None:
-    """CheckpointError naming the first tensor of `weights` that `model` cannot take, with both shapes."""
+    """Raise CheckpointError if `weights` do not fit `model`. It names the first tensor that does not fit."""
     own = model.state_dict()
     for key, tensor in own.items():
         if key not in weights:

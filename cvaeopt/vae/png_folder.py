@@ -1,7 +1,7 @@
 """Folders of numbered PNG files: list them in the order of their numbers, check them and decode them.
 
-Each problem is given to a `Report`. `stop` is the one for callers that need good data: it raises the first problem. A
-check passes a function that collects all problems.
+Each problem is passed to a `Report`, which is a function. Callers that need good data use the report `stop`, which
+raises the first problem. `data_check` uses a report that collects all problems.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from cvaeopt.errors import DataError
 Report = Callable[[str, str, str], None]  # (found, expected, todo), the parts of a DataError
 
 _NAME = re.compile(r"[^0-9]*([0-9]+)\.png", re.IGNORECASE)
-_BLOCK = 512  # pictures that are decoded together: 3 MB at 32 x 64
-_THREADS = 8  # PIL decodes without the interpreter lock, and reading from a network takes time
-# The formats that PIL reads without starting another program (PostScript would start Ghostscript).
+_BLOCK = 512  # number of pictures that are decoded together: 3 MB at 32 x 64
+_THREADS = 8  # PIL releases the interpreter lock while it decodes, and a network disk has long delays
+# The formats that PIL reads without starting another program. For PostScript, PIL would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
-_KINDS = {  # kinds of other files, by their first bytes after white space
+_KINDS = {  # kinds of other files; the keys are the first bytes after white space, in lower case
     b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched (git lfs pull)",
     b"<!doctype html": "a page of HTML",
     b"<html": "a page of HTML",
@@ -50,7 +50,11 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.er
 
 @dataclass(frozen=True)
 class Png:
-    """One file of a numbered folder."""
+    """One PNG file of a folder of numbered files.
+
+    size       bytes
+    mtime_ns   time of the last modification, nanoseconds
+    """
 
     number: int
     path: Path
@@ -66,8 +70,8 @@ def stop(found: str, expected: str, todo: str) -> NoReturn:
 def list_folder(folder: Path, report: Report) -> list[Png]:
     """The PNG files of a folder in the order of the numbers in their names (`17.png`, `frame000017.png`).
 
-    Reports a folder that is unreadable or empty, a name that does not have exactly one number, and a number that
-    occurs twice. Hidden files and files of other kinds are ignored.
+    Three problems are reported: a folder that is unreadable or empty, a name that does not have exactly one number, and
+    a number that occurs twice. Hidden files and files of other kinds are ignored.
     """
     try:
         with os.scandir(folder) as entries:
@@ -113,7 +117,7 @@ def list_folder(folder: Path, report: Report) -> list[Png]:
 def check_pairs(frames_folder: Path, frames: list[Png], labels_folder: Path, labels: list[Png], report: Report) -> None:
     """Report frames without a label, labels without a frame, and numbers that are missing in both folders.
 
-    An empty list is not reported again, because `list_folder` has reported it.
+    An empty list is not reported here, because `list_folder` has already reported it.
     """
     if not frames or not labels:
         return
@@ -150,11 +154,11 @@ def check_gaps(folder: Path, numbers: list[int], report: Report) -> None:
 def blocks(
     pngs: list[Png], height: int, width: int, report: Report, sizes: Counter[str] | None = None
 ) -> Iterator[np.ndarray]:
-    """The pictures in order, in blocks of uint8 (n, 3, height, width), RGB, resized by PIL (bilinear).
+    """Yield the pictures in order, in blocks of uint8 (n, 3, height, width), RGB. PIL resizes them (bilinear).
 
-    sizes   counts the native sizes, "WxH"
+    sizes   a counter to which the native sizes, "WxH", are added
 
-    A picture is reported and left out if it cannot be decoded, or if its native size is not the most frequent one of
+    A picture is reported and left out if it cannot be decoded, or if its native size is not the most frequent size in
     the first block.
     """
     sizes = Counter() if sizes is None else sizes
@@ -182,15 +186,17 @@ def blocks(
 
 
 def _decode(path: Path, height: int, width: int) -> tuple[np.ndarray, str] | DataError:
-    """The picture as uint8 (3, height, width) and its native size as "WxH"; or why there is none."""
+    """The picture as uint8 (3, height, width), and its native size as "WxH".
+
+    If the picture cannot be decoded, a DataError is returned, not raised.
+    """
     data = b""
     try:
         data = path.read_bytes()
         with Image.open(BytesIO(data), formats=_FORMATS) as image:
             size = f"{image.width}x{image.height}"
-            if (
-                image.mode == "P" and "transparency" in image.info
-            ):  # PIL warns of a direct conversion, with equal pixels
+            # PIL warns if such a picture is converted directly to RGB. Both ways give the same pixels.
+            if image.mode == "P" and "transparency" in image.info:
                 rgb = image.convert("RGBA").convert("RGB")
             else:
                 rgb = image.convert("RGB")
@@ -207,7 +213,7 @@ def _decode(path: Path, height: int, width: int) -> tuple[np.ndarray, str] | Dat
 
 
 def _what_it_is(data: bytes) -> str:
-    """A description of a file that PIL does not recognise as a picture."""
+    """A description of a file that PIL does not recognise as a picture. `data` is the content of the file."""
     if not data:
         return "it is empty"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -217,7 +223,7 @@ def _what_it_is(data: bytes) -> str:
             return str(error).rstrip(".") or "it is a broken PNG file"
     start = data.lstrip()[:32].lower()
     kind = next((kind for mark, kind in _KINDS.items() if start.startswith(mark)), None)
-    if kind is None and start[4:8] == b"ftyp":  # the family of containers that HEIC and MP4 belong to
+    if kind is None and start[4:8] == b"ftyp":  # the container format of HEIC and MP4
         brand = data[8:12].decode("ascii", "replace").strip()
         kind = (
             "a HEIC picture" if brand.lower() in ("heic", "heix", "mif1", "msf1") else f"a file of the kind '{brand}'"

@@ -1,7 +1,7 @@
 """Free-running prediction: each frame is predicted from the previous prediction.
 
-Training, validation and `predict` share this loop. Pose features, z and their part of the first fusion layer do not
-depend on the prediction, so they are computed for many frames at once; only the recurrent part is in the loop.
+Training, validation and `predict` use this loop. Pose features, z, and their part of the first fusion layer do not
+depend on the predictions. So they are computed for many frames at once, and the loop has only the recurrent part.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from cvaeopt.vae.model import CVAE, Statistics
 Output = Literal["linear", "sigmoid", "clamp"]
 
 CHUNK_FRAMES = 64
-"""Frames whose pose features are in memory at the same time. It limits the memory of a roll-out of any length."""
+"""The number of frames whose pose features are in memory at the same time. It limits the memory of long roll-outs."""
 
 
 def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
-    """A random generator on `device` whose stream depends on `parts` alone.
+    """A random generator on `device`. Its random numbers depend only on `parts` and on the kind of device.
 
-    Every draw of a run has its own parts (seed, purpose, epoch), so no state of a generator must be saved.
+    Every use in a run has its own parts (seed, purpose, epoch). So a checkpoint need not store a generator's state.
     """
     key = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") & (2**63 - 1))
 
 
 def noise(kind: str, scale: float, seed: int, frames: int, N_dim: int, height: int, width: int) -> Tensor:
-    """z of a roll-out: (frames, N_dim, H, W) float32 on the CPU, so that it is the same for every device.
+    """z of a roll-out: (frames, N_dim, H, W), float32. It is drawn on the CPU, so that it is equal for all devices.
 
-    kind   "prior": standard normal; "zero"; "scaled": normal with the standard deviation `scale`
+    kind   "prior": standard normal; "zero": zeros; "scaled": normal with mean 0 and standard deviation `scale`
     """
     shape = (frames, N_dim, height, width)
     if kind == "zero":
@@ -55,7 +55,7 @@ def to_pixels(frames: Tensor) -> Tensor:
 
 
 def activate(raw: Tensor, output: Output, training: bool) -> Tensor:
-    """Frames from the generator's raw output of the same shape; "clamp" changes nothing in training."""
+    """The frames for the generator's raw output, of the same shape. In training, "clamp" does not change the output."""
     if output == "sigmoid":
         return torch.sigmoid(raw)
     if output == "clamp" and not training:
@@ -66,13 +66,15 @@ def activate(raw: Tensor, output: Output, training: bool) -> Tensor:
 def roll_features(
     model: CVAE, first: Tensor, label_features: Tensor, z: Tensor, output: Output, training: bool = False
 ) -> Tensor:
-    """Frames 1..T predicted from `first` (B, 3, H, W): (B, T, 3, H, W). Call it inside `torch.no_grad`.
+    """The predicted frames 1..T, (B, T, 3, H, W). Call this function inside `torch.no_grad`.
 
-    label_features   (B, T, L, H, W), the poses of frames 1..T
+    first            (B, 3, H, W), frame 0
+    label_features   (B, T, L, H, W), the pose features of frames 1..T
     z                (B, T, N, H, W)
     """
     length = label_features.shape[1]
-    # The first 1x1 convolution is linear in (frame, pose, z), and pose and z are known for all frames beforehand.
+    # The first 1x1 convolution is linear in frame, pose and z. The poses and z of all frames are known before the loop,
+    # so their part of the convolution, `share`, is computed for all frames at once.
     frame_channels = model.widths["F_dim"]
     weight, bias = model.Decoder_Fusion.first.weight, model.Decoder_Fusion.first.bias
     known = torch.cat([label_features, z], 2)
@@ -97,12 +99,13 @@ def roll_chunks(
     output: Output,
     statistics: Statistics = "stored",
 ) -> Iterator[Tensor]:
-    """Frames 1..T predicted from the first frame and the poses of frames 1..T, in pieces (B, <= CHUNK_FRAMES, 3, H, W).
+    """Yield the predicted frames 1..T in pieces (B, <= CHUNK_FRAMES, 3, H, W).
 
-    first        (B, 3, H, W) float in [0, 1]
-    labels       (B, T, 3, H, W), uint8 or float in [0, 1]; one piece at a time is moved to the model's device
+    first        (B, 3, H, W), frame 0, float in [0, 1]
+    labels       (B, T, 3, H, W), the labels of frames 1..T, uint8 or float in [0, 1]; one piece at a time is moved to
+                 the model's device
     z            (B, T, N, H, W) on any device, see `noise`
-    statistics   of the label encoder's BatchNorm: "stored" or "own", see `Label_Encoder.encode`
+    statistics   the statistics of the label encoder's BatchNorm: "stored" or "own", see `Label_Encoder.encode`
     """
     device = next(model.parameters()).device
     previous = first.to(device)
@@ -118,11 +121,13 @@ def roll_chunks(
 
 @torch.no_grad()
 def recalibrate(model: CVAE, labels: Tensor) -> None:
-    """Set the BatchNorm's running statistics to the exact mean and variance over `labels` (N, 3, H, W) uint8.
+    """Set the BatchNorm's running statistics to the exact mean and variance over all `labels`.
 
-    The running averages of training depend on the poses of the last twenty steps only. With them the validation PSNR
-    changes by several dB between neighbouring epochs; with the exact statistics it does not. Sums are in float64, so
-    that only the float32 rounding of the convolution depends on the size of the pieces.
+    labels   (N, 3, H, W) uint8
+
+    The running averages of training depend mostly on the poses of the last twenty steps. With the running averages, the
+    validation PSNR changes by several dB between neighbouring epochs. With the exact statistics it does not. The sums
+    are in float64, so that the size of the pieces affects only the float32 rounding of the convolution.
     """
     encoder = model.label_transformation
     norm = encoder.norm
@@ -143,7 +148,7 @@ def recalibrate(model: CVAE, labels: Tensor) -> None:
 
 @contextlib.contextmanager
 def evaluation(model: CVAE) -> Iterator[None]:
-    """Evaluation mode inside the block, the previous mode after it."""
+    """Inside the block `model` is in evaluation mode. After the block `model` is in its previous mode again."""
     training = model.training
     model.eval()
     try:

@@ -1,8 +1,8 @@
 """Teacher forcing, KL weight and learning rate as pure functions of (epoch, epochs).
 
-`epoch` is the number of finished epochs, 0 <= epoch < epochs; the value holds during the next epoch. Each setting has
-one canonical formula. The formulas of the seed reports are kept beside it under their names, because
-`kl_anneal_cycle` is a number of cycles in some reports and a length in epochs in others.
+`epoch` is the number of finished epochs, 0 <= epoch < epochs. The value is used during the next epoch. Teacher forcing
+and the KL weight each have one canonical formula, and the formulas of the seed reports under the reports' names. The
+seed reports disagree: `kl_anneal_cycle` is a number of cycles in some reports, and a length in epochs in others.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def teacher_forcing_ratio(
 ) -> float:
     """The probability of teacher forcing in this epoch, in [0, 1].
 
-    linear    `tfr` up to and including epoch `tfr_sde`, then `tfr_d_step` less every epoch
-    seed000   the same: the template tests `epoch > tfr_sde` after it has counted the epoch
-    seed001   the same: its report describes that line
-    seed003   the test with `>=`: one epoch earlier (never before epoch 1, when it is first run)
+    linear    the ratio is `tfr` up to and including epoch `tfr_sde`; then it falls by `tfr_d_step` every epoch
+    seed000   equal to linear: the template tests `epoch > tfr_sde` after it has counted the finished epoch
+    seed001   equal to linear: the report describes the template's test
+    seed003   the test is `epoch >= tfr_sde`, so the ratio falls one epoch earlier, but never before epoch 1
     """
     if formula == "seed003":
         falls = max(0, min(epoch, epoch - tfr_sde + 1))
@@ -33,14 +33,17 @@ def teacher_forcing_ratio(
 def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formula: KlFormula = "fu") -> float:
     """The weight of the KL term in this epoch, in [0, 1].
 
-    kind      'cyclical', 'monotonic' or 'none' (always 1; seed003: 0 in the first epoch)
-    cycle     fu, seed001, seed003: number of cycles over the run; seed000, seed004: epochs of one cycle
-    ratio     fu, seed001: fraction of a cycle spent climbing, 0 < ratio <= 1; otherwise a slope
+    kind      'cyclical', 'monotonic' or 'none'; 'none' gives 1, except that seed003 gives 0 in the first epoch
+    cycle     fu, seed001, seed003: number of cycles over the run; seed000, seed004: length of a cycle in epochs
+    ratio     fu, seed001: fraction of a cycle in which the weight rises, 0 < ratio <= 1; seed000, seed003: a factor of
+              the formula; seed004: not used
 
-    Source: Fu et al. 2019, arXiv:1903.10145 (fu); seed reports 000, 001, 003, 004. The canonical `fu` climbs
-    linearly over the first `ratio` of each of `cycle` equal cycles, then holds 1; monotonic is its one-cycle case.
-    The class of report 003 starts at 0, and its update evaluates the formula before it counts the finished epoch:
-    every value comes one epoch later than the formula says.
+    The canonical formula `fu` divides the run into `cycle` equal cycles. In the first `ratio` of each cycle the weight
+    rises linearly from 0 to 1, and then it stays at 1. 'monotonic' is the case of a single cycle. The code of report
+    003 starts with the weight 0, and evaluates its formula before it counts the finished epoch. So every value comes
+    one epoch later than in the formula.
+
+    Source: Fu et al. 2019, arXiv:1903.10145 (fu); seed reports 000, 001, 003, 004.
     """
     if formula == "seed003":
         if epoch == 0:
@@ -51,11 +54,11 @@ def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formul
     cyclical = kind == "cyclical"
     if formula == "fu":
         cycles = cycle if cyclical else 1
-        beta = epoch * cycles % epochs / epochs / ratio  # whole numbers first: exact at every cycle's start
+        beta = epoch * cycles % epochs / epochs / ratio  # integers first, so that a cycle starts at exactly 0
     elif formula == "seed000":
         if cyclical:
             beta = ratio * (epoch % cycle) / cycle
-        else:  # beta <- beta + ratio * t / cycle at every t = 1 .. epoch
+        else:  # the sum of ratio * t / cycle over t = 1 .. epoch
             beta = ratio * epoch * (epoch + 1) / 2 / cycle
     elif formula == "seed001":
         if cyclical:
@@ -77,11 +80,11 @@ def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formul
 def learning_rate(
     epoch: int, epochs: int, kind: str, lr: float, milestones: tuple[int, ...], gamma: float, lr_min: float
 ) -> float:
-    """Learning rate in this epoch.
+    """The learning rate in this epoch.
 
-    MultiStepLR     lr * gamma^(milestones passed); a milestone acts from its own epoch on
+    MultiStepLR     lr * gamma^n, where n is the number of milestones <= epoch
     ExponentialLR   lr * gamma^epoch
-    cosine          half a cosine from lr (epoch 0) to lr_min (epoch `epochs`, which is never run)
+    cosine          half a cosine wave from lr at epoch 0 to lr_min at epoch `epochs`, which is after the last epoch
     constant        lr
     """
     if kind == "MultiStepLR":
@@ -96,12 +99,12 @@ def learning_rate(
 
 
 def tfr_at(config: Config, epoch: int) -> float:
-    """`teacher_forcing_ratio` of a run's settings."""
+    """`teacher_forcing_ratio` for the settings of a run."""
     return teacher_forcing_ratio(epoch, config.tfr, config.tfr_sde, config.tfr_d_step, config.tfr_formula)
 
 
 def beta_at(config: Config, epoch: int) -> float:
-    """`kl_beta` of a run's settings."""
+    """`kl_beta` for the settings of a run."""
     return kl_beta(
         epoch,
         config.num_epoch,
@@ -113,7 +116,7 @@ def beta_at(config: Config, epoch: int) -> float:
 
 
 def lr_at(config: Config, epoch: int) -> float:
-    """`learning_rate` of a run's settings."""
+    """`learning_rate` for the settings of a run."""
     return learning_rate(
         epoch,
         config.num_epoch,

@@ -1,8 +1,9 @@
-"""The test sequences of a data folder: one given frame and many labels each.
+"""The test sequences of a data folder. Each sequence has one given frame and many labels.
 
     test/test_img/K/N.png      test/test_label/K/N.png      [test/test_truth/K/N.png]
 
-K names the sequence and N is a number. If all frames are known, they are in test_truth, or all of them in test_img.
+K is the name of the sequence, and N is a number. If the true frames are known, all of them are in test_truth or in
+test_img.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _FRAMES, _LABELS, _TRUTH = "test/test_img", "test/test_label", "test/test_truth"
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """One test sequence; pictures are uint8 with values 0 to 255.
+    """One test sequence. Pictures are uint8 with values 0 to 255.
 
-    name     of its folder
+    name     the name of the sequence's folder
     first    (3, H, W), the given frame
     labels   (T, 3, H, W), T >= 2; label 0 belongs to the given frame
-    truth    (T, 3, H, W), or None if the frames are not known
+    truth    (T, 3, H, W), the true frames; None if they are not known
     """
 
     name: str
@@ -38,9 +39,9 @@ class Sequence:
 
 @dataclass(frozen=True)
 class SequenceFiles:
-    """The files of one test sequence. If nothing was reported, there is one first frame, and a label or more.
+    """The PNG files of one test sequence. If nothing was reported, there are one first frame and at least two labels.
 
-    truth   as many files as `labels`, or none
+    truth   one file for each label, or empty
     """
 
     name: str
@@ -50,10 +51,10 @@ class SequenceFiles:
 
 
 def test_sequences(root: Path, height: int = 32, width: int = 64) -> Iterator[Sequence]:
-    """The test sequences under `root`, one at a time, in the natural order of their names ("2" before "10").
+    """Yield the test sequences under `root`, in the natural order of their names ("2" before "10").
 
-    DataError names the file that is wrong, as `dataset.load` does. It is also raised for a sequence without a first
-    frame or labels, and for a number of true frames other than that of the labels.
+    DataError names the wrong file, as in `dataset.load`. DataError is also raised if a sequence has no first frame or
+    no labels, or if the number of true frames differs from the number of labels.
     """
     for name in sequence_names(root, stop):
         files = sequence_files(root, name, stop)
@@ -66,12 +67,12 @@ def test_sequences(root: Path, height: int = 32, width: int = 64) -> Iterator[Se
 
 
 def has_sequences(root: Path) -> bool:
-    """Whether `root` has a folder of test frames or of test labels."""
+    """Whether `root` has a folder of test frames or a folder of test labels."""
     return any((root / folder).exists() for folder in (_FRAMES, _LABELS))
 
 
 def count_test_sequences(root: Path) -> int:
-    """The number of test sequences under `root`; 0 if it has no test folders. DataError as in `test_sequences`."""
+    """The number of test sequences under `root`; 0 if `root` has no test folders. DataError as in `test_sequences`."""
     return len(sequence_names(root, stop)) if has_sequences(root) else 0
 
 
@@ -106,13 +107,13 @@ def sequence_names(root: Path, report: Report) -> list[str]:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts runs of digits by their value: '2' before '10', 'seq2' before 'seq10'."""
+    """A sort key that compares digits as whole numbers: '2' before '10', 'seq2' before 'seq10'."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(not part[0].isdecimal(), int(part) if part[0].isdecimal() else 0, part) for part in parts]
 
 
 def sequence_files(root: Path, name: str, report: Report) -> SequenceFiles:
-    """The files of the sequence `name`."""
+    """The PNG files of the test sequence `name`."""
     frames_folder, labels_folder, truth_folder = (root / folder / name for folder in (_FRAMES, _LABELS, _TRUTH))
     frames = list_part(root, f"{_FRAMES}/{name}", report)
     labels = list_part(root, f"{_LABELS}/{name}", report)

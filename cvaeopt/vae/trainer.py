@@ -1,11 +1,11 @@
-"""One training run: iterate over the epochs and get their results. The caller decides what to do with each of them.
+"""One training run, as an iterator over the epochs. The caller decides what to do with the result of each epoch.
 
     trainer = Trainer(config, dataset, "cuda:0")
     for result in trainer.run():
         trainer.save(folder.last)
 
-Every random draw is derived from (seed, purpose, epoch). So a run that is saved and restored between two epochs goes on
-as if it had never stopped; on a CPU it is equal in every bit.
+Every random draw is derived from (seed, purpose, epoch). So a run may be saved and restored between two epochs, and the
+results equal those of a run without interruption. On a CPU the results are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from cvaeopt.vae.validation import Validation, validate
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One finished epoch; the fields are the keys of history.jsonl.
+    """The result of one finished epoch. The fields are the keys of history.jsonl.
 
-    epoch            epochs finished, so the first is 1
-    lr, tfr, beta    the values in force during the epoch
+    epoch            number of finished epochs; 1 after the first epoch
+    lr, tfr, beta    the values that were used during the epoch
     teacher_forced   fraction of the steps with teacher forcing, in [0, 1]
     train_loss       loss per predicted frame, averaged over the steps: train_mse + beta * train_kl
     val_psnr         mean PSNR of the predicted validation frames, dB
     val_psnr_late    mean PSNR of the last third of these frames, dB
-    seconds          wall time of the epoch, validation included
+    seconds          wall time of the epoch including validation
     """
 
     epoch: int
@@ -82,7 +82,7 @@ class Trainer:
         self.device = torch.device(device)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
-        # Of the two ways with equal results, the one that was measured to be faster on the device.
+        # Both ways give equal results. Each kind of device uses the way that was faster in measurements.
         self.free_step: FreeStep = "replay" if self.device.type == "cuda" else "sequential"
         starts = require_batch(data, config)
         self._starts = torch.tensor(starts, device=self.device)
@@ -106,9 +106,11 @@ class Trainer:
             _set_precision(config.precision)
 
     def run(self, until_epoch: int | None = None) -> Generator[EpochResult, None, None]:
-        """Train and validate epoch after epoch until `until_epoch` (default: config.num_epoch) are finished.
+        """Train and validate until `until_epoch` epochs are finished. Yield the result of each epoch.
 
-        Raises Diverged, with the epoch, when a loss or the PSNR is not finite.
+        until_epoch   at most config.num_epoch, which is the default
+
+        Diverged if a loss or the PSNR is not finite, or if the gradient is not finite in more than `skip_steps` steps.
         """
         last = self.config.num_epoch if until_epoch is None else min(until_epoch, self.config.num_epoch)
         while self.epoch < last:
@@ -143,16 +145,17 @@ class Trainer:
                 return validate(model, self.config, self._data, self._z, frames)
 
     def validated_model(self) -> CVAE:
-        """The network for validation: averaged weights if `ema` is on, BatchNorm statistics as `val_statistics` says.
+        """The network for validation. It has averaged weights if `ema` is on.
 
-        With `recalibrated` it is a copy, so that the running averages of training stay as they are.
+        If `val_statistics` is "recalibrated", the network is a copy with recalibrated BatchNorm statistics. A copy is
+        needed so that the running averages of training do not change.
         """
         if self.config.val_statistics == "recalibrated":
             return self.recalibrated_model()
         return self.averaged or self.model
 
     def save(self, path: Path, provenance: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint of this moment, whole or not at all (OSError when the disk is full)."""
+        """Write a checkpoint of the current state, whole or not at all. OSError if the disk is full."""
         validated = _plain_weights(self.recalibrated_model())
         training = _plain_weights(self.model)
         epoch = max(0, self.epoch - 1)
@@ -179,10 +182,10 @@ class Trainer:
         )
 
     def recalibrated_model(self) -> CVAE:
-        """A copy of the validated weights with recalibrated BatchNorm statistics, whatever `val_statistics` says.
+        """A copy of the network for validation with recalibrated BatchNorm statistics, for every `val_statistics`.
 
-        Saved weights always have these statistics, so that the lab's tester, which uses evaluation mode, gets the
-        full quality.
+        Saved weights always have recalibrated statistics, because the lab's tester uses evaluation mode. With these
+        statistics it reaches the full PSNR of the weights.
         """
         model = copy.deepcopy(self.averaged or self.model)
         with self._autocast():
@@ -190,7 +193,7 @@ class Trainer:
         return model
 
     def restore(self, path: Path) -> None:
-        """Continue from the checkpoint at `path`; CheckpointError if another run wrote it or if it is damaged."""
+        """Continue from the checkpoint `path`. CheckpointError if the file is damaged or belongs to another run."""
         saved = checkpoint.continuation(path)
         if reason := checkpoint.other_run(saved.own, self.config, self.data.digest):
             raise CheckpointError(
@@ -214,14 +217,14 @@ class Trainer:
         self.history = [dict(row) for row in saved.own.history]
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Take `weights` as the starting point of a new run; CheckpointError names the first that does not fit."""
+        """Start a new run from `weights`. CheckpointError names the first tensor that does not fit the network."""
         check_weights(self.model, weights)
         self.model.load_state_dict(weights)
         if self.averaged is not None:
             self.averaged.load_state_dict(weights)
 
     def _train_epoch(self) -> tuple[float, float, float]:
-        """The fraction of steps with teacher forcing, and the MSE and KL per frame, averaged over the epoch's steps."""
+        """Train for one epoch. Return the fraction of steps with teacher forcing, and the mean MSE and KL per frame."""
         with self._cpu_threads():
             return self._train_steps()
 
@@ -254,7 +257,7 @@ class Trainer:
             )
             loss = self._backward(frames, labels, eps, beta, coins[step])
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-            # This test waits for the device at every step, so it is made only if the setting asks for it.
+            # This test waits for the device in every step, so it is made only if `skip_steps` is above 0.
             if config.skip_steps and not bool(torch.isfinite(norm)):
                 skipped += 1
                 if skipped > config.skip_steps:
@@ -266,11 +269,11 @@ class Trainer:
             sums += torch.stack([loss.mse, loss.kl]).detach()
         if skipped == steps:  # no step was trained, so there is no loss
             raise Diverged(f"The gradient of all {steps} steps", float(norm), epoch)
-        mse, kl = (sums / (steps - skipped)).tolist()  # the only wait for the device in an epoch
+        mse, kl = (sums / (steps - skipped)).tolist()  # the only wait for the device in an epoch if `skip_steps` is 0
         return sum(coins) / steps, mse, kl
 
     def _backward(self, frames: Tensor, labels: Tensor, eps: Tensor, beta: float, forced: bool) -> ClipLoss:
-        """The loss terms of one step, with the gradient of its total in every parameter."""
+        """The loss terms of one step. The gradient of the total loss is stored in every parameter's `grad`."""
         settings = LossSettings(
             forced=forced,
             output=self.config.output,
@@ -288,9 +291,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def _cpu_threads(self) -> Iterator[None]:
-        """On a CPU: inside the block each clip of a step has its own thread, and torch's operations use one thread.
+        """On a CPU: inside the block several threads compute a step, and each operation of torch uses one thread.
 
-        With mixed precision, which is meant for GPUs, nothing changes: the CPU then computes as a GPU would.
+        On other devices, and with bf16 precision, nothing changes. Because bf16 is meant for GPUs, a CPU then computes
+        a step in the same way as a GPU.
         """
         if self.device.type != "cpu" or self.config.precision == "bf16":
             yield
@@ -309,7 +313,10 @@ class Trainer:
 
 
 def _coins(config: Config, epoch: int, steps: int) -> list[bool]:
-    """Whether each step of an epoch uses teacher forcing: one draw for all steps, or one draw for each."""
+    """For each step of an epoch, whether the step uses teacher forcing.
+
+    `tfr_coin` selects one random draw for all steps of the epoch, or one random draw for each step.
+    """
     draws = generator("cpu", "forcing coin", config.seed, epoch)
     rate = tfr_at(config, epoch)
     if config.tfr_coin == "epoch":
@@ -319,10 +326,12 @@ def _coins(config: Config, epoch: int, steps: int) -> list[bool]:
 
 @torch.no_grad()
 def _average(averaged: CVAE, model: CVAE, ema: float, done: int) -> None:
-    """Move the averaged weights towards those of `model`; `done` steps of the run are finished.
+    """Move the averaged weights towards the weights of `model`.
 
-    The first steps count equally, so that the initial weights are soon forgotten. The running statistics of the
-    BatchNorm, which are averages already, are copied.
+    done   number of finished steps of the run, including this step
+
+    In the first steps the decay is below `ema`, so that the initial weights soon have no effect on the average. The
+    running statistics of the BatchNorm are copied, because they are averages already.
     """
     decay = min(ema, done / (done + 9))
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
@@ -336,14 +345,14 @@ def _require_finite(quantity: str, value: float, epoch: int) -> None:
 
 
 def _set_precision(precision: str) -> None:
-    """Let CUDA compute in full single precision, or in TF32 where the settings allow it."""
+    """Make CUDA compute in full single precision if `precision` is "fp32", and in TF32 otherwise."""
     mode = "ieee" if precision == "fp32" else "tf32"
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = mode
 
 
 def _optimizer(config: Config, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of `config`, fused where torch has a fused one."""
+    """The optimizer of `config`. All kinds except Adamax use torch's fused implementation."""
     parameters = list(model.parameters())
     decay = config.weight_decay
     if config.optim == "SGD":
@@ -359,5 +368,5 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def _plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of `model` on the CPU in the ordinary memory layout."""
+    """The state of `model` on the CPU, in the contiguous memory layout."""
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}

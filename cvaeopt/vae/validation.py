@@ -1,4 +1,4 @@
-"""The validation of a network: the validation video is predicted from its first frame, and compared with the truth."""
+"""Validate a network: predict the validation video from its first frame, and compare it with the true frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Validation:
     """The scores of a predicted validation video of V frames.
 
     psnr_frames   (V - 1,) dB, float64 on the CPU
-    frames        (V - 1, 3, H, W) uint8 on the CPU, or None if they were not asked for
+    frames        the predicted frames, (V - 1, 3, H, W) uint8 on the CPU; None if they were not requested
     """
 
     psnr_frames: Tensor
@@ -39,9 +39,10 @@ class Validation:
 
 
 def validate(model: CVAE, config: Config, data: DeviceData, z: Tensor, with_frames: bool) -> Validation:
-    """Predict frames 1.. of the validation video with `model` as it is, and score them.
+    """Predict all frames of the validation video after frame 0 with `model`, and compute their PSNR.
 
-    z   (V - 1, N, H, W), see `rollout.noise`
+    z             (V - 1, N, H, W), see `rollout.noise`
+    with_frames   whether the result has the predicted frames
     """
     truth = data.val_frames[1:]
     score, pictures = [], []
