@@ -55,6 +55,9 @@ SHUT = {
     "terminal": ("torch", "optuna", "sqlalchemy"),
 }
 
+LIMITS = {"module": 400, "class": 250, "function": 60}
+"""Lines at most: what is longer holds two things."""
+
 PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent == PACKAGE)
 
 
@@ -153,3 +156,14 @@ def test_nothing_heavy_is_imported_before_a_command_runs(module: str) -> None:
 
 def is_type_checking(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def test_nothing_outgrows_its_limit() -> None:
+    lengths = [("module", name, len(path.read_text().splitlines())) for name, path in zip(MODULES, PATHS, strict=True)]
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                lengths.append((kind, f"{name}.{node.name}", node.end_lineno - node.lineno + 1))
+    assert [entry for entry in lengths if entry[2] > LIMITS[entry[0]]] == []
