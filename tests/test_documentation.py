@@ -118,6 +118,15 @@ def test_the_documentation_says_where_to_add_things_and_the_files_exist() -> Non
         assert (ROOT / path).exists(), path
 
 
+def test_the_documentation_says_where_things_are_and_the_files_exist() -> None:
+    table = re.search(r"\| file in `cvaeopt/` \|.*?\n\n", (DOCS / "architecture.md").read_text(), re.DOTALL)
+    assert table is not None
+    named = re.findall(r"`([a-z_/]+\.py)`", table.group())
+    assert len(named) >= 20
+    for path in named:
+        assert (ROOT / "cvaeopt" / path).exists(), path
+
+
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
