@@ -195,10 +195,8 @@ def report_data(
     overview    the result of `status`, with three optional keys:
                 "left"           the numbers of the trials that wait for a worker
                 "confirmation"   the result of `confirmation`
-                "identity"       the identity of the study whose files are shown; default: the study without an
-                                 identity, whose files are in `artifacts/NAME`
+                "identity"       the study's identity; default: none, with files in `artifacts/NAME`
     artifacts   folder of the studies' run folders
-    now         the date of the report
     """
     known = facts(trials, overview.get("left", ()))
     levels: dict[str, float] = {k: v for k, v in overview["baselines"].items() if v is not None}

@@ -33,6 +33,7 @@ NOT_SEARCHED = {
 
 # The conditions under which a setting has an effect. `has_effect` checks these conditions.
 NEEDS = {
+    "kl_formula": "it needs a kl_anneal_type other than 'none', or 'seed003' among the formulas",
     "kl_anneal_cycle": "it needs kl_anneal_type 'cyclical', or 'monotonic' with a kl_formula that uses it",
     "kl_anneal_ratio": "it needs a kl_anneal_type other than 'none' and a kl_formula other than 'seed004'",
     "tfr_sde": "it needs tfr and tfr_d_step above 0 and fewer epochs than the trial has",
@@ -345,6 +346,7 @@ def has_effect(name: str, values: Mapping[str, Any]) -> bool:
     forced = values["tfr"] > 0
     decays = forced and values["tfr_sde"] < values["num_epoch"]
     rules: dict[str, bool] = {
+        "kl_formula": annealed or values["kl_formula"] == "seed003",  # which weighs the first epoch with 0
         "kl_anneal_cycle": annealed and not one_cycle,
         "kl_anneal_ratio": annealed and values["kl_formula"] != "seed004",
         "tfr_sde": decays and values["tfr_d_step"] > 0,

@@ -146,15 +146,18 @@ def _owner(folder: Path) -> str | None:
 
     "?" if the folder has files but no marker, or if the marker cannot be read.
     """
-    try:
-        marked = json.loads((folder / MARKER).read_text())
-        return str(marked["identity"])
-    except FileNotFoundError:
-        with contextlib.suppress(OSError):
-            return _UNKNOWN if any(folder.iterdir()) else None
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return _UNKNOWN
+    for _ in range(2):  # another worker may make the folder, with its marker, between the two looks at it
+        try:
+            return str(json.loads((folder / MARKER).read_text())["identity"])
+        except FileNotFoundError:
+            try:
+                if not any(folder.iterdir()):
+                    return None
+            except OSError:
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return _UNKNOWN
+    return _UNKNOWN
 
 
 def _make(folder: Path, mark: dict[str, str]) -> None:

@@ -112,9 +112,8 @@ class LeaseRegistry(LiveStudy):
     def claim(self, connection: Connection, worker: str, place: Place | None = None) -> Lease | Idle:
         """A lease for `worker`, whose trial is RUNNING, or the reason why there is no trial to train.
 
-        Trials that another worker gave back, or whose worker died, come first. If there are none, a new trial starts,
-        if the budget permits it. A worker holds at most one lease. A worker that asks again gets the same lease, so the
-        call can be repeated if its answer was lost. StudyGone if the study was deleted.
+        Trials without an owner come first; then a new trial starts, if the budget permits it. A worker that asks again
+        gets the same lease, so the call can be repeated if its answer was lost. StudyGone if the study was deleted.
         """
         study = self.storage.lock_study(connection, self.study)
         if not self._exists(connection):
@@ -220,8 +219,8 @@ class LeaseRegistry(LiveStudy):
     ) -> None:
         """Write the value of one finished epoch; LeaseLost if another worker holds the trial.
 
-        The same transaction renews the lease and records a new checkpoint, `saved` = (epoch, host).
-        UpdateFinishedTrialError if another program has ended the trial.
+        The lease is renewed, and a new checkpoint `saved` = (epoch, host) recorded. UpdateFinishedTrialError if another
+        program has ended the trial.
         """
         done = lease_table.c.epochs_done
         self._write(
@@ -288,8 +287,7 @@ class LeaseRegistry(LiveStudy):
     def check_lost(self, lease: Lease) -> None:
         """Raise an error if the worker cannot continue after it has lost `lease`.
 
-        StudyGone if the study was deleted, StudyError if the row of the lease was deleted. No error if another worker
-        holds the trial, or if the database does not answer.
+        StudyGone if the study was deleted, StudyError if the row of the lease was deleted.
         """
 
         def is_listed() -> bool:
@@ -323,10 +321,7 @@ class LeaseRegistry(LiveStudy):
     def beat(
         self, connection: Connection, worker: str, beat: Beat, lease: Lease | None = None, *, renew: bool = True
     ) -> Pulse:
-        """Record a sign of life in the worker's row, and renew `lease`.
-
-        renew   False if the training hangs: the lease is then not renewed
-        """
+        """Record a sign of life of the worker, and renew `lease` (not with `renew` False: the training hangs)."""
         now = self._now(connection)
         self._note_life(connection, now)
         held = lease is not None

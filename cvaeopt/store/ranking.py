@@ -27,9 +27,14 @@ class Best(NamedTuple):
 
 
 def value_of(trial: FrozenTrial) -> float | None:
-    """The value by which the trial is ranked, dB; None if the trial is not ranked."""
-    if trial.state != TrialState.COMPLETE or not trial.values or not is_feasible(trial.constraints):
+    """The value by which the trial is ranked, dB; None if the trial is not ranked.
+
+    ValueError for a complete trial without a value: its row in the database is lost.
+    """
+    if trial.state != TrialState.COMPLETE or not is_feasible(trial.constraints):
         return None
+    if not trial.values:
+        raise ValueError(f"Trial {trial.number} is complete and has no value.")
     value = trial.values[0]
     return value if math.isfinite(value) else None
 

@@ -138,7 +138,7 @@ def _refused(path: Path, start: bytes, error: Exception, archive: bool) -> Check
         return _unreadable(
             path, "it was pickled with a newer protocol", "Save it with torch.save's own pickle_protocol."
         )
-    if reason := re.search(r"WeightsUnpickler error:\s*(.+)", message):
+    if archive and (reason := re.search(r"WeightsUnpickler error:\s*(.+)", message)):
         return _unreadable(path, f"torch does not rebuild all that it holds: {reason[1].strip()[:200]}", _SAVE)
     if archive:
         return _unreadable(path, f"its bytes are damaged: {message.splitlines()[0] if message else error!r}", _COPY)

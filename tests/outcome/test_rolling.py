@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cvaeopt.errors import CheckpointError
-from cvaeopt.outcome.rolling import Noise, Span, decided, notes, roll_frames
+from cvaeopt.outcome.rolling import Noise, Span, notes, roll_frames, with_output_decided
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.metrics import psnr_per_frame
 from cvaeopt.vae.rollout import Output, to_float
@@ -42,7 +42,7 @@ def psnr(loaded: checkpoint.Loaded) -> float:
 
 def test_the_output_that_is_chosen_is_the_best_on_the_validation_video(trained: tuple[Path, Path, Trainer]) -> None:
     ours, lab, trainer = trained
-    loaded = decided(checkpoint.load_model(lab), tiny.DATA.val, Noise())
+    loaded = with_output_decided(checkpoint.load_model(lab), tiny.DATA.val, Noise())
     each = {output: psnr(replace(loaded, output=output)) for output in OUTPUTS}
     assert loaded.output_from == "validation"
     assert each[loaded.output] >= max(each.values()) - 0.01  # equal to the hundredth that is printed
@@ -58,7 +58,7 @@ def test_the_output_that_is_chosen_is_the_best_on_the_validation_video(trained: 
 def test_without_a_video_the_template_s_output_is_assumed_and_that_is_said(
     trained: tuple[Path, Path, Trainer],
 ) -> None:
-    loaded = decided(checkpoint.load_model(trained[1]), None, Noise())
+    loaded = with_output_decided(checkpoint.load_model(trained[1]), None, Noise())
     assert (loaded.output, loaded.output_from) == ("linear", "assumed")
     (said,) = notes(loaded, "epoch=4.ckpt")
     assert "linear is assumed" in said and "--output sigmoid" in said
@@ -69,7 +69,7 @@ def test_what_the_user_says_counts_and_a_checkpoint_of_ours_knows(
     output: Output, trained: tuple[Path, Path, Trainer]
 ) -> None:
     ours, lab, trainer = trained
-    given = decided(checkpoint.load_model(lab, output=output), tiny.DATA.val, Noise())
+    given = with_output_decided(checkpoint.load_model(lab, output=output), tiny.DATA.val, Noise())
     assert (given.output, given.output_from) == (output, "given")
     own = checkpoint.load_model(ours)
     assert (own.output, own.output_from) == (trainer.config.output, "settings")

@@ -37,7 +37,7 @@ def test_whole_tables_follow_the_textbook(values: list[list[float]]) -> None:
     assert found is not None and found.freedom == freedom
     rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
     spread = math.sqrt((rest**2).sum() / freedom)
-    assert found.spread == pytest.approx(spread, abs=1e-3)  # never quite 0
+    assert found.spread == pytest.approx(spread, abs=2e-3)  # never quite 0
     assume(spread > 1e-2)
     apart = found.difference(0, 1)
     assert apart is not None and apart.standard_error is not None
