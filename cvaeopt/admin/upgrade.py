@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from cvaeopt import files
 from cvaeopt.admin import studies
 from cvaeopt.errors import SchemaError, StudyError, UserError
-from cvaeopt.store import password, urls
+from cvaeopt.store import password_file, urls
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.outage import first_line, is_outage, unreachable
 from cvaeopt.store.urls import mask
@@ -44,7 +44,7 @@ def parse(url: str) -> URL:
     """
     parsed = urls.parse(url)
     if parsed.get_backend_name() == "postgresql" and parsed.password is None:
-        parsed = parsed.set(password=password.from_file())
+        parsed = parsed.set(password=password_file.from_file())
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         raise UserError(f"There is no database {mask(url)}.", todo="Change --storage.")
     return parsed

@@ -14,7 +14,7 @@ import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 
 from cvaeopt.errors import UserError
-from cvaeopt.store import password, watchdog
+from cvaeopt.store import password_file, watchdog
 
 _SECRET_KEY = r"[\w.-]*(?:pass|pwd|secret|token)[\w.-]*"
 
@@ -295,7 +295,7 @@ def _psycopg_arguments(target: URL) -> dict[str, Any]:
         # PgBouncer may give each transaction another connection, which lacks statements that were prepared earlier.
         "prepare_threshold": None,
     }
-    if target.password is None and (secret := password.from_file()) is not None:
+    if target.password is None and (secret := password_file.from_file()) is not None:
         defaults["password"] = secret
     mine = {key: value for key, value in defaults.items() if key not in target.query}
     return {**mine, **_psycopg_query(target, ""), "options": " ".join(word for word in words if word)}

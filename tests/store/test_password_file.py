@@ -8,14 +8,14 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from cvaeopt.errors import UserError
-from cvaeopt.store import password, urls
+from cvaeopt.store import password_file, urls
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that PGPASSWORD_FILE names."""
     monkeypatch.delenv("PGPASSWORD", raising=False)
-    monkeypatch.setenv(password.VARIABLE, str(tmp_path / "password"))
+    monkeypatch.setenv(password_file.VARIABLE, str(tmp_path / "password"))
     return tmp_path / "password"
 
 
@@ -23,7 +23,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_file_holds_the_password_and_perhaps_line_ends(file: Path, end: str) -> None:
     secret = " p@ss:w/?#% 'd$ä\\ "
     file.write_text(secret + end, encoding="utf-8")
-    assert password.from_file() == secret
+    assert password_file.from_file() == secret
 
 
 def test_what_states_a_password_more_closely_counts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def test_what_states_a_password_more_closely_counts(file: Path, monkeypatch: pyt
     monkeypatch.setenv("PGPASSWORD", "from the environment")
     assert sent("postgresql+psycopg://lab@db/x") is None
     monkeypatch.delenv("PGPASSWORD")
-    monkeypatch.setenv(password.VARIABLE, "")
+    monkeypatch.setenv(password_file.VARIABLE, "")
     assert sent("postgresql+psycopg://lab@db/x") is None
 
 
@@ -47,5 +47,5 @@ def test_a_file_without_a_password_is_named_and_its_content_is_not_shown(file: P
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(UserError, match=says) as caught:
-            password.from_file()
+            password_file.from_file()
         assert str(file) in str(caught.value) and "geheim" not in str(caught.value)
