@@ -18,7 +18,7 @@ from cvaeopt.files import digest
 KlFormula = Literal["fu", "seed000", "seed001", "seed003", "seed004"]
 TfrFormula = Literal["linear", "seed000", "seed001", "seed003"]
 
-# Options of the lab's trainer that are not settings here, and what to do instead of setting each option.
+# Options of the lab's trainer that are not settings here, each with advice for the user.
 _LAB_OPTIONS = {
     "val_vi_len": "Validation always predicts the whole validation video: remove it",
     "test_vi_len": "Every test sequence is predicted as a whole: remove it",

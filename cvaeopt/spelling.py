@@ -36,7 +36,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 
 
 class Table(BaseModel):
-    """A frozen table of settings. A word of a `Literal` field may have another spelling if it fits only one word.
+    """A frozen table of settings. In a `Literal` field, users may write another spelling if it fits only one word.
 
     The table stores our spelling, so that digests and Optuna's parameters do not depend on the user's spelling.
     """

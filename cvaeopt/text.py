@@ -33,7 +33,7 @@ SPARKS: Final = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """A curve as one line of text, one character for each of the last `width` values; '·' if it is not finite."""
+    """A curve as one line of text: one character for each of the last `width` values, '·' for NaN or infinity."""
     shown = list(values)[-width:]
     finite = [value for value in shown if math.isfinite(value)]
     if not finite:

@@ -24,7 +24,8 @@ _YAML_LINE = re.compile(r"""(?:---|- |["']?[\w.-]+["']?\s*:(?:\s|$))""")
 def read(path: Path) -> dict[str, Any]:
     """The tables in `path`. A byte order mark at the start of the file is ignored.
 
-    OSError if the file cannot be read. SettingsError if it is not TOML: the message names its format or the wrong line.
+    OSError if the file cannot be read. SettingsError if the file is not TOML. The message of the SettingsError names
+    the format of the file or the wrong line.
     """
     data = path.read_bytes()
     try:
@@ -52,7 +53,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _encoding(data: bytes, error: UnicodeError) -> str:
-    """Why `data` is not UTF-8 text, as the end of an error message. It names the encoding if it can be recognised."""
+    """Why `data` is not UTF-8 text, as the end of an error message. It names the encoding if possible."""
     for mark, name in _WIDE.items():
         if data.startswith(mark):
             return f"it is {name} text, not UTF-8"

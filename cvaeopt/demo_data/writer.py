@@ -54,7 +54,7 @@ def write(
     """Write a demonstration set to the folder `root`, whole or not at all. Equal parameters give equal bytes.
 
     clips             length of the training video, in clips of 16 frames
-    sequences         number of test sequences. test_img gets the first frame of each, and test_truth gets all frames.
+    sequences         number of test sequences; test_img gets the first frame of each sequence, test_truth all frames
     sequence_frames   number of frames and of labels in each test sequence
 
     If `root` already holds a set with the same parameters, nothing is changed. DataError if `root` holds anything else,

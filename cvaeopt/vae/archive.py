@@ -168,7 +168,7 @@ def _classes(path: Path, message: str) -> str:
 
 
 def _ends_with(path: Path, name: str) -> bool:
-    """Whether the file ends with `name`. Then the name of an allowed class was cut, and looks like another class."""
+    """Whether the file ends with `name`. If so, the file was cut, and `name` is only the beginning of a name."""
     tail = name.rpartition(".")[2].encode()
     with path.open("rb") as stream:
         stream.seek(-min(len(tail) + 1, path.stat().st_size), os.SEEK_END)

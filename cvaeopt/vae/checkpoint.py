@@ -101,7 +101,7 @@ class OptimizerState(BaseModel):
 
 
 class _Run(BaseModel):
-    """The parts of a checkpoint that a run needs in addition to the weights so that it can continue."""
+    """The parts of a checkpoint that a run needs to continue, in addition to the weights."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, arbitrary_types_allowed=True)
 

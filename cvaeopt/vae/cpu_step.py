@@ -1,9 +1,9 @@
 """A training step on a CPU. The clips are cut into pieces, and several threads compute the pieces in parallel.
 
 If several threads share one operation, they wait for each other at the end of the operation, hundreds of times per
-step. The operations of this network are small, so two cores lose more than half of the second core by waiting.
+step. The operations of this network are small, so waiting takes more than half of the time of the second core.
 Clips depend on each other only through the label encoder's statistics, and no gradient crosses time. So each piece has
-its own forward and backward pass. Without teacher forcing, a piece starts from the last prediction of the piece before.
+its own forward and backward pass. Without teacher forcing, a piece starts from the previous piece's last prediction.
 
 The pieces depend only on the batch size and on the length of the clips, and gradients are added in a fixed order. So
 the result is the same for every number of threads, bit for bit.
@@ -41,8 +41,8 @@ _MIN_FRAMES = 3
 def one_thread() -> Iterator[None]:
     """Inside the block each operation of torch runs on the current thread alone.
 
-    The operations are small, so sharing them is slow: a validation frame at F_dim 32 took 19 ms on two threads, and
-    10 ms on one thread.
+    The operations are so small that sharing an operation is slow. A validation frame at F_dim 32 took 19 ms on two
+    threads, and 10 ms on one thread.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -137,7 +137,7 @@ class StepThreads:
     def backward(
         self, model: CVAE, frames: Tensor, labels: Tensor, eps: Tensor, beta: float, settings: LossSettings
     ) -> ClipLoss:
-        """The loss terms of a step. Also replace every parameter's `grad` by the gradient of the total loss.
+        """The loss terms of a step. Every parameter's `grad` is replaced by the gradient of the total loss.
 
         The result equals that of `clip_loss(...)` and `.total(beta).backward()`. The arguments are those of
         `clip_loss`.

@@ -62,8 +62,8 @@ def load(
     """The training and the validation video under `root`, in RGB, resized to (height, width) pixels.
 
     cache      the folder for decoded frames; None: `frame_cache` chooses the folder
-    progress   called while PNG files are decoded. They are decoded only once. Later calls, and other processes that
-               call this function at the same time, map the decoded file.
+    progress   called while PNG files are decoded. The files are decoded only once. Later calls map the cache, and other
+               processes that call this function at the same time wait for it.
 
     DataError names the wrong file or folder: a missing partner, a gap, a number that occurs twice, an unreadable PNG, a
     size that differs from the others, an empty or missing folder, a validation video of one frame. DataError is also

@@ -24,7 +24,7 @@ class DeviceData:
 
     @classmethod
     def of(cls, data: Dataset, device: torch.device) -> DeviceData:
-        """The tensors of `data` on `device`. If the previous call had the same arguments, it is the same object."""
+        """The tensors of `data` on `device`. Two successive calls with the same arguments return the same object."""
         key = (str(data.root), data.digest, f"{device}{data.train.frames.shape}")
         if cls._latest is None or cls._latest[0] != key:
             cls._latest = None  # free the memory of the old tensors before the new ones are made

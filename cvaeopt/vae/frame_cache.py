@@ -2,9 +2,9 @@
 
     <place>/<owner>-<H>x<W>-<stamp>/    one .npy file for each folder of PNG files, and meta.json
 
-The place is `<root>/.cvaeopt-cache`. If this folder cannot be written, the place is in the user's cache folder. If
-CVAEOPT_CACHE is set, it is the place instead. The stamp depends on the names, sizes and modification times of the PNG
-files. A cache is written whole or not at all.
+The place is `<root>/.cvaeopt-cache`. If this folder cannot be written, the place is in the user's cache folder. If the
+environment variable CVAEOPT_CACHE is set, its value is the place. The stamp depends on the names, sizes and
+modification times of the PNG files. A cache is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Cache:
         return self.place / f"{self.family}-{self.stamp}"
 
     def map(self) -> Decoded | None:
-        """The cached frames and their digest. None if the cache does not exist, or if any byte of it is damaged."""
+        """The cached frames and their digest. None if the cache does not exist or is damaged."""
         content = hashlib.sha256()
         arrays = []
         try:

@@ -110,7 +110,7 @@ class RGB_Encoder(nn.Sequential):
 
 
 class Label_Encoder(nn.Sequential):
-    """Pose features: (M, 3, H, W) -> (M, L, H, W). It has the only BatchNorm of the network."""
+    """Pose features: (M, 3, H, W) -> (M, L, H, W). This module has the only BatchNorm of the network."""
 
     def __init__(self, in_ch: int, out_ch: int) -> None:
         super().__init__(
@@ -240,7 +240,7 @@ class Generator(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, D, H, W) -> (M, 3, H, W). The last layer computes in the precision of its weights, even in autocast."""
+        """(M, D, H, W) -> (M, 3, H, W). The last layer uses the precision of its weights, even in `torch.autocast`."""
         *blocks, last = self
         for block in blocks:
             x = block(x)
@@ -296,7 +296,7 @@ def widths(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def check_weights(model: CVAE, weights: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError if `weights` do not fit `model`. It names the first tensor that does not fit."""
+    """Raise CheckpointError if `weights` do not fit `model`. The message names the first tensor that does not fit."""
     own = model.state_dict()
     for key, tensor in own.items():
         if key not in weights:

@@ -126,8 +126,9 @@ def recalibrate(model: CVAE, labels: Tensor) -> None:
     labels   (N, 3, H, W) uint8
 
     The running averages of training depend mostly on the poses of the last twenty steps. With the running averages, the
-    validation PSNR changes by several dB between neighbouring epochs. With the exact statistics it does not. The sums
-    are in float64, so that the size of the pieces affects only the float32 rounding of the convolution.
+    validation PSNR changes by several dB between neighbouring epochs. With the exact statistics, these changes
+    disappear. The sums are in float64, so that the size of the pieces affects only the float32 rounding of the
+    convolution.
     """
     encoder = model.label_transformation
     norm = encoder.norm

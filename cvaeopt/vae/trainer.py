@@ -184,8 +184,8 @@ class Trainer:
     def recalibrated_model(self) -> CVAE:
         """A copy of the network for validation with recalibrated BatchNorm statistics, for every `val_statistics`.
 
-        Saved weights always have recalibrated statistics, because the lab's tester uses evaluation mode. With these
-        statistics it reaches the full PSNR of the weights.
+        Saved weights always have recalibrated statistics, because the lab's tester uses the stored statistics
+        (evaluation mode).
         """
         model = copy.deepcopy(self.averaged or self.model)
         with self._autocast():

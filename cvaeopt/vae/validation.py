@@ -1,4 +1,4 @@
-"""Validate a network: predict the validation video from its first frame, and compare it with the true frames."""
+"""Validate a network: predict the validation video from its first frame, and compute the PSNR of the prediction."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def find(payload: Any) -> Weights:
 
 
 def plain(name: str, value: Any) -> Tensor:
-    """`value` as a float32 tensor on the CPU; a step counter as int64. CheckpointError if it cannot be used."""
+    """`value` as a float32 tensor on the CPU; a step counter is int64. CheckpointError if `value` cannot be used."""
     try:
         tensor = torch.as_tensor(value).detach().cpu()
         usable = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
@@ -175,7 +175,7 @@ def _beside(leaves: list[tuple[Path, list[str], Any]], taken: set[Path], place: 
 
 
 def _names(payload: Any, leaves: list[tuple[Path, list[str], Any]]) -> str:
-    """A short sentence that lists names in a file. It is for a file that has no weights of this network."""
+    """A short sentence that lists the names in a file without weights of this network."""
     names = [".".join(parts) for _, parts, _ in leaves] or [
         str(key) for key in (payload if isinstance(payload, dict) else ())
     ]
