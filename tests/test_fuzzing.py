@@ -89,7 +89,7 @@ def study_with(**changes: Any) -> dict[str, Any]:
     return STUDY | changes
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(changed(STUDY))
 @example(study_with(sampler={"kind": {}}))
 @example(study_with(sampler={"kind": []}))
@@ -109,7 +109,7 @@ def test_a_changed_study_loads_or_is_refused_with_a_reason(tables: dict[str, Any
         assert Definition.parse(definition.plain(), "fuzzed", "again").digest() == definition.digest()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(changed(RECIPE))
 @example({"settings": {**RECIPE["settings"], "lr": 10**400}})
 def test_a_changed_recipe_loads_or_is_refused_with_a_reason(tables: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_a_changed_recipe_loads_or_is_refused_with_a_reason(tables: dict[str, An
         assert isinstance(read.edited, bool) and isinstance(read.origin, dict)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_a_file_with_changed_bytes_loads_or_is_refused_with_a_reason(data: st.DataObject) -> None:
     tables, load = data.draw(st.sampled_from([(STUDY, lambda path: load_definition(str(path))), (RECIPE, recipe.read)]))

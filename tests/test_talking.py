@@ -43,8 +43,11 @@ WORKER = ["worker", "--study", "tiny"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [WORKER, [*WORKER, "--trials-per-gpu", "2"]], ids=["alone", "together"])
-@pytest.mark.parametrize("place", [closed_pipe, full_disk])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [(WORKER, full_disk), ([*WORKER, "--trials-per-gpu", "2"], closed_pipe)],
+    ids=["alone, full disk", "together, closed pipe"],
+)
 def test_a_worker_that_nobody_hears_trains_its_trials(done: Shop, tmp_path: Path, words: list[str], place: Any) -> None:
     shop = Shop.new(tmp_path / "shop", done.data)
     with place() as stream:

@@ -28,7 +28,7 @@ from cvaeopt.store.urls import mask
 def refuse_workers(url: str) -> None:
     """UserError if workers run. Tables of another version cannot be read: their workers are not detected."""
     try:
-        with open_storage(url, create=False) as storage:
+        with open_storage(url, create=False, start_limit_s=10.0) as storage:
             with studies.snapshot(storage) as connection:
                 names = studies.names(connection)
             for name in names:

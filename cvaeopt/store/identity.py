@@ -93,15 +93,18 @@ class Identity:
         Workers of several studies may call this method at the same time, because a folder and its marker are created
         in one step. A study without an identity gets the path from `find`, and no folder is made.
         """
-        folder = self.find(artifacts)
-        if not self.value or _owner(folder) is not None:
-            return folder
-        with contextlib.suppress(OSError):
-            _make(folder, {"study": self.study, "identity": self.value})
-        folder = self.find(artifacts)
-        if _owner(folder) is None:  # the folder cannot be made now; a name with the identity needs no marker later
-            return folder.with_name(f"{inside(artifacts, self.study).name}@{self.value}")
-        return folder
+        own = inside(artifacts, self.study)
+        own = own.with_name(f"{own.name}@{self.value}")
+        for _ in range(4):  # another study's worker may take the usual folder at any moment; then its own one is next
+            folder = self.find(artifacts)
+            owner = _owner(folder)
+            unmarked = owner == _UNKNOWN and (folder == own or self.is_old)
+            if not self.value or owner == self.value or unmarked:
+                return folder
+            if owner is None:
+                with contextlib.suppress(OSError):
+                    _make(folder, {"study": self.study, "identity": self.value})
+        return own  # no folder can be made now; a name with the identity needs no marker later
 
     def run(self, artifacts: Path, number: int) -> RunFolder:
         """The folder of trial `number` inside the study's folder (`find`)."""

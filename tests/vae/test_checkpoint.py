@@ -52,7 +52,7 @@ def written(path: Path, payload: Any) -> Path:
     return path
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.sampled_from(sorted(PLACES)),
     prefixes=st.lists(st.sampled_from(["module.", "_orig_mod."]), max_size=2),
@@ -142,7 +142,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {kind: (folder / f"{kind}.pt").read_bytes() for kind in ("ours", "lab")}
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(["ours", "lab"]), part=st.floats(0.001, 0.999))
 def test_a_file_that_was_cut_anywhere_says_that_it_ends_in_the_middle(
     kind: str, part: float, whole: dict[str, bytes], tmp_path: Path
@@ -153,7 +153,7 @@ def test_a_file_that_was_cut_anywhere_says_that_it_ends_in_the_middle(
         checkpoint.load_model(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(["ours", "lab"]), part=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
 def test_a_changed_byte_is_refused_or_changes_nothing(
     kind: str, part: float, bits: int, whole: dict[str, bytes], tmp_path: Path
@@ -214,7 +214,7 @@ JUNK = st.sampled_from(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_structure_is_continued_or_refused_with_a_reason(
     data: st.DataObject, whole: dict[str, bytes], tmp_path: Path
