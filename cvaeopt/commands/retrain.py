@@ -70,7 +70,9 @@ def train(
     chosen = recipes.Recipe(Config()) if recipe is None else recipes.read(recipe, partial=True)
     changes = _overrides(override or [])
     if epochs is not None and "num_epoch" in changes:
-        raise SettingsError(f"num_epoch is set beside --epochs {epochs}.", "Expected: the number of epochs once.")
+        raise SettingsError(
+            f"num_epoch is set beside --epochs {epochs}.", "Expected: the number of epochs once.", "Leave one out."
+        )
     changes |= {} if epochs is None else {"num_epoch": epochs}
     options = _Options(data, gpu, threads, start, output, ignore_extra, patience, dry_run, as_json)
     file = recipe or Path("template")
