@@ -93,7 +93,7 @@ class Size:
     full_s       how long the disk is full, shortest and longest, seconds
     freeze_s     how long the proxy passes nothing on, shortest and longest, seconds
     silence_s    how long a worker waits for the answer to a statement, seconds (60 outside this campaign)
-    deadline_s   a round that is not over by then has failed, seconds
+    deadline_s   a round that is not over by then has failed, seconds; long enough for a busy machine
     """
 
     trials: int = 8
@@ -107,7 +107,7 @@ class Size:
     full_s: tuple[float, float] = (2.0, 4.0)
     freeze_s: tuple[float, float] = (4.0, 8.0)
     silence_s: float = 2.0
-    deadline_s: float = 100.0
+    deadline_s: float = 900.0
     seed: int = 11
 
     @property
