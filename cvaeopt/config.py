@@ -40,6 +40,10 @@ _LAB_OPTIONS = {
 }
 
 
+ADDED = ("clip_order",)
+"""Settings that the first recipes and databases do not have. At its default, such a setting is no part of a digest."""
+
+
 class Config(spelling.Table):
     """The settings of one training run.
 
@@ -64,6 +68,10 @@ class Config(spelling.Table):
     partial: float = Field(1.0, gt=0, le=1, description="temporal prefix of the training video that is used, fraction")
     shuffle: bool = Field(False, description="draw the clips in a new order every epoch")
     batch_size: int = Field(2, ge=1, description="clips of one optimiser step")
+    clip_order: Literal["window", "strided"] = Field(
+        "window",
+        description="frames of a clip: neighbours, or every batch_size-th of the batch, as report 004's view",
+    )
 
     # The optimiser
     num_epoch: int = Field(70, ge=1, description="epochs of the run; the schedules are functions of it")
@@ -156,7 +164,13 @@ class Config(spelling.Table):
 
     def digest(self) -> str:
         """Twelve hex digits that identify these settings. Equal settings have equal digits."""
-        return digest(self.plain())
+        return settings_digest(self.plain())
+
+
+def settings_digest(values: dict[str, Any]) -> str:
+    """Twelve hex digits for the settings `values`, which may be a part of all settings."""
+    defaults = {name: Config.model_fields[name].default for name in ADDED}
+    return digest({name: value for name, value in values.items() if name not in ADDED or value != defaults[name]})
 
 
 def check_names(given: dict[str, Any], known: list[str], where: str, kind: str = "setting") -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cvaeopt.config import Config
+from cvaeopt.config import ADDED, Config
 from cvaeopt.errors import SettingsError
 
 
@@ -172,6 +172,16 @@ def test_the_digest_names_the_settings_and_not_how_they_were_written():
     assert parse(lr=1e-3, tfr=1.0).digest() == parse().digest()
     assert parse(tfr=0.5, lr=2e-3).digest() == parse(lr=2e-3, tfr=0.5).digest()
     assert len(parse().digest()) == 12
+
+
+def test_the_digest_of_older_settings_stays_what_it_was():
+    """Computed before the settings of `ADDED` existed; recipes and the folders of retrain hold such digests."""
+    assert parse().digest() == "0107794b0251"
+    assert parse(lr=2e-3, tfr=0.5, batch_size=4).digest() == "86b53a50784a"
+    for name in ADDED:
+        values = (False, *get_args(Config.model_fields[name].annotation))
+        digests = {parse(**{name: value}).digest() for value in values if isinstance(value, str)}
+        assert "0107794b0251" in digests and len(digests) > 1
 
 
 @given(st.sampled_from(["lr", "tfr_d_step", "weight_decay"]), st.floats(1e-6, 0.9))

@@ -16,7 +16,7 @@ from typing import Any, Final
 import tomli_w
 
 from cvaeopt import tomlfile
-from cvaeopt.config import Config, check_names
+from cvaeopt.config import ADDED, Config, check_names
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import write_text
 from cvaeopt.outcome.transfer import Transfer, landmarks, transfer
@@ -76,7 +76,7 @@ def read(path: Path, *, partial: bool = False) -> Recipe:
     """The recipe in the file `path`. SettingsError if the file cannot be read or is not a valid recipe.
 
     partial   if True, a missing setting has its default, which is the lab's template's value; if False, a missing
-              setting is an error
+              setting is an error, unless it is newer than the first recipes (`config.ADDED`)
     """
     try:
         tables = tomlfile.read(path)
@@ -109,7 +109,7 @@ def parse(tables: dict[str, Any], where: str, *, partial: bool = False) -> Recip
             "Export the recipe again.",
         )
     check_names(settings, list(Config.model_fields), f"{where}: [settings]")
-    missing = [name for name in Config.model_fields if name not in settings]
+    missing = [name for name in Config.model_fields if name not in settings and name not in ADDED]
     if missing and not partial:
         raise SettingsError(
             f"{where}: [settings] lacks {', '.join(missing)}.",

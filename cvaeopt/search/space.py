@@ -13,9 +13,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import BaseTrial
 from pydantic import Field, model_validator
 
-from cvaeopt.config import Config
+from cvaeopt.config import Config, settings_digest
 from cvaeopt.errors import SettingsError
-from cvaeopt.files import digest
 from cvaeopt.spelling import Table
 
 Scalar = bool | int | float | str
@@ -40,6 +39,7 @@ NEEDS = {
     "tfr_d_step": "it needs tfr above 0 and a tfr_sde below the trial's epochs",
     "tfr_formula": "it needs tfr and tfr_d_step above 0 and a tfr_sde below the trial's epochs",
     "tfr_coin": "it needs tfr above 0",
+    "clip_order": "it needs batch_size above 1",
     "momentum": "it needs optim 'SGD'",
     "gamma": "it needs lr_scheduler 'MultiStepLR' or 'ExponentialLR'",
     "lr_min": "it needs lr_scheduler 'cosine'",
@@ -270,7 +270,7 @@ def key_of(definition: Searched, params: Mapping[str, Any]) -> str:
     """
     values = params_to_config(definition, params, 0).plain()
     del values["seed"]
-    return digest({name: value for name, value in values.items() if has_effect(name, values)})
+    return settings_digest({name: value for name, value in values.items() if has_effect(name, values)})
 
 
 def settled(search: Search, fixed: Mapping[str, Any]) -> Values:
@@ -353,6 +353,7 @@ def has_effect(name: str, values: Mapping[str, Any]) -> bool:
         "tfr_d_step": decays,
         "tfr_formula": decays and values["tfr_d_step"] > 0,
         "tfr_coin": forced,
+        "clip_order": values["batch_size"] > 1,
         "momentum": values["optim"] == "SGD",
         "gamma": values["lr_scheduler"] in ("MultiStepLR", "ExponentialLR"),
         "lr_min": values["lr_scheduler"] == "cosine",

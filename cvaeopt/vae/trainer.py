@@ -246,8 +246,10 @@ class Trainer:
         self.model.train()
         for step in range(steps):
             chosen = self._starts[order[step * config.batch_size : (step + 1) * config.batch_size]]
-            rows = (chosen[:, None] + window).flatten()
             shape = (config.batch_size, config.train_vi_len)
+            rows = (chosen[:, None] + window).flatten()
+            if config.clip_order == "strided":  # the tensor read as (T, B), which is what report 004's `view` does
+                rows = rows.view(shape[::-1]).T.flatten()
             frames = _channels_last(to_float(self._data.train_frames[rows])).unflatten(0, shape)
             labels = _channels_last(to_float(self._data.train_labels[rows])).unflatten(0, shape)
             eps = torch.randn(

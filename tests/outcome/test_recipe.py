@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cvaeopt.config import Config
+from cvaeopt.config import ADDED, Config
 from cvaeopt.errors import SettingsError
 from cvaeopt.outcome import recipe
 from cvaeopt.outcome.recipe import Recipe
@@ -71,6 +71,15 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, old: str, new: str, m
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(SettingsError, match=message):
         recipe.read(path)
+
+
+def test_a_recipe_without_the_settings_that_were_added_later_has_their_defaults(tmp_path: Path):
+    path = written(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if line.split(" = ")[0] not in ADDED))
+    assert "clip_order" not in path.read_text()
+    assert recipe.read(path).settings == SETTINGS
+    assert not recipe.read(path).edited
 
 
 def test_a_missing_recipe_names_those_that_are_there(tmp_path: Path):

@@ -166,6 +166,7 @@ def test_every_condition_of_effect_is_explained():
             for change in (
                 {"kl_anneal_type": "none"},
                 {"tfr": 0.0},
+                {"batch_size": 1},
                 {"lr_scheduler": "constant"},
                 {"optim": "Adam"},
                 {"val_noise": "zero"},

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cvaeopt.config import ADDED
 from cvaeopt.errors import CheckpointError
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.model import CVAE
@@ -172,7 +173,7 @@ def test_a_changed_byte_is_refused_or_changes_nothing(
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
 
 
-@pytest.mark.parametrize("missing", [["skip_steps"], ["ema", "tfr_coin", "lr_min"]])
+@pytest.mark.parametrize("missing", [["skip_steps"], ["ema", "tfr_coin", "lr_min"], list(ADDED)])
 def test_a_run_saved_before_a_setting_existed_goes_on_with_its_default(missing: list[str], tmp_path: Path) -> None:
     config = tiny.config()
     uninterrupted = Trainer(config, tiny.DATA)

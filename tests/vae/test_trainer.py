@@ -227,6 +227,30 @@ def test_partial_uses_a_temporal_prefix_of_the_video() -> None:
     assert rows(list(Trainer(tiny.config(), DATA).run(1))) != rows(list(Trainer(tiny.config(), other).run(1)))
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_strided_clips_are_those_of_a_view_in_place_of_a_transposition(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Report 004 exchanges the axes of batch and time with `view`, which moves no value."""
+    given: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def note(trainer: Trainer, frames: Tensor, labels: Tensor, *_: object) -> ClipLoss:
+        given.setdefault(trainer.config.clip_order, []).append((frames, labels))
+        raise StopIteration
+
+    monkeypatch.setattr(Trainer, "_backward", note)
+    for kind in ("window", "strided"):
+        with pytest.raises(StopIteration):
+            Trainer(tiny.config(clip_order=kind, batch_size=batch_size), DATA)._train_steps()
+    for window, strided in zip(given["window"][0], given["strided"][0], strict=True):
+        batch, length, *picture = window.shape
+        expected = window.contiguous().view(length, batch, *picture).transpose(0, 1)
+        assert torch.equal(strided, expected)
+        assert torch.equal(strided, window) == (batch_size == 1)
+    frames, strided = given["window"][0][0], given["strided"][0][0]
+    assert torch.equal(strided[0, 1], frames.flatten(0, 1)[batch_size])  # every `batch_size`-th frame
+
+
 def test_too_little_data_is_refused() -> None:
     with pytest.raises(DataError, match="at least one batch of 9"):
         Trainer(tiny.config(batch_size=9), DATA)
