@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cvaeopt import __version__
-from cvaeopt.commands import admin, checkpoints, data, project, results, retrain, search, service
+from cvaeopt.commands import admin, checkpoints, data, hand_in, project, results, retrain, search, service
 from cvaeopt.commands.failure import explained
 from cvaeopt.commands.help import Grouped, examples
 from cvaeopt.commands.opening import OPENED, latest_console
@@ -41,6 +41,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         checkpoints.predict,
         checkpoints.score,
         checkpoints.recalibrate,
+        hand_in.hand_in,
         results.show,
     ),
     "Data": (project.init, data.demo_data, data.check_data),
