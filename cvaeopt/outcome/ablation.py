@@ -5,8 +5,6 @@ An ablation study is a grid search over the shape of the KL weight, the forcing 
 
 from __future__ import annotations
 
-import itertools
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Final
 from cvaeopt.outcome.report_text import setting_text, short_name
 from cvaeopt.outcome.run_files import RunFiles
 from cvaeopt.outcome.trials import TrialFacts
+from cvaeopt.search.claims import measures
 from cvaeopt.search.definition import Definition
 
 _MAX_VARIANTS: Final = 8
@@ -67,15 +66,15 @@ def _variant(trial: TrialFacts, folder: Path) -> Variant:
     files = RunFiles.read(folder, trial.number)
     rows = files.history
     last = rows[-1] if rows else {}
-    swing = [abs(float(b["train_loss"]) - float(a["train_loss"])) for a, b in itertools.pairwise(rows)]
+    measured = measures(rows) if rows else {}
     return Variant(
         label=", ".join(f"{short_name(name)} {setting_text(value)}" for name, value in trial.params.items()),
         number=trial.number,
         value=trial.value,
-        best=max((float(row["val_psnr"]) for row in rows), default=None),
-        late=last.get("val_psnr_late"),
-        loss=last.get("train_loss"),
+        best=measured.get("best_psnr"),
+        late=measured.get("late_psnr"),
+        loss=measured.get("loss"),
         mse=last.get("train_mse"),
-        swing=statistics.fmean(swing) if swing else None,
+        swing=measured.get("loss_swing"),
         files=files,
     )

@@ -26,6 +26,7 @@ from cvaeopt.pictures.run_pictures import trial_artifacts
 from cvaeopt.run.dashboard_notes import attach, note_text
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.retention import delete_older
+from cvaeopt.search.claims import MEASURES, measures
 from cvaeopt.search.definition import Definition
 from cvaeopt.store.identity import Identity
 from cvaeopt.store.leases import Lease
@@ -287,6 +288,7 @@ class TrialRun:
         attributes: dict[str, Any] = {
             "val_psnr": last["val_psnr"],
             "val_psnr_late": last["val_psnr_late"],
+            MEASURES: measures(self.history),
             "estimate_db": value.value,
             "estimate_epochs": value.epochs,
             "seconds": math.fsum(row["seconds"] for row in self.history),

@@ -15,6 +15,7 @@ from cvaeopt.config import check_names
 from cvaeopt.errors import SettingsError, StudyError
 from cvaeopt.files import digest
 from cvaeopt.search import space
+from cvaeopt.search.claims import Claim, parse_claims
 from cvaeopt.search.parsing import (
     check_conditions,
     check_effects,
@@ -41,7 +42,18 @@ from cvaeopt.search.tables import (
 SHIPPED: Final = Path(str(files("cvaeopt"))) / "studies"
 """The folder of the studies that come with the package."""
 
-TABLES: Final = ("study", "budget", "fixed", "search", "sampler", "pruner", "enqueue", "warm_start", "service")
+TABLES: Final = (
+    "study",
+    "budget",
+    "fixed",
+    "search",
+    "sampler",
+    "pruner",
+    "enqueue",
+    "warm_start",
+    "claims",
+    "service",
+)
 MAX_GRID_POINTS: Final = 10_000
 _OTHER_SUFFIXES = (
     ".yaml",
@@ -74,6 +86,7 @@ class Definition(StudyTable):
     pruner: Annotated[Pruner, Field(discriminator="kind")]
     enqueue: list[dict[str, Scalar]]
     warm_start: WarmStart | None
+    claims: list[Claim]
     service: ServiceTable
 
     @classmethod
@@ -109,10 +122,13 @@ class Definition(StudyTable):
             warm_start=parse_table(WarmStart, subtable(tables, "warm_start", where), f"{where}: [warm_start]")
             if "warm_start" in tables
             else None,
+            claims=[],
             service=parse_table(ServiceTable, subtable(tables, "service", where), f"{where}: [service]"),
         )
         _check_together(definition, where)
-        return definition
+        if not tables.get("claims"):
+            return definition
+        return definition.model_copy(update={"claims": definition.parse_claims(tables["claims"], where)})
 
     @property
     def epochs(self) -> int:
@@ -126,7 +142,7 @@ class Definition(StudyTable):
         return settled["frame_H"], settled["frame_W"]
 
     def plain(self) -> dict[str, Any]:
-        """The definition as the tables that `parse` takes, in JSON values and without [service]."""
+        """The definition as the tables that `parse` takes, in JSON values and without [[claims]] and [service]."""
         studied = StudyTable(**{name: getattr(self, name) for name in StudyTable.model_fields})
         return {
             "study": studied.model_dump(exclude_none=True),
@@ -139,11 +155,20 @@ class Definition(StudyTable):
             **({} if self.warm_start is None else {"warm_start": self.warm_start.model_dump()}),
         }
 
+    def parse_claims(self, given: Any, where: str) -> list[Claim]:
+        """The checked claims about this study; SettingsError if a claim is wrong, or if the study is no grid."""
+        if not isinstance(self.sampler, GridSampler):
+            raise SettingsError(
+                f"{where}: [[claims]] beside [sampler] kind = {self.sampler.kind!r}.",
+                "Expected: kind = 'grid', whose points are the arms that claims compare.",
+            )
+        return parse_claims(given, self.search, self.fixed, f"{where}: [[claims]]")
+
     def digest(self) -> str:
         """Twelve hex digits that identify the search. Definitions of the same search have the same digest.
 
-        Description, seed_noise_db and [service] do not change the digest. The order of the searched settings changes
-        the digest, because grid and quasi-random points depend on the order.
+        Description, seed_noise_db, [[claims]] and [service] do not change the digest. The order of the searched
+        settings changes the digest, because grid and quasi-random points depend on the order.
         """
         tables = self.plain()
         del tables["study"]["description"], tables["study"]["seed_noise_db"]

@@ -112,19 +112,19 @@ def _types_of(name: str) -> list[str]:
 
 
 def _coerced(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The dimension's table, with choices and values of `when` converted by `_as_setting`."""
+    """The dimension's table, with choices and values of `when` converted by `as_setting`."""
     table = dict(given)
     if isinstance(table.get("choices"), list):
-        table["choices"] = [_as_setting(name, choice) for choice in table["choices"]]
+        table["choices"] = [as_setting(name, choice) for choice in table["choices"]]
     if isinstance(table.get("when"), dict):
         table["when"] = {
-            other: [_as_setting(other, value) for value in values] if isinstance(values, list) else values
+            other: [as_setting(other, value) for value in values] if isinstance(values, list) else values
             for other, values in table["when"].items()
         }
     return table
 
 
-def _as_setting(name: str, value: Any) -> Any:
+def as_setting(name: str, value: Any) -> Any:
     """The value in the setting's type and usual spelling, if it can be converted; otherwise the value itself."""
     field = Config.model_fields.get(name)
     if field is not None and field.annotation is float and isinstance(value, int) and not isinstance(value, bool):
@@ -143,7 +143,7 @@ def parse_fixed(table: dict[str, Any], search: dict[str, Dimension], budget: Bud
             raise SettingsError(
                 f"{where}: '{name}' is searched and fixed.", todo="Remove it from [search] or from [fixed]."
             )
-    table = {name: _as_setting(name, value) for name, value in table.items()}
+    table = {name: as_setting(name, value) for name, value in table.items()}
     space.order(search, f"{where}: [search]")  # called first, so that an error about a circle names the file
     config = None
     for point in space.corners(search, table):
@@ -225,7 +225,7 @@ def parse_enqueue(
     for index, table in enumerate(given, start=1):
         here = f"{where} {index}"
         check_names(table, list(search), here, kind="searched setting")
-        point = {name: _as_setting(name, value) for name, value in table.items()}
+        point = {name: as_setting(name, value) for name, value in table.items()}
         values = space.settled(search, fixed)
         for name in space.order(search):
             dimension = search[name]

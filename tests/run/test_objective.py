@@ -16,6 +16,7 @@ from cvaeopt.files import RunFolder
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.run.objective import Objective
 from cvaeopt.run.retention import delete_older, tidy
+from cvaeopt.search.claims import MEASURES, measures
 from cvaeopt.search.space import trial_seed
 from cvaeopt.store import identity
 from cvaeopt.suggest.estimate import estimate
@@ -39,6 +40,7 @@ def test_the_objective_is_a_plain_optuna_objective(tmp_path: Path) -> None:
         assert trial.user_attrs["standard_error_db"] == worth.error and trial.user_attrs["estimate_epochs"] == 2
         folder = RunFolder.of_trial(tmp_path, "tiny", trial.number)
         assert [row["val_psnr"] for row in folder.read_history()] == list(curve.values())
+        assert trial.user_attrs[MEASURES] == measures(folder.read_history())
         assert json.loads(folder.config.read_text())["lr"] == trial.params["lr"]
         loaded = checkpoint.load_model(folder.last)
         assert loaded.provenance["trial"] == trial.number

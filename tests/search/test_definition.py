@@ -15,6 +15,7 @@ from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError, StudyError
 from cvaeopt.search import space
 from cvaeopt.search import tables as module
+from cvaeopt.search.claims import Claim
 from cvaeopt.search.definition import SHIPPED, Definition, definition_path, is_shipped, load_definition
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -434,6 +435,7 @@ MODELS = {
     "[budget]": module.Budget,
     "[service]": module.ServiceTable,
     "[warm_start]": module.WarmStart,
+    "[[claims]]": Claim,
     'type = "float"': space.FloatDimension,
     'type = "int"': space.IntDimension,
     'type = "categorical"': space.CategoricalDimension,
