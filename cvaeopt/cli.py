@@ -14,7 +14,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from cvaeopt import __version__
-from cvaeopt.commands import admin, checkpoints, data, hand_in, project, results, retrain, search, service
+from cvaeopt.commands import (
+    admin,
+    checkpoints,
+    data,
+    hand_in,
+    project,
+    results,
+    retrain,
+    search,
+    service,
+    steering,
+)
 from cvaeopt.commands.failure import explained
 from cvaeopt.commands.help import Grouped, examples
 from cvaeopt.commands.opening import OPENED, latest_console
@@ -31,7 +42,7 @@ app = typer.Typer(
 )
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Search": (search.worker, service.status, service.stop, search.confirm),
+    "Search": (search.worker, service.status, steering.enqueue, service.stop, search.confirm),
     "Results": (
         results.export_best,
         results.fetch,

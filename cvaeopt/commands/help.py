@@ -19,6 +19,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "worker --study main --gpu 0 --trials-per-gpu 4 --storage postgresql://user@host/cvaeopt",
     ),
     "status": ("status --study main", "status --study main --watch"),
+    "enqueue": (
+        "enqueue --study main --set lr=0.001 --set tfr=0",
+        "enqueue --study main --set lr=1e-3 --set lr=3e-3",
+        "enqueue --study main --file points.toml --dry-run",
+    ),
     "stop": ("stop --study main", "stop --study main --worker host-4711-ab12"),
     "confirm": ("confirm --study main --top 5 --seeds 3", "confirm --study main --gpu 0"),
     "export-best": ("export-best --study main", "export-best --study main --out best.toml --lab"),

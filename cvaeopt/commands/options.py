@@ -6,6 +6,7 @@ If a command does not read this file, only the default remains. The data folder 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ import typer
 
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.places import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
+from cvaeopt.errors import SettingsError
 
 Study = Annotated[
     str, typer.Option("--study", help="Name (studies/NAME.toml) or path of a study.", autocompletion=study_names)
@@ -88,3 +90,19 @@ def shown(**values: Any) -> dict[str, str]:
         "start": "fresh weights",
     }
     return {name: str(value) if value is not None else missing[name] for name, value in values.items()}
+
+
+def assignments(given: Sequence[str]) -> list[tuple[str, Any]]:
+    """The settings in the texts of --set: `lr=0.001` gives ("lr", 0.001). A value that is not TOML is a string."""
+    import tomllib
+
+    found: list[tuple[str, Any]] = []
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {text}.", "Expected: NAME=VALUE, such as lr=0.001.")
+        try:
+            found.append((name.strip(), tomllib.loads(f"value = {value}")["value"]))
+        except tomllib.TOMLDecodeError:
+            found.append((name.strip(), value.strip()))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +14,19 @@ import typer
 from cvaeopt.commands.checkpoints import shown_output
 from cvaeopt.commands.failure import writing
 from cvaeopt.commands.opening import data_folder, load_data, open_console, require_checkpoint
-from cvaeopt.commands.options import Data, DryRun, Gpu, IgnoreExtra, Json, OutputKind, Quiet, Threads, Verbose, shown
+from cvaeopt.commands.options import (
+    Data,
+    DryRun,
+    Gpu,
+    IgnoreExtra,
+    Json,
+    OutputKind,
+    Quiet,
+    Threads,
+    Verbose,
+    assignments,
+    shown,
+)
 from cvaeopt.errors import DataError, Interrupted, SettingsError
 from cvaeopt.run.signals import Stop
 from cvaeopt.terminal import results as show
@@ -68,7 +80,7 @@ def train(
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
     chosen = recipes.Recipe(Config()) if recipe is None else recipes.read(recipe, partial=True)
-    changes = _overrides(override or [])
+    changes = dict(assignments(override or []))
     if epochs is not None and "num_epoch" in changes:
         raise SettingsError(
             f"num_epoch is set beside --epochs {epochs}.", "Expected: the number of epochs once.", "Leave one out."
@@ -114,7 +126,7 @@ def retrain(
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
     options = _Options(data, gpu, threads, start, output, ignore_extra, patience, dry_run, as_json)
-    mode, changes = transfer or DEFAULT_TRANSFER, _overrides(override or [])
+    mode, changes = transfer or DEFAULT_TRANSFER, dict(assignments(override or []))
     plan = _plan(recipe, recipes.read(recipe), options, epochs, mode, changes)
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{plan.config.num_epoch}")
     _run(console, plan, folder)
@@ -209,22 +221,6 @@ def _plan(
     changes = {**({"output": output} if output else {}), **changes}
     config = resolve(recipe, epochs, mode, changes)
     return _Plan(file, recipe, options, root, device, mode, carried, changes, config)
-
-
-def _overrides(given: Sequence[str]) -> dict[str, Any]:
-    """The settings in the texts of --set: `lr=0.001` gives {"lr": 0.001}. A value that is not TOML is a string."""
-    import tomllib
-
-    changes: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {text}.", "Expected: NAME=VALUE, such as lr=0.001.")
-        try:
-            changes[name.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            changes[name.strip()] = value.strip()
-    return changes
 
 
 def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
