@@ -133,7 +133,12 @@ def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Pla
             "Expected: at least one.",
             Advice("Let a worker finish one:", "worker", "--study", name, "--gpu", "0"),
         )
-    namesakes = _namesakes(storage, name)
+    return plan_runs(storage, definition, found, seeds)
+
+
+def plan_runs(storage: Storage, definition: Definition, found: Sequence[Leader], seeds: int | None) -> Plan:
+    """The plan for training the settings `found` of the study `definition` with fresh seeds; `seeds` as in `plan`."""
+    namesakes = _namesakes(storage, definition.name)
     known = _of(storage, definition, namesakes)
     later = 0
     if seeds is None:
@@ -144,7 +149,7 @@ def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Pla
     else:
         missing = _missing(known, found, _fresh_seeds(definition, seeds))
     return Plan(
-        name,
+        definition.name,
         tuple(found),
         _fresh_seeds(definition, seeds or SEEDS),
         definition.epochs,
