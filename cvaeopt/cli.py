@@ -18,6 +18,7 @@ from cvaeopt.commands import (
     admin,
     checkpoints,
     data,
+    extend,
     hand_in,
     project,
     results,
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Search": (search.worker, service.status, steering.enqueue, service.stop, search.confirm),
+    "Search": (search.worker, service.status, steering.enqueue, service.stop, extend.extend, search.confirm),
     "Results": (
         results.export_best,
         results.fetch,

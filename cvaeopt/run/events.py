@@ -23,6 +23,23 @@ class StudyOpened:
 
 
 @dataclass(frozen=True)
+class StudyExtended:
+    """The worker takes the newest version of the study's definition.
+
+    known     number of the version that the worker had
+    version   number of the newest version
+    by        user@host of the person who made this version; "" if it is not known
+    changes   the settings that differ between these versions, as text
+    """
+
+    study: str
+    known: int
+    version: int
+    by: str
+    changes: list[str]
+
+
+@dataclass(frozen=True)
 class StudyRead:
     """The present state of the whole study, as the JSON values that `status` returns."""
 
@@ -148,6 +165,7 @@ class WorkerEnded:
 
 Event = (
     StudyOpened
+    | StudyExtended
     | StudyRead
     | WorkerStarted
     | TrialStarted

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -35,7 +36,7 @@ from cvaeopt.run.failures import FailuresInARow
 from cvaeopt.run.reporter import Reporter
 from cvaeopt.run.signals import Stop, StopNow
 from cvaeopt.run.timing import Timing
-from cvaeopt.store.leases import Lease, LeaseRegistry
+from cvaeopt.store.leases import Idle, Lease, LeaseRegistry
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Beat, Place
 
@@ -58,6 +59,9 @@ class Worker:
     listener      receives every event; two threads call it, but never at the same time
     stop          the requests to stop this process; workers that follow each other in one process share this object
     after_trial   called when this worker has ended, released or lost a trial; must not raise
+    digest        the digest of the study's definition; None if the worker takes trials of every version
+    newest        returns the study, the factory and the digest of the newest version of the definition. It is called
+                  between two trials, when the definition has a new version.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Worker:
         listener: Listener = lambda event: None,
         stop: Stop | None = None,
         after_trial: Callable[[], None] = lambda: None,
+        digest: str | None = None,
+        newest: Callable[[], tuple[optuna.Study, Factory, str]] | None = None,
         timing: Timing = Timing(),
     ) -> None:
         try:
@@ -82,7 +88,7 @@ class Worker:
             ) from None
         place = Place.here()
         self.id = place.new_id()
-        leases = LeaseRegistry(storage, study.study_name, ttl_s=timing.ttl_s)
+        leases = LeaseRegistry(storage, study.study_name, ttl_s=timing.ttl_s, digest=digest)
         self.reporter = Reporter(leases, self.id, self._emit, timing)
         self.session = Session(
             study=study,
@@ -100,6 +106,7 @@ class Worker:
         )
         self._listener = listener
         self._after_trial = after_trial
+        self._newest = newest
         self._timing = timing
         self._emit_lock = threading.RLock()
         self._stop = Stop() if stop is None else stop
@@ -127,7 +134,7 @@ class Worker:
             StorageRefused       the database refuses a right that the worker needs
         """
         session = self.session
-        with self._outage_events(), self._stop:
+        with _outage_events(session), self._stop:
             try:
                 session.leases.register(self.id, session.place, session.device)
                 self._emit(WorkerStarted(self.id, session.study.study_name, session.device))
@@ -174,6 +181,9 @@ class Worker:
             asked_at = self._timing.clock()
             try:
                 claimed = self.session.leases.claim(self.id, self.session.place)
+                if isinstance(claimed, Idle) and claimed.kind == "extended":
+                    self._take_newest()
+                    continue
             except StorageUnreachable:
                 if not self.stop_reason():
                     raise
@@ -184,6 +194,12 @@ class Worker:
                 return WorkerEnded("finished", claimed.reason, self._trials)
             else:
                 self._wait(claimed.reason)
+
+    def _take_newest(self) -> None:
+        """Go on with the newest version of the study's definition."""
+        assert self._newest is not None, "a worker with a digest has a function that returns the newest version"
+        study, factory, self.session.leases.digest = self._newest()
+        self.session = dataclasses.replace(self.session, study=study, factory=factory)
 
     def _train(self, lease: Lease, claimed_at: float) -> None:
         """Make an attempt at the trial of `lease`, and record the result. On a full disk, wait for room."""
@@ -263,32 +279,33 @@ class Worker:
 
     # ---- events
 
-    @contextlib.contextmanager
-    def _outage_events(self) -> Iterator[None]:
-        """Inside the block, outages in this thread are announced as events, and `Timing.limit_s` limits them."""
-        thread = threading.get_ident()
-        emitted_at: list[float] = []
-
-        def retrying(seconds: float, reason: str) -> None:
-            now = time.monotonic()
-            if threading.get_ident() == thread and (not emitted_at or now - emitted_at[-1] > _REPEAT_OUTAGE_S):
-                emitted_at.append(now)
-                self._emit(Outage(seconds, reason))
-
-        def recovered(seconds: float) -> None:
-            if threading.get_ident() == thread and emitted_at:
-                emitted_at.clear()
-                self._emit(Recovered(seconds))
-
-        storage = self.session.storage
-        before = (storage.on_retry, storage.on_recovery, storage.hurry, storage.limit_s)
-        storage.on_retry, storage.on_recovery = retrying, recovered
-        storage.hurry, storage.limit_s = self.session.is_stopping, self._timing.limit_s
-        try:
-            yield
-        finally:
-            storage.on_retry, storage.on_recovery, storage.hurry, storage.limit_s = before
-
     def _emit(self, event: Event) -> None:
         with self._emit_lock:
             self._listener(event)
+
+
+@contextlib.contextmanager
+def _outage_events(session: Session) -> Iterator[None]:
+    """Inside the block, outages in this thread are announced as events, and `Timing.limit_s` limits them."""
+    thread = threading.get_ident()
+    emitted_at: list[float] = []
+
+    def retrying(seconds: float, reason: str) -> None:
+        now = time.monotonic()
+        if threading.get_ident() == thread and (not emitted_at or now - emitted_at[-1] > _REPEAT_OUTAGE_S):
+            emitted_at.append(now)
+            session.emit(Outage(seconds, reason))
+
+    def recovered(seconds: float) -> None:
+        if threading.get_ident() == thread and emitted_at:
+            emitted_at.clear()
+            session.emit(Recovered(seconds))
+
+    storage = session.storage
+    before = (storage.on_retry, storage.on_recovery, storage.hurry, storage.limit_s)
+    storage.on_retry, storage.on_recovery = retrying, recovered
+    storage.hurry, storage.limit_s = session.is_stopping, session.timing.limit_s
+    try:
+        yield
+    finally:
+        storage.on_retry, storage.on_recovery, storage.hurry, storage.limit_s = before

@@ -15,14 +15,15 @@ from optuna.trial import Trial
 
 from cvaeopt.errors import CvaeoptError, StorageUnreachable
 from cvaeopt.run import dashboard_notes
-from cvaeopt.run.events import Listener, StudyOpened, StudyRead, WorkerEnded
+from cvaeopt.run.events import Listener, StudyExtended, StudyOpened, StudyRead
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.objective import Objective
 from cvaeopt.run.processes import ParentProcess
 from cvaeopt.run.retention import tidy
 from cvaeopt.run.signals import Stop
-from cvaeopt.run.trial_run import TrialRun
+from cvaeopt.run.trial_run import Factory, TrialRun
 from cvaeopt.run.worker import Worker
+from cvaeopt.search.changes import changes
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import corners, params_to_config
 from cvaeopt.store import status
@@ -30,6 +31,7 @@ from cvaeopt.store import study as studies
 from cvaeopt.store.confirmation import advance, unfinished
 from cvaeopt.store.leases import Lease
 from cvaeopt.store.storage import Storage
+from cvaeopt.store.versions import Version
 from cvaeopt.vae.dataset import Dataset, require_batch
 from cvaeopt.vae.metrics import baselines
 
@@ -66,12 +68,18 @@ class WorkerProcess:
         A request to stop ends the work early. Raises the errors of `Worker.run`. DataError if the data are too few
         for the study; nothing is stored then.
         """
-        for params in corners(definition.search, definition.fixed):
-            require_batch(self.data, params_to_config(definition, params, 0))
+        self._check(definition)
         study = studies.create_or_open(self.storage, definition)
         with self.entered():
-            if self._train(study, definition).kind == "finished":
-                self._confirm(definition)
+            while (trained := self._train(study, definition)) is not None and self._confirm(trained):
+                if studies.newest(self.storage, trained)[0] is trained:
+                    return
+                definition = trained  # the study was extended while this process trained its confirmations
+
+    def _check(self, definition: Definition) -> None:
+        """DataError if the data are too few for some point of the search space."""
+        for params in corners(definition.search, definition.fixed):
+            require_batch(self.data, params_to_config(definition, params, 0))
 
     def confirm(self, searched: Definition) -> None:
         """Train the runs of all confirmations of `searched`, including confirmations that are registered meanwhile."""
@@ -109,57 +117,49 @@ class WorkerProcess:
                         self.artifacts,
                     )
 
-    def _train(self, study: optuna.Study, definition: Definition) -> WorkerEnded:
-        """Train trials of one study until its budget is met or a stop is requested."""
-        objective = Objective(definition, self.data, self.device, self.artifacts, self.remote)
-        measured = self.baselines(definition.name)
+    def _train(self, study: optuna.Study, given: Definition) -> Definition | None:
+        """Train trials of one study until its budget is met or a stop is requested.
 
-        def open_trial(trial: Trial, lease: Lease) -> TrialRun:
-            return objective.open(trial, lease.token)
-
-        def tidy_up() -> None:
-            self._tidy_up(study, definition)
-
-        tidy_up()  # an earlier worker that was killed may have left files
+        Returns the version of the definition with which the budget was met; None if a stop was requested.
+        """
+        training = _Training(self, study, given)
+        measured = self.baselines(given.name)
+        training.take_newest()
+        training.tidy_up()  # an earlier worker that was killed may have left files
         worker = Worker(
-            study,
+            training.study,
             self.storage,
-            open_trial,
+            training.open_trial,
             device=self.device,
             artifacts=self.artifacts,
             listener=self.listener,
             stop=self.stop,
-            after_trial=tidy_up,
+            after_trial=training.tidy_up,
+            digest=training.known[-1].digest,
+            newest=training.take_newest,
         )
         if self.parent is not None:
             self.parent.attach(worker.stop)
-        self.listener(StudyOpened(definition.name, measured))
-        with self._reading(definition.name) if self.reads_study else contextlib.nullcontext():
+        self.listener(StudyOpened(given.name, measured))
+        with self._reading(given.name) if self.reads_study else contextlib.nullcontext():
             ended = worker.run()
-        tidy_up()
-        return ended
+        training.tidy_up()
+        return training.definition if ended.kind == "finished" else None
 
-    def _confirm(self, searched: Definition) -> None:
+    def _confirm(self, searched: Definition) -> bool:
+        """Train the runs of all confirmations; returns whether all of them ended."""
         worked: set[str] = set()
         while not self.stop:
             advance(self.storage, searched)
             names = [study.name for study in unfinished(self.storage, searched) if study.name not in worked]
             if not names:
-                return
+                return True
             worked.add(names[0])
             study, definition = studies.open_existing(self.storage, names[0])
             definition = definition.model_copy(update={"service": searched.service})
-            if self._train(study, definition).kind != "finished":
-                return
-
-    def _tidy_up(self, study: optuna.Study, definition: Definition) -> None:
-        service = definition.service
-        try:
-            with self.storage.patience(_PATIENCE_S):
-                tidy(study, self.artifacts, service.keep_best, self.remote)
-        except StorageUnreachable:  # the worker meets the same outage and reports it
-            return
-        dashboard_notes.keep_up(self.storage, study, self.artifacts, service.keep_pictures)
+            if self._train(study, definition) is None:
+                return False
+        return False
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -183,3 +183,52 @@ class WorkerProcess:
         finally:
             closed.set()
             reader.join(timeout=2.0)
+
+
+class _Training:
+    """The newest known version of a study's definition, and what a worker needs for it.
+
+    known   the versions of the definition that existed when it was read last, oldest first
+    """
+
+    def __init__(self, process: WorkerProcess, study: optuna.Study, definition: Definition) -> None:
+        self.study = study
+        self.definition = definition
+        self.known: list[Version] = []
+        self._process = process
+
+    def take_newest(self) -> tuple[optuna.Study, Factory, str]:
+        """Read the newest version. If it differs from the present one, the listener is told.
+
+        Returns the study with its sampler, the factory of trials and the digest of the newest version. DataError if the
+        data are too few for it.
+        """
+        process, before = self._process, self.definition.digest()
+        self.definition, self.known = studies.newest(process.storage, self.definition)
+        newest = self.known[-1]
+        if self.definition.digest() != before:
+            process._check(self.definition)
+            self.study = studies.load(process.storage, self.definition)
+            old = next(one for one in self.known if one.digest == before)
+            differ = changes(old.definition, newest.definition)
+            process.listener(StudyExtended(self.definition.name, old.number, newest.number, newest.by, differ))
+        return self.study, self.open_trial, newest.digest
+
+    def open_trial(self, trial: Trial, lease: Lease) -> TrialRun:
+        """The training of a trial, under the version of the definition with which the trial was begun."""
+        process, definition = self._process, self.definition
+        if lease.version != self.known[-1].number:
+            old = next(one for one in self.known if one.number == lease.version)
+            definition = old.parsed(definition.name).model_copy(update={"service": definition.service})
+        objective = Objective(definition, process.data, process.device, process.artifacts, process.remote)
+        return objective.open(trial, lease.token)
+
+    def tidy_up(self) -> None:
+        """Delete files that are not needed any more, and update the dashboard's notes."""
+        process, service = self._process, self.definition.service
+        try:
+            with process.storage.patience(_PATIENCE_S):
+                tidy(self.study, process.artifacts, service.keep_best, process.remote)
+        except StorageUnreachable:  # the worker meets the same outage and reports it
+            return
+        dashboard_notes.keep_up(process.storage, self.study, process.artifacts, service.keep_pictures)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, and_, case, func, select, update
 
 from cvaeopt.errors import LeaseLost, StorageUnreachable, StudyError
+from cvaeopt.store import versions
 from cvaeopt.store.budget import spent
 from cvaeopt.store.live_study import LiveStudy, in_transaction
 from cvaeopt.store.storage import Storage
@@ -46,6 +47,7 @@ class Lease:
     epochs_done      epochs reported so far
     folder           the trial's folder under the artifact folder
     checkpoint_epoch, checkpoint_host    the epoch of the newest recorded checkpoint, and the host that has it
+    version          number of the version of the study's definition under which the trial was begun
     """
 
     study: str
@@ -61,16 +63,18 @@ class Lease:
     folder: str
     checkpoint_epoch: int | None = None
     checkpoint_host: str | None = None
+    version: int = 1
 
 
 @dataclass(frozen=True)
 class Idle:
     """There is no trial to train.
 
-    kind   "wait" while other workers train trials, which they may give back; "finished" if no trial can come any more
+    kind   "wait" while other workers train trials, which they may give back; "finished" if no trial can come any more;
+           "extended" if the worker must take the newest version of the study's definition first
     """
 
-    kind: Literal["wait", "finished"]
+    kind: Literal["wait", "finished", "extended"]
     reason: str
 
 
@@ -92,6 +96,7 @@ class LeaseRegistry(LiveStudy):
     ttl_s          how long a lease is valid after the last sign of life of its worker, seconds
     max_attempts   number of attempts to finish the same epoch; then the trial ends as failed
     clock          a clock in seconds; None for the database's clock. Tests give another clock.
+    digest         the digest of the definition that the worker has; None if the worker takes trials of every version
     """
 
     def __init__(
@@ -102,9 +107,11 @@ class LeaseRegistry(LiveStudy):
         ttl_s: float = 120.0,
         max_attempts: int = 3,
         clock: Callable[[], float] | None = None,
+        digest: str | None = None,
     ) -> None:
         super().__init__(storage, study, ttl_s=ttl_s, clock=clock)
         self.max_attempts = max_attempts
+        self.digest = digest
 
     # ---- taking a trial
 
@@ -120,6 +127,8 @@ class LeaseRegistry(LiveStudy):
             raise self._gone()
         now = self._now(connection)
         self._note_life(connection, now)
+        if self.digest not in (None, study.digest):
+            return Idle("extended", "the study's definition has a new version")
         rows = connection.execute(
             select(lease_table, worker_table.c.kernel, worker_table.c.pid)
             .select_from(lease_table.outerjoin(worker_table, lease_table.c.owner == worker_table.c.id))
@@ -141,7 +150,7 @@ class LeaseRegistry(LiveStudy):
         if dead:
             mark_dead(connection, dead)
         if row is not None:
-            return self._take(connection, row, worker, now, study, crashed=crashed)
+            return self._take(connection, row, worker, now, crashed=crashed)
         reason = spent(connection, study, now)
         if not reason:
             return self._new(connection, worker, now, study)
@@ -149,9 +158,7 @@ class LeaseRegistry(LiveStudy):
             return Idle("wait", f"{reason}; {len(rows)} still being trained elsewhere")
         return Idle("finished", reason)
 
-    def _take(
-        self, connection: Connection, row: Row[Any], worker: str, now: float, study: Row[Any], *, crashed: bool
-    ) -> Lease:
+    def _take(self, connection: Connection, row: Row[Any], worker: str, now: float, *, crashed: bool) -> Lease:
         attempt, attempt_epoch = row.attempt, row.attempt_epoch
         if crashed:
             # An epoch was finished in this attempt. So the trial can be trained, and the count starts again.
@@ -171,7 +178,8 @@ class LeaseRegistry(LiveStudy):
             .where(lease_table.c.study == self.study, lease_table.c.slot == row.slot)
             .values(**changed)
         )
-        return self._lease({**row._mapping, **changed}, study)
+        version = versions.of_trial(connection, row.trial_id)
+        return _lease(self.max_attempts, {**row._mapping, **changed, "version": version})
 
     def _new(self, connection: Connection, worker: str, now: float, study: Row[Any]) -> Lease:
         try:
@@ -199,12 +207,10 @@ class LeaseRegistry(LiveStudy):
         connection.execute(lease_table.insert().values(**values))
         if study.started_at is None:
             connection.execute(update(study_table).where(study_table.c.name == self.study).values(started_at=now))
-        return self._lease(values, study)
-
-    def _lease(self, row: dict[str, Any], study: Row[Any]) -> Lease:
-        names = Lease.__dataclass_fields__.keys() & row.keys()
-        exhausted = row["attempt"] > self.max_attempts
-        return Lease(**{name: row[name] for name in names}, exhausted=exhausted, epochs=study.epochs)
+        version = versions.newest_number(connection, study.study_id)
+        if version > 1:
+            versions.set_of_trial(connection, trial_id, version)
+        return _lease(self.max_attempts, {**values, "version": version})
 
     # ---- holding a lease
 
@@ -300,12 +306,7 @@ class LeaseRegistry(LiveStudy):
         with contextlib.suppress(StorageUnreachable), self.storage.patience(10.0):
             self.check_study()
             if not self.storage.retry(is_listed):
-                raise StudyError(
-                    f"Study {self.study!r}: the row of trial {lease.number} (slot {lease.slot}) is no longer in "
-                    "cvaeopt_lease.",
-                    "Expected: one row for each trial that was begun, which only this program changes.",
-                    "Restore a backup (cvaeopt admin restore), or give the study a new name.",
-                )
+                raise _row_gone(lease)
 
     # ---- workers
 
@@ -337,6 +338,13 @@ class LeaseRegistry(LiveStudy):
         return Pulse(stop=note_beat(connection, worker, beat, now), held=held)
 
 
+def _lease(max_attempts: int, row: dict[str, Any]) -> Lease:
+    """The lease of a row. The row of an open lease reserves all epochs of its trial."""
+    names = Lease.__dataclass_fields__.keys() & row.keys()
+    exhausted = row["attempt"] > max_attempts
+    return Lease(**{name: row[name] for name in names}, exhausted=exhausted, epochs=row["epochs_reserved"])
+
+
 def _choose(rows: Sequence[Row[Any]], worker: str, is_dead: Callable[[Row[Any]], bool]) -> tuple[Row[Any] | None, bool]:
     """The open lease that `worker` gets, or None; and whether the lease's earlier owner has died.
 
@@ -361,6 +369,14 @@ def _checkpoint(saved: tuple[int, str] | None) -> dict[str, Any]:
 def lost(lease: Lease) -> LeaseLost:
     """The error of a worker whose `lease` was taken over."""
     return LeaseLost(f"Trial {lease.number} is being trained by another worker now.")
+
+
+def _row_gone(lease: Lease) -> StudyError:
+    return StudyError(
+        f"Study {lease.study!r}: the row of trial {lease.number} (slot {lease.slot}) is no longer in cvaeopt_lease.",
+        "Expected: one row for each trial that was begun, which only this program changes.",
+        "Restore a backup (cvaeopt admin restore), or give the study a new name.",
+    )
 
 
 def _held(lease: Lease) -> Any:

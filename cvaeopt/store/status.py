@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, String, cast, func, select
 
 from cvaeopt.search.definition import Definition
+from cvaeopt.store import versions
 from cvaeopt.store.damage import named
 from cvaeopt.store.optuna_rows import STEPS, TRIALS, USER_ATTRS, VALUES, trial_attributes, trial_states
 from cvaeopt.store.ranking import Best, best_row
@@ -96,6 +97,7 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
         "trials": trials.counts,
         "epochs_spent": trials.epochs_spent,
         "best": best,
+        "versions": versions.plain(versions.read(storage, entry)),
         "baselines": {key: round(value, 2) for key, value in json.loads(entry["facts"]).get("baselines", {}).items()},
         "last": trials.last,
         "failures": trials.failures,

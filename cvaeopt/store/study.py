@@ -1,4 +1,7 @@
-"""Create and open studies. The first worker creates a study. Every other worker checks that the definitions agree."""
+"""Create and open studies. The first worker creates a study. Every other worker checks that the definitions agree.
+
+A worker may also hold an older version of the definition (`versions`); it then takes the newest version.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,15 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from cvaeopt.errors import StudyError
 from cvaeopt.search import space
+from cvaeopt.search.changes import differences
 from cvaeopt.search.definition import Definition
-from cvaeopt.store import identity, ranking
+from cvaeopt.store import identity, ranking, versions
 from cvaeopt.store.damage import named
 from cvaeopt.store.optuna_rows import STUDIES, STUDY_ATTRS, trial_states
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import lease_table, study_table
 from cvaeopt.suggest.sampler import pruner_for, sampler_for
+from cvaeopt.text import Advice
 
 ENQUEUED = "cvaeopt:enqueued"
 """System attribute of a trial that was enqueued when the study was created: the index of its point."""
@@ -39,7 +44,8 @@ def create_or_open(storage: Storage, definition: Definition) -> Study:
     """The study of `definition`, created with its enqueued points if it does not exist yet.
 
     Any number of workers may call this function at the same time. A worker that is killed inside it does no harm.
-    StudyError if a study of this name was created from another definition or by another program.
+    If `definition` is an older version of the study's definition, the sampler and the pruner are those of the newest
+    version. StudyError if a study of this name was created from another definition or by another program.
     """
     entry = _entry(storage, definition.name)
     if entry is None:
@@ -47,44 +53,57 @@ def create_or_open(storage: Storage, definition: Definition) -> Study:
         entry = _entry(storage, definition.name)
         if entry is None:
             raise StudyError(f"Study '{definition.name}' was deleted while it was being created.", todo="Start again.")
-    if entry["digest"] != definition.digest():
-        raise StudyError(
-            f"Study '{definition.name}' was created from another definition "
-            f"(stored {entry['digest']}, file {definition.digest()}): "
-            f"{_differences(json.loads(entry['definition']), definition.plain())}.",
-            todo=f"Restore {definition.name}.toml or create the study under a new name.",
-        )
+    newest = newest_version(storage, entry, definition)
     if entry["identity"] is None:
         _identify(storage, entry)
-    return _load(storage, definition)
+    return _load(storage, newest)
+
+
+def newest_version(storage: Storage, entry: dict[str, Any], definition: Definition) -> Definition:
+    """The newest version of the study's definition, with the table [service] of `definition`.
+
+    entry        the study's row in cvaeopt_study
+    definition   any version of the study's definition; StudyError for another definition
+    """
+    mine = definition.digest()
+    if entry["digest"] == mine:
+        return definition
+    name = definition.name
+    if mine not in {one.digest for one in versions.read(storage, entry)}:
+        raise StudyError(
+            f"Study '{name}' was created from another definition (stored {entry['digest']}, file {mine}): "
+            f"{_differences(json.loads(entry['definition']), definition.plain())}.",
+            todo=Advice(
+                f"Restore {name}.toml or create the study under a new name. To go on with this study:",
+                "extend",
+                "--study",
+                name,
+            ),
+        )
+    newest = Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
+    return newest.model_copy(update={"service": definition.service})
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
     """A text with the first three settings that differ, such as "budget.trials: stored 4, file 5"."""
-    before, after = _leaves(stored), _leaves(given)
-    keys = [key for key in dict.fromkeys([*before, *after]) if key != "study.description"]
-    found = [
-        f"{key}: stored {before.get(key, 'nothing')}, file {after.get(key, 'nothing')}"
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
+    found = [f"{key}: stored {before}, file {after}" for key, before, after in differences(stored, given)]
     if not found:
         return "the settings under [search] are in another order"
     more = f"; and {len(found) - _SHOWN_DIFFERENCES} more" if len(found) > _SHOWN_DIFFERENCES else ""
     return "; ".join(found[:_SHOWN_DIFFERENCES]) + more
 
 
-def _leaves(value: Any, key: str = "") -> dict[str, str]:
-    """The values in nested tables: dotted key -> JSON text. A table in a list has its number in the key."""
-    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        return {key: json.dumps(value)}
-    return {
-        leaf: text
-        for name, one in value.items()
-        for leaf, text in _leaves(one, f"{key}.{name}" if key else str(name)).items()
-    }
+@named
+def newest(storage: Storage, definition: Definition) -> tuple[Definition, list[versions.Version]]:
+    """The newest version of a study's definition (`newest_version`), and all versions, oldest first."""
+    entry = require(storage, definition.name)
+    return newest_version(storage, entry, definition), versions.read(storage, entry)
+
+
+@named
+def load(storage: Storage, definition: Definition) -> Study:
+    """The existing study of `definition`, with the sampler and the pruner of this definition."""
+    return _load(storage, definition)
 
 
 @named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -134,6 +135,13 @@ def trial_counts(trials: dict[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in trials.items() if count) or "none yet"
 
 
+def version_text(version: Mapping[str, Any]) -> str:
+    """The changes of a version of the study's definition, who made it, and when."""
+    when = datetime.fromtimestamp(version["at"]).strftime("%Y-%m-%d %H:%M")
+    by = f" by {version['by']}" if version["by"] else ""
+    return f"{'; '.join(version['changes'])} ({when}{by})"
+
+
 def study_table(facts: dict[str, Any]) -> RenderableType:
     """The whole output of `status`, as one block that can be drawn repeatedly."""
     trials, best, budget = facts["trials"], facts["best"], facts["budget"]
@@ -153,6 +161,8 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
     whole.add_row("study", Text(f"{facts['study']}, {facts['metric']}, in {facts['storage']}"))
     whole.add_row("budget", Text(f"{', '.join(limits)}; {count(facts['epochs_spent'], 'epoch')} spent"))
     whole.add_row("trials", Text(trial_counts(trials)))
+    for version in facts.get("versions", [])[1:]:
+        whole.add_row(f"version {version['version']}", Text(version_text(version)))
     if best:
         lost = [
             BASELINES.get(name, name)
@@ -221,3 +231,13 @@ def _workers_of_study(workers: list[dict[str, Any]]) -> RenderableType:
     if len(stopped) > _MAX_STOPPED:
         return Group(table, Text(f"and {len(stopped) - _MAX_STOPPED} that stopped before", style="dim"))
     return table
+
+
+def extension(console: Console, facts: dict[str, Any], dry_run: bool) -> None:
+    """Print what an extension changes."""
+    verb = "would become" if dry_run else "is now"
+    console.result(f"Study {facts['study']} {verb} version {facts['version']} of its definition ({facts['digest']}):")
+    for change in facts["changes"]:
+        console.result(f"  {change}")
+    if facts["queued"]:
+        console.result(f"{count(len(facts['queued']), 'point')} {'would be' if dry_run else 'is'} queued.")

@@ -120,6 +120,9 @@ class WorkerLog:
                 started = Line(f"worker {worker} on {device} takes trials of study {study}")
                 levels = Line(f"baselines: {baseline_texts(self._baselines)} dB", kind="baselines")
                 return [started, levels] if self._baselines else [started]
+            case events.StudyExtended(study=study, known=known, version=version, by=by, changes=changes):
+                text = f"study {study}: this worker had version {known} of the definition and takes version {version}"
+                return [Line(f"{text}{by and f' by {by}'}: {'; '.join(changes)}")]
             case events.LeaseTaken(number=number, attempt=attempt, epoch=epoch):
                 return [Line(f"trial {number}: taken over after epoch {epoch} (attempt {attempt})")]
             case events.TrialLeft(number=number, epoch=epoch, reason=reason):

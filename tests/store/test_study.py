@@ -303,6 +303,16 @@ def test_status_is_what_the_command_line_promises(storage):
         "trials": {"complete": 3, "pruned": 1, "running": 1, "waiting": 1, "failed": 2},
         "epochs_spent": 3 + 4 + 5 + 6 + 7 + 8,
         "best": {"number": 1, "value": 24.1235, "params": {"lr": 1e-3, "tfr": 0.0}},
+        "versions": [
+            {
+                "version": 1,
+                "digest": definition.digest(),
+                "before": None,
+                "by": None,
+                "at": rows(storage)[0]["created_at"],
+                "changes": [],
+            }
+        ],
         "baselines": {"copy_first": 24.1, "train_mean": 21.9},
         "last": {"number": 5, "state": "failed", "value": None, "reason": ""},
         "failures": [
