@@ -26,6 +26,7 @@ from cvaeopt.commands import (
     search,
     service,
     steering,
+    trackers,
 )
 from cvaeopt.commands.failure import explained
 from cvaeopt.commands.help import Grouped, examples
@@ -48,6 +49,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         results.export_best,
         results.fetch,
         results.report,
+        trackers.export_runs,
         retrain.retrain,
         retrain.train,
         checkpoints.predict,

@@ -40,6 +40,30 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder for the files of `path`. If the block fails, `path` stays as it was.
+
+    The folder gets the name `path` when the block ends. A folder that had this name before is deleted then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    made, old = outer / "new", outer / "old"
+    try:
+        made.mkdir()
+        yield made
+        if path.exists():
+            path.rename(old)
+        try:
+            made.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with whole(path) as stream:

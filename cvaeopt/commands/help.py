@@ -30,6 +30,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export-best": ("export-best --study main", "export-best --study main --out best.toml --lab"),
     "fetch": ("fetch --study main", "fetch --study main --trial 42"),
     "report": ("report --study main --out report",),
+    "export-runs": (
+        "export-runs --study main --to csv runs",
+        "export-runs --study main --to tensorboard runs --overwrite",
+    ),
     "retrain": (
         "retrain studies/best/main.toml --epochs 500 --gpu 0",
         "retrain studies/best/main.toml --set lr=0.001 --dry-run",
