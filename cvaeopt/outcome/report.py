@@ -8,36 +8,23 @@ template escapes all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from optuna.trial import FrozenTrial
 
-from cvaeopt.files import write_bytes, write_text
 from cvaeopt.outcome.importance import at_bounds, importances
 from cvaeopt.outcome.leaders import confirmation
+from cvaeopt.outcome.page import Report, write_page
 from cvaeopt.outcome.report_data import report_data
 from cvaeopt.outcome.report_pictures import report_pictures
-from cvaeopt.outcome.report_text import setting_text
 from cvaeopt.search.definition import Definition
 from cvaeopt.store.damage import named
 from cvaeopt.store.identity import of
 from cvaeopt.store.status import status, without_worker
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import open_existing
-
-PAGE: Final = "report.html"
-
-
-@dataclass(frozen=True)
-class Report:
-    """The paths of the files that `report` wrote."""
-
-    page: Path
-    pictures: tuple[Path, ...]
 
 
 @named
@@ -73,17 +60,5 @@ def write(
     """
     data = report_data(definition, trials, overview, artifacts=artifacts, now=now)
     shown = report_pictures(data, importances(definition, trials))
-    environment = Environment(
-        loader=PackageLoader("cvaeopt.outcome"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for picture in shown.all:
-        write_bytes(out / picture.name, picture.data)
-    page = environment.get_template("report.html.j2").render(
-        data=data, shown=shown, text=setting_text, bounds=at_bounds(definition, trials)
-    )
-    write_text(out / PAGE, page)
-    return Report(out / PAGE, tuple(out / picture.name for picture in shown.all))
+    bounds = at_bounds(definition, trials)
+    return write_page("report.html.j2", out, shown.all, data=data, shown=shown, bounds=bounds)

@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -171,8 +172,11 @@ def _contour(data: ReportData, shares: list[Importance]) -> list[Picture]:
 def _strip(data: ReportData) -> list[Frame]:
     """The film strip of the retrained run. If there is no retrained run, the film strip of the best trial."""
     files = data.retrained.files if data.retrained else data.run.files
-    if files is None:
-        return []
+    return [] if files is None else film_strip(files)
+
+
+def film_strip(files: RunFiles) -> list[Frame]:
+    """Frames of a run's roll-out in order of time; empty if the run folder has no animation."""
     shown = strip_frames(files.folder.root / run_pictures.GIF, files.psnr)
     return [
         Frame(
@@ -221,19 +225,30 @@ def _best_run(data: ReportData) -> tuple[list[Picture], list[str]]:
     files = data.run.files
     if files is None or data.best is None:
         return [], []
-    title = f"Trial {data.best.number}"
-    shown, missing = _curves_of_run(files, title, data.levels, "best")
+    return all_of_run(files, f"Trial {data.best.number}", data.levels, "best")
+
+
+def all_of_run(
+    files: RunFiles, title: str, levels: Mapping[str, float], prefix: str
+) -> tuple[list[Picture], list[str]]:
+    """The pictures of one run, and the names of the files that are missing in its run folder on this machine.
+
+    title    the name of the run
+    levels   PSNR of each baseline, dB
+    prefix   the first part of the pictures' file names
+    """
+    shown, missing = _curves_of_run(files, title, levels, prefix)
     for name, text, caption in _RUN_PICTURES:
         content = _content(files.folder.root / name)
         if content is None:
             missing.append(name)
         else:
-            shown.append(Picture(f"best_{name}", content, text, caption))
+            shown.append(Picture(f"{prefix}_{name}", content, text, caption))
     return shown, missing
 
 
 def _curves_of_run(
-    files: RunFiles, title: str, levels: dict[str, float], prefix: str
+    files: RunFiles, title: str, levels: Mapping[str, float], prefix: str
 ) -> tuple[list[Picture], list[str]]:
     shown, missing = [], []
     if files.history:

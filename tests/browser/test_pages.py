@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cvaeopt.outcome import report
+from cvaeopt.outcome.page import PAGE
 from tests.outcome.test_report import ablation
 from tests.support import chromium
 from tests.support.command import Shop
@@ -43,7 +44,7 @@ def shop(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Shop:
 def pages(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Reports of a real study, of none, of one with everything that a page can have, and of a comparison."""
     root = tmp_path_factory.mktemp("pages")
-    found = {"searched": shop.root / "report" / report.PAGE}
+    found = {"searched": shop.root / "report" / PAGE}
     shown = trials(40)
     best = max((one for one in shown if one.value is not None), key=lambda one: one.value)
     run_folder(root / "artifacts", best)
