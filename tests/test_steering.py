@@ -1,4 +1,4 @@
-"""`cvaeopt enqueue` on the command line."""
+"""`cvaeopt enqueue` and `cvaeopt stop --trial` on the command line."""
 
 from __future__ import annotations
 
@@ -50,3 +50,19 @@ def test_wrong_points_are_one_message_each_and_change_nothing(shop: Shop) -> Non
         refused = shop.run("enqueue", "--study", "tiny", *arguments)
         assert (refused.code, said in refused.text) == (2, True), refused.text
     assert json.loads(shop.run("status", "--study", "tiny", "--json").out)["trials"]["waiting"] == 0
+
+
+def test_a_waiting_trial_is_stopped_and_the_status_says_so(shop: Shop) -> None:
+    assert shop.run("enqueue", "--study", "tiny", "--set", "lr=0.001", "--set", "lr=0.002").code == 0
+    assert "would end" in shop.run("stop", "--study", "tiny", "--trial", "1", "--dry-run").out
+    done = json.loads(shop.run("stop", "--study", "tiny", "--trial", "1", "--json").out)
+    assert done == {"study": "tiny", "trial": 1, "ended": True, "epochs_done": 0, "worker": None, "dry_run": False}
+    shown = shop.run("status", "--study", "tiny")
+    assert "by hand stopped: trial 1" in shown.text
+    assert "trial 1 pruned: stopped by hand" in shown.text
+    again = shop.run("stop", "--study", "tiny", "--trial", "1")
+    assert (again.code, "has ended already: pruned (stopped by hand)" in again.text) == (2, True)
+    both = shop.run("stop", "--study", "tiny", "--trial", "1", "--worker", "x")
+    assert (both.code, "--trial is given beside --worker" in both.text) == (2, True)
+    nobody = shop.run("stop", "--study", "tiny", "--dry-run", "--json")
+    assert json.loads(nobody.out) == {"study": "tiny", "asked": [], "dry_run": True}

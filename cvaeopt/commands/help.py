@@ -24,7 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "enqueue --study main --set lr=1e-3 --set lr=3e-3",
         "enqueue --study main --file points.toml --dry-run",
     ),
-    "stop": ("stop --study main", "stop --study main --worker host-4711-ab12"),
+    "stop": ("stop --study main", "stop --study main --worker host-4711-ab12", "stop --study main --trial 17"),
     "extend": ("extend --study main --trials 100", "extend --study main --file studies/main.toml --dry-run"),
     "confirm": ("confirm --study main --top 5 --seeds 3", "confirm --study main --gpu 0"),
     "export-best": ("export-best --study main", "export-best --study main --out best.toml --lab"),

@@ -13,14 +13,17 @@ import typer
 from cvaeopt.commands import opening
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import open_console, open_existing, open_or_create, open_study, stated_service
-from cvaeopt.commands.options import Artifacts, Json, Quiet, StorageUrl, Study, Verbose
+from cvaeopt.commands.options import Artifacts, DryRun, Json, Quiet, StorageUrl, Study, Verbose
 from cvaeopt.commands.places import Flags, Places
+from cvaeopt.errors import UserError
 from cvaeopt.run.signals import Stop
 from cvaeopt.terminal import results as show
 from cvaeopt.terminal.watch import stream_json
 from cvaeopt.terminal.watch import watch as watch_study
+from cvaeopt.text import count
 
 if TYPE_CHECKING:
+    from cvaeopt.store.steering import TrialStop
     from cvaeopt.store.storage import Storage
 
 
@@ -88,24 +91,52 @@ def workers(
 def stop(
     study: Study,
     worker: Annotated[str | None, typer.Option("--worker", help="Only this worker (its id in `status`).")] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", min=0, help="End this trial as pruned, and leave the workers running.")
+    ] = None,
     storage: StorageUrl = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask workers to stop after their current epoch.
+    """Stop workers, or one trial, after their epoch.
 
-    The trials of these workers continue when a worker starts again.
+    The trials of stopped workers continue when a worker starts again. With --trial, the trial itself ends: its worker,
+    on whatever machine, ends it after its epoch and takes the next trial. A trial that waits ends at once.
     """
     from cvaeopt.store.confirmation import stop as stop_workers
+    from cvaeopt.store.steering import stop_trial
 
     console = open_console(verbose, quiet)
+    if trial is not None and worker is not None:
+        raise UserError("--trial is given beside --worker.", "Expected: one of them.", "Leave one out.")
     places, store = open_study(console, Flags(study, storage))
-    asked = stop_workers(store, places.study, worker)
+    if trial is not None:
+        answer = stop_trial(store, places.study, trial, dry_run=dry_run)
+        if as_json:
+            console.json({**answer.plain(), "dry_run": dry_run})
+        else:
+            console.result(_of_stop(answer, dry_run))
+        return
+    asked = stop_workers(store, places.study, worker, dry_run=dry_run)
     if as_json:
-        console.json({"study": places.study, "asked": asked})
+        console.json({"study": places.study, "asked": asked, "dry_run": dry_run})
     else:
-        console.result("\n".join(f"{name} stops after its epoch" for name in asked) or "No worker runs for this study.")
+        will = "would stop" if dry_run else "stops"
+        console.result(
+            "\n".join(f"{name} {will} after its epoch" for name in asked) or "No worker runs for this study."
+        )
+
+
+def _of_stop(answer: TrialStop, dry_run: bool) -> str:
+    """One sentence about the trial that was stopped or will stop."""
+    trial = f"Trial {answer.trial}"
+    if answer.ended:
+        will = "would end" if dry_run else "is stopped by hand"
+        return f"{trial} {will}, after {count(answer.epochs_done, 'epoch')}."
+    will = "would end" if dry_run else "ends"
+    return f"{trial} {will} after its epoch ({answer.epochs_done} are reported; {answer.worker} trains it)."
 
 
 def dashboard(

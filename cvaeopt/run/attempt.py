@@ -14,10 +14,8 @@ trial has ended, but its lease is still open. The next worker that gets this lea
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +48,11 @@ from cvaeopt.store import damage
 from cvaeopt.store.identity import of
 from cvaeopt.store.leases import CONSTRAINTS, Lease, LeaseRegistry, Outcome
 from cvaeopt.store.optuna_private import forget_trials
+from cvaeopt.store.status import BY_HAND
+from cvaeopt.store.steering import STOP
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Place
+from cvaeopt.vae import device as devices
 
 if TYPE_CHECKING:  # `trial_run` imports torch, which this module does not need
     from cvaeopt.run.trial_run import Factory, Trainable
@@ -103,8 +104,14 @@ class Session:
             ) from None
 
     def is_pruned(self, lease: Lease) -> bool:
-        """Whether the pruner ends the trial, given all values in the database; the same answer as `should_prune`."""
-        return self.study.pruner.prune(self.study, self.storage.get_trial(lease.trial_id))
+        """Whether a user asked to stop the trial, or the pruner ends it, given all values in the database."""
+        trial = self.storage.get_trial(lease.trial_id)
+        return STOP in trial.system_attrs or self.study.pruner.prune(self.study, trial)
+
+    def why_pruned(self, lease: Lease, epoch: int) -> str:
+        """The reason of a trial that is pruned after `epoch` epochs."""
+        by_hand = STOP in self.storage.get_trial(lease.trial_id).system_attrs
+        return f"{BY_HAND if by_hand else 'pruned'} at epoch {epoch}"
 
     def describe(self, lease: Lease, trial: Trial, epochs_done: int, reason: str, failed: str) -> None:
         """Write into the trial's attributes how the trial ended. A host and device from the training are kept."""
@@ -179,7 +186,7 @@ class Attempt:
         if lease.token > 1 and not is_own:
             self._emit(LeaseTaken(lease.number, lease.token, lease.attempt, lease.epochs_done))
         try:
-            self._run(Trial(session.study, lease.trial_id))
+            self._run(Trial(session.study, lease.trial_id), stopped=STOP in frozen.system_attrs)
         except TryAgain:
             self._release(crashed=True)
             raise
@@ -187,16 +194,22 @@ class Attempt:
             self._release()
             raise
         finally:
-            _clean_device()
+            devices.free_memory()
 
-    def _run(self, trial: Trial) -> None:
-        """Make the training and run it. If the training fails, end the trial as failed."""
+    def _run(self, trial: Trial, *, stopped: bool) -> None:
+        """Make the training and run it. If the training fails, end the trial as failed.
+
+        stopped   whether a user asked to stop the trial before this attempt; then it ends without training
+        """
         lease = self.lease
         run: Trainable | None = None
         try:
             if lease.exhausted:
                 reason = f"given up: {lease.attempt - 1} workers died with it at epoch {lease.epochs_done}"
                 self._tell(trial, None, "failed", reason, "crashed")
+                return
+            if stopped:
+                self._tell(trial, None, "pruned", self._session.why_pruned(lease, lease.epochs_done))
                 return
             try:
                 run = self._session.factory(trial, lease)
@@ -250,7 +263,7 @@ class Attempt:
             self._emit(Warned(_missing_checkpoint(lease, run.epoch, self._session.artifacts)))
         # The earlier owner may have stopped before it acted on the pruner's last verdict.
         if self._reporter.judge() == "prune":
-            self._tell(trial, run, "pruned", f"pruned at epoch {run.epoch}")
+            self._tell(trial, run, "pruned", self._session.why_pruned(self.lease, run.epoch))
             return
         for epoch, value in self._undelivered(run):
             self._reporter.report(epoch, value, wait=False)
@@ -279,7 +292,7 @@ class Attempt:
                     self._leave(run)
                     return
         if self._reporter.drain(self._session.is_stopping) == "prune":
-            self._tell(trial, run, "pruned", f"pruned at epoch {run.epoch}")
+            self._tell(trial, run, "pruned", self._session.why_pruned(self.lease, run.epoch))
         else:
             self._tell(trial, run, "complete", "all epochs trained")
 
@@ -379,13 +392,3 @@ def _missing_checkpoint(lease: Lease, epoch: int, artifacts: Path) -> str:
         f"{lease.checkpoint_host}, is not in {artifacts} here. Workers continue each other's trials if they share "
         "that folder (--artifacts) or an object store (--checkpoints)."
     )
-
-
-def _clean_device() -> None:
-    """Free the host and device memory of a finished or failed run; does nothing if torch is not loaded."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

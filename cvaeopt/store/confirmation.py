@@ -296,10 +296,10 @@ def unfinished(storage: Storage, parent: Definition) -> list[Definition]:
 
 
 @named
-def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
+def stop(storage: Storage, name: str, worker: str | None = None, *, dry_run: bool = False) -> list[str]:
     """Ask the workers of study `name` and of its confirmations to stop; returns the ids of the asked workers.
 
-    The workers of a study also train its confirmations. `worker` has the same meaning as in `workers.ask_stop`.
+    The workers of a study also train its confirmations. `worker` and `dry_run` have the same meaning as in `ask_stop`.
     """
     asked: list[str] = []
     parent = studies.stored_definition(storage, name)
@@ -309,7 +309,7 @@ def stop(storage: Storage, name: str, worker: str | None = None) -> list[str]:
     }
     holders = [one for one, ids in running.items() if worker in ids] if worker is not None else list(running)
     for one in holders or [name]:
-        asked += ask_stop(storage, one, worker)
+        asked += ask_stop(storage, one, worker, dry_run=dry_run)
     return asked
 
 

@@ -187,6 +187,22 @@ class RepeatedStorage(RDBStorage, abc.ABC):
                 self._get_prepared_new_trial(study_id, waiting, session)
             session.flush()
 
+    def mark_trial(self, connection: Connection, trial_id: int, key: str) -> None:
+        """Set the system attribute `key` of a trial that has not ended to True, in the transaction of `connection`."""
+        with orm.Session(bind=connection) as session:
+            self._set_trial_attr_without_commit(session, models.TrialSystemAttributeModel, trial_id, key, True)
+            session.flush()
+
+    def prune_waiting(self, connection: Connection, trial_id: int, notes: dict[str, Any]) -> None:
+        """End a trial that nobody trains as PRUNED, with the user attributes `notes`, in the caller's transaction."""
+        with orm.Session(bind=connection) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            for key, value in notes.items():
+                self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
+            trial.state = TrialState.PRUNED
+            trial.datetime_complete = datetime.now()
+            session.flush()
+
     def write_report(self, connection: Connection, trial_id: int, epoch: int, value: float) -> None:
         """Write one reported value of a running trial; UpdateFinishedTrialError if the trial has ended."""
         with orm.Session(bind=connection) as session:

@@ -23,6 +23,9 @@ from cvaeopt.store.workers import workers
 FAILED: Final = "failed"
 """User attribute of a trial that failed. Optuna's state of such a trial is PRUNED, so that samplers learn from it."""
 
+BY_HAND: Final = "stopped by hand"
+"""The reason of a trial that a user has stopped begins with these words. Optuna's state of the trial is PRUNED."""
+
 _ENDED: Final = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
@@ -101,6 +104,7 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
         "baselines": {key: round(value, 2) for key, value in json.loads(entry["facts"]).get("baselines", {}).items()},
         "last": trials.last,
         "failures": trials.failures,
+        "stopped_by_hand": trials.by_hand,
         "stopped": None if _is_met(entry, trials) else entry["stopped_reason"],
         "workers": [
             {key: getattr(worker, key) for key in ("id", "host", "device", "state", "trial", "epoch")}
@@ -129,12 +133,14 @@ class _Trials:
     is_open        whether any trial was begun and has not ended
     epochs_spent   number of reported epochs, summed over all trials
     failures       number and reason of every failed trial
+    by_hand        numbers of the trials that a user has stopped
     """
 
     counts: dict[str, int]
     is_open: bool
     epochs_spent: int
     failures: list[dict[str, Any]]
+    by_hand: list[int]
     best: Best | None
     last: dict[str, Any] | None
 
@@ -165,6 +171,7 @@ def _read_trials(connection: Connection, name: str, study_id: int, now: float) -
         is_open=bool(begun.all),
         epochs_spent=int(epochs_spent or 0),
         failures=failures,
+        by_hand=[number for trial_id, number, _ in states if str(notes.get((trial_id, "reason"))).startswith(BY_HAND)],
         best=best_row(connection, study_id),
         last=_last(connection, study_id, notes),
     )

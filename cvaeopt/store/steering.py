@@ -1,26 +1,31 @@
-"""Steer a study while its workers run: enqueue points."""
+"""Steer a study while its workers run: enqueue points, and stop single trials."""
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, Row, func, select, update
 
 from cvaeopt.config import Config
-from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.errors import SettingsError, StudyError, UserError
 from cvaeopt.search import space
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.parsing import parse_enqueue
 from cvaeopt.search.tables import GridSampler
 from cvaeopt.store.damage import named
-from cvaeopt.store.optuna_rows import SYSTEM_ATTRS, trial_attributes, trial_states
+from cvaeopt.store.optuna_rows import SYSTEM_ATTRS, USER_ATTRS, trial_attributes, trial_states
+from cvaeopt.store.status import BY_HAND
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import open_existing
 from cvaeopt.store.tables import lease_table
-from cvaeopt.text import Advice
+from cvaeopt.text import STATES, Advice
+
+STOP: Final = "cvaeopt:stop"
+"""System attribute of a trial that a user asked to stop. Its worker, on any machine, ends it after its epoch."""
 
 _POINT: Final = "fixed_params"  # Optuna's own system attribute of an enqueued trial
 _REQUEST: Final = "cvaeopt:request"  # system attribute of an enqueued trial: the same text for the points of one call
@@ -44,6 +49,26 @@ class Enqueued:
 
     def plain(self) -> dict[str, Any]:
         """The result as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrialStop:
+    """The answer to a request to stop a trial.
+
+    ended        whether the trial has ended now; if False, `worker` ends it after its epoch
+    epochs_done  number of epochs that were reported
+    worker       id of the worker that holds the trial's lease; None if no worker holds it
+    """
+
+    study: str
+    trial: int
+    ended: bool
+    epochs_done: int
+    worker: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The answer as JSON values."""
         return asdict(self)
 
 
@@ -119,3 +144,95 @@ def _checked(given: Sequence[dict[str, Any]], definition: Definition) -> list[di
                     f"Leave {setting} out, or train it alone: cvaeopt train --set {setting}=...",
                 )
     return [dict(point) for point in parse_enqueue(list(given), definition.search, definition.fixed, "enqueue: point")]
+
+
+@named
+def stop_trial(storage: Storage, name: str, number: int, *, dry_run: bool = False) -> TrialStop:
+    """End trial `number` of study `name` as pruned, with the reason `BY_HAND`.
+
+    A trial in training ends after its epoch, on whatever machine it is trained. A trial that waits ends at once, and
+    counts as one of the study's trials. If the worker of the trial is dead, the next worker that takes it ends it.
+
+    dry_run   answer what would happen, and change nothing
+
+    StudyError if there is no such study or no such trial. UserError if the trial has ended, or if another program
+    trains it.
+    """
+    attempts = itertools.count()
+
+    def stop() -> TrialStop:
+        is_repeated = next(attempts) > 0
+        with storage.transaction() as connection:
+            row = storage.lock_study(connection, name)
+            states = {number: (trial_id, state) for trial_id, number, state in trial_states(connection, row.study_id)}
+            if number not in states:
+                there = f"the trials 0 to {max(states)}" if states else "no trial yet"
+                raise StudyError(f"Study '{name}' has no trial {number}.", f"It has {there}.")
+            trial_id, state = states[number]
+            lease = connection.execute(
+                select(lease_table).where(lease_table.c.study == name, lease_table.c.trial_id == trial_id)
+            ).one_or_none()
+            if state not in ("RUNNING", "WAITING"):
+                reason = trial_attributes(connection, row.study_id, USER_ATTRS, ("reason",)).get((trial_id, "reason"))
+                # If the acknowledgement of an earlier attempt was lost, that attempt has ended the trial.
+                if not is_repeated or not str(reason).startswith(BY_HAND):
+                    raise _has_ended(name, number, state, reason)
+                return TrialStop(name, number, True, 0 if lease is None else lease.epochs_done)
+            if lease is None and state == "RUNNING":
+                raise UserError(
+                    f"Trial {number} of study '{name}' is trained by another program, not by a worker of cvaeopt.",
+                    "Expected: a trial that a worker trains, or that waits.",
+                    "Stop it where it runs.",
+                )
+            if lease is not None and lease.owner is not None:
+                if not dry_run:
+                    storage.mark_trial(connection, trial_id, STOP)
+                return TrialStop(name, number, False, lease.epochs_done, lease.owner)
+            epochs_done = 0 if lease is None else lease.epochs_done
+            if not dry_run:
+                _close_lease(connection, row, trial_id, number, lease)
+                storage.prune_waiting(connection, trial_id, {"reason": BY_HAND, "epochs_done": epochs_done})
+            return TrialStop(name, number, True, epochs_done)
+
+    return storage.retry(stop)
+
+
+def _has_ended(name: str, number: int, state: str, reason: Any) -> UserError:
+    why = f" ({reason})" if reason else ""
+    return UserError(
+        f"Trial {number} of study '{name}' has ended already: {STATES[state]}{why}.",
+        "Expected: a trial that runs or waits.",
+    )
+
+
+def _close_lease(connection: Connection, study: Row[Any], trial_id: int, number: int, lease: Row[Any] | None) -> None:
+    """Close the lease of a trial that no worker has.
+
+    A trial that was never begun gets a closed lease, so that it counts as one of the study's trials, as it does in
+    every table. If the budget has no room for it, it gets none.
+    """
+    closed = {"state": "done", "outcome": "pruned", "reason": BY_HAND}
+    mine = (lease_table.c.study == study.name) & (lease_table.c.trial_id == trial_id)
+    if lease is not None:
+        values = {**closed, "epochs_reserved": lease.epochs_done}
+        connection.execute(update(lease_table).where(mine).values(**values))
+        return
+    taken, last = connection.execute(
+        select(func.count(), func.coalesce(func.max(lease_table.c.slot), -1)).where(lease_table.c.study == study.name)
+    ).one()
+    if study.trials is None or taken < study.trials:
+        values = {
+            "study": study.name,
+            "slot": last + 1,
+            "trial_id": trial_id,
+            "number": number,
+            "token": 1,
+            "expires_at": 0.0,
+            "attempt": 1,
+            "attempt_epoch": 0,
+            "epochs_reserved": 0,
+            "epochs_done": 0,
+            "folder": f"{study.name}/{number:05d}",
+            **closed,
+        }
+        connection.execute(lease_table.insert().values(**values))

@@ -159,11 +159,11 @@ def workers(storage: Storage, study: str | None = None) -> list[WorkerRow]:
         return storage.retry(read)
 
 
-def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[str]:
+def ask_stop(storage: Storage, study: str, worker: str | None = None, *, dry_run: bool = False) -> list[str]:
     """Ask `worker`, or all workers of `study`, to stop after the current epoch; returns the ids of the asked workers.
 
-    Only workers that run now are asked. A worker that is started later is not affected. UserError if `worker` does not
-    run.
+    Only workers that run now are asked. A worker that is started later is not affected. With `dry_run`, nobody is
+    asked. UserError if `worker` does not run.
     """
 
     def ask() -> list[str]:
@@ -176,6 +176,8 @@ def ask_stop(storage: Storage, study: str, worker: str | None = None) -> list[st
             if worker is not None and not asked:
                 names = ", ".join(row.id for row in live) or "none"
                 raise UserError(f"No worker {worker!r} runs for study {study!r}.", f"Running: {names}.")
+            if dry_run:
+                return asked
             connection.execute(update(worker_table).where(worker_table.c.id.in_(asked)).values(stop=1))
             if worker is None and asked:
                 connection.execute(

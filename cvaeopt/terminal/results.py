@@ -185,6 +185,10 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
         whole.add_row("last", Text(f"trial {last['number']} {last['state']}{value}: {last['reason'] or 'no reason'}"))
     if facts["stopped"]:
         whole.add_row("stopped", Text(str(facts["stopped"]), style="yellow"))
+    if by_hand := facts.get("stopped_by_hand"):
+        shown = ", ".join(map(str, by_hand[-_MAX_FAILURES:]))
+        others = f" and {len(by_hand) - _MAX_FAILURES} earlier ones" if len(by_hand) > _MAX_FAILURES else ""
+        whole.add_row("by hand", Text(f"stopped: trial {shown}{others}"))
     failures = facts["failures"]
     for index, failure in enumerate(failures[-_MAX_FAILURES:]):
         label = "" if index else "failed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import os
 import sys
 import tempfile
@@ -192,3 +193,13 @@ def _keep_freed_memory() -> None:
             (_M_TOP_PAD, 2**26),
         ):
             libc.mallopt(parameter, value)
+
+
+def free_memory() -> None:
+    """Free the host and device memory of a finished or failed run; does nothing if torch is not loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -30,6 +30,7 @@ from cvaeopt.run.events import (
     Recovered,
     Stalled,
     Stopping,
+    TrialEnded,
     TrialLeft,
     TrialStarted,
     Waiting,
@@ -41,6 +42,7 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.leases import Lease, LeaseRegistry, Pulse
 from cvaeopt.store.opening import open_storage
+from cvaeopt.store.steering import stop_trial
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Beat, Place, ask_stop, workers
 from tests.store.test_leases import EVIL
@@ -438,6 +440,39 @@ def test_a_terminated_worker_finishes_its_epoch_and_the_next_one_goes_on_there(b
     assert trial.user_attrs["attempt"] == 1
     assert [event.reason for event in bench.events.of(Stopping)] == ["SIGTERM received"]
     assert [event.epoch for event in bench.events.of(TrialStarted)] == [0, 2]
+
+
+def test_a_user_stops_a_trial_after_its_epoch_and_the_worker_takes_the_next(bench: Bench) -> None:
+    study = make_study(bench.storage, epochs=6)
+
+    def stopping(run: FakeRun, epoch: int) -> None:
+        if (run.number, epoch) == (1, 3):  # from another machine: through the database alone
+            with closing(open_storage(bench.storage._source)) as other:
+                assert not stop_trial(other, "main", 1).ended
+
+    fakes = bench.fakes(before_epoch=stopping)
+    assert bench.worker(study, fakes).run().kind == "finished"
+    assert study.get_trials()[1].user_attrs["reason"] == "stopped by hand at epoch 3"
+    assert [run.trained for run in fakes.runs] == [[*range(1, 7)], [1, 2, 3], [*range(1, 7)]]
+    assert states(study) == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert study.get_trials()[1].user_attrs["reason"] == "stopped by hand at epoch 3"
+    assert fakes.runs[1].finished == [("pruned", "stopped by hand at epoch 3")]
+    assert [(one.outcome, one.reason) for one in bench.events.of(TrialEnded)][1] == (
+        "pruned",
+        "stopped by hand at epoch 3",
+    )
+
+
+def test_a_trial_that_was_stopped_while_its_worker_was_dead_is_not_trained_again(lite: Bench) -> None:
+    study = make_study(lite.storage, trials=1)
+    lease = LeaseRegistry(lite.storage, "main").claim("dead-1-ab")
+    assert isinstance(lease, Lease)
+    assert stop_trial(lite.storage, "main", 0).worker == "dead-1-ab"
+    expire(lite.storage)
+    fakes = lite.fakes()
+    assert lite.worker(study, fakes).run().kind == "finished"
+    assert (fakes.runs, states(study)) == ([], ["PRUNED"])
+    assert study.get_trials()[0].user_attrs["reason"] == "stopped by hand at epoch 0"
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

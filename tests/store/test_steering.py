@@ -1,16 +1,17 @@
-"""A study is steered while it runs: points are enqueued; on every SQL back end."""
+"""A study is steered while it runs: points are enqueued and trials stopped; on every SQL back end."""
 
 from __future__ import annotations
 
 import pytest
 from optuna.trial import Trial, TrialState
 
-from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.errors import LeaseLost, SettingsError, StudyError, UserError
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
 from cvaeopt.store.leases import Idle, Lease, LeaseRegistry
 from cvaeopt.store.opening import open_storage
-from cvaeopt.store.steering import enqueue
+from cvaeopt.store.status import counts, status
+from cvaeopt.store.steering import STOP, enqueue, stop_trial
 from cvaeopt.store.study import create_or_open
 from tests.support.fakes import leases
 
@@ -118,3 +119,79 @@ def test_studies_whose_points_are_planned_take_no_others(storage):
         enqueue(storage, "grid", [{"tfr": 0.5}])
     with pytest.raises(StudyError, match="has no study 'other'"):
         enqueue(storage, "other", [{"tfr": 0.5}])
+
+
+# ---- single trials
+
+
+def test_a_waiting_trial_ends_at_once_and_counts_as_one_of_the_studys_trials(storage):
+    definition = define()
+    study = create_or_open(storage, definition)
+    enqueue(storage, "main", [{"lr": 1e-3}, {"lr": 2e-3}])
+    assert stop_trial(storage, "main", 0, dry_run=True).ended
+    assert counts(storage, "main")["waiting"] == 2
+    answer = stop_trial(storage, "main", 0)
+    assert (answer.ended, answer.epochs_done, answer.worker) == (True, 0, None)
+    assert len(begun(storage, study, definition)) == 3  # of the budget of four
+    facts = status(storage, "main")
+    assert facts["trials"] == {"complete": 3, "pruned": 1, "running": 0, "waiting": 0, "failed": 0}
+    assert facts["stopped_by_hand"] == [0]
+    assert [row.epochs_reserved for row in leases(storage)] == [0, 8, 8, 8]
+
+
+def test_a_trial_that_its_worker_gave_back_ends_at_once_and_frees_its_epochs(storage):
+    study = create_or_open(storage, define())
+    registry = LeaseRegistry(storage, "main")
+    lease = registry.claim("one")
+    registry.report(lease, 1, 20.0)
+    registry.report(lease, 2, 21.0)
+    registry.release(lease)
+    assert stop_trial(storage, "main", 0).plain() == {
+        "study": "main",
+        "trial": 0,
+        "ended": True,
+        "epochs_done": 2,
+        "worker": None,
+    }
+    trial = study.get_trials()[0]
+    assert (trial.state, trial.user_attrs["reason"], trial.user_attrs["epochs_done"]) == (
+        TrialState.PRUNED,
+        "stopped by hand",
+        2,
+    )
+    assert [(row.state, row.outcome, row.epochs_reserved) for row in leases(storage)] == [("done", "pruned", 2)]
+    with pytest.raises(LeaseLost):
+        registry.report(lease, 3, 22.0)
+    assert registry.claim("two").number == 1
+
+
+def test_a_trial_in_training_is_asked_through_the_database(storage):
+    study = create_or_open(storage, define())
+    lease = LeaseRegistry(storage, "main").claim("far-away-1-ab")
+    assert stop_trial(storage, "main", 0, dry_run=True).worker == "far-away-1-ab"
+    assert STOP not in study.get_trials()[0].system_attrs
+    answer = stop_trial(storage, "main", 0)
+    assert (answer.ended, answer.worker) == (False, "far-away-1-ab")
+    assert STOP in storage.get_trial(lease.trial_id).system_attrs
+    assert stop_trial(storage, "main", 0) == answer  # asked again: the same answer
+
+
+def test_a_trial_that_has_ended_or_is_another_programs_is_answered_clearly(storage, monkeypatch):
+    definition = define()
+    study = create_or_open(storage, definition)
+    begun(storage, study, definition)
+    with pytest.raises(UserError, match="Trial 3 of study 'main' has ended already: complete"):
+        stop_trial(storage, "main", 3)
+    with pytest.raises(StudyError, match=r"has no trial 9\. It has the trials 0 to 3"):
+        stop_trial(storage, "main", 9)
+    study.ask()
+    with pytest.raises(UserError, match="trained by another program"):
+        stop_trial(storage, "main", 4)
+    enqueue(storage, "main", [{"lr": 1e-3}])
+    retry = storage.retry
+    monkeypatch.setattr(storage, "retry", lambda call: (retry(call), retry(call))[1])
+    assert stop_trial(storage, "main", 5).ended  # the acknowledgement was lost, and the call repeated
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="pruned \\(stopped by hand\\)"):
+        stop_trial(storage, "main", 5)
+    assert len(leases(storage)) == 4  # never more than the budget
