@@ -101,3 +101,36 @@ def test_weights_of_another_width_are_refused_by_a_dry_run_too(shop: Shop) -> No
         )
         assert refused.code == 2
         assert "first/best.pt has F_dim = 8" in refused.text and "--set F_dim=8" in refused.text
+
+
+def test_a_trial_of_a_study_goes_on_beyond_its_budget(shop: Shop) -> None:
+    assert shop.run("worker", "--study", "tiny").code == 0
+    words = ("retrain", "--study", "tiny", "--trial", "1")
+    shown = shop.run(*words, "--epochs", "3", "--dry-run")
+    assert shown.code == 0 and "storage/retrain/tiny-1-3" in shown.text and "carried over (absolute)" in shown.text
+    assert not (shop.root / "storage/retrain").exists()
+    done = shop.run(*words, "--epochs", "3", "--json")
+    assert done.code == 0, done.text
+    facts = json.loads((shop.root / "storage/retrain/tiny-1-3/retrain.json").read_text())
+    assert (facts["study"], facts["trial"], facts["continued_after"]) == ("tiny", 1, 1)
+    again = shop.run(*words, "--epochs", "3")
+    assert (again.code, "nothing to train" in again.text) == (0, True)
+    for arguments, said in [
+        ([*words, "--epochs", "1"], "--epochs is the number of all epochs"),
+        ([*words], "A trial is continued with --study, --trial and --epochs"),
+        (["retrain"], "No recipe was given"),
+        ([*words, "--epochs", "3", "--from", "x.pt"], "beside a recipe, --from or --output"),
+        ([*words, "--epochs", "9", "--out", "storage/retrain/tiny-1-3", "--set", "lr=0.1"], "other settings"),
+        (["retrain", "--study", "tiny", "--trial", "7", "--epochs", "3"], "no trial 7 that is complete"),
+    ]:
+        refused = shop.run(*arguments)
+        assert (refused.code, said in refused.text) == (2, True), refused.text
+
+
+def test_a_trial_without_a_kept_checkpoint_is_answered_with_the_command_that_trains_it_again(shop: Shop) -> None:
+    worst = json.loads(shop.run("status", "--study", "tiny", "--json").out)["best"]["number"] == 0
+    refused = shop.run("retrain", "--study", "tiny", "--trial", str(int(worst)), "--epochs", "3")  # keep_best = 1
+    assert refused.code == 2
+    assert "left no checkpoint" in refused.text
+    command = refused.text.partition("cvaeopt train ")[2]
+    assert "--set lr=" in command and "F_dim=8" in command

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "retrain": (
         "retrain studies/best/main.toml --epochs 500 --gpu 0",
         "retrain studies/best/main.toml --set lr=0.001 --dry-run",
+        "retrain --study main --trial 17 --epochs 150",
     ),
     "train": ("train --set lr=0.001 --epochs 100 --gpu 0", "train my-recipe.toml --data data --dry-run"),
     "predict": ("predict storage/retrain/main-500/best.pt --out predictions",),

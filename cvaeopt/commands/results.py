@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,11 @@ from cvaeopt.commands.opening import open_console, open_object_store, open_study
 from cvaeopt.commands.options import Artifacts, CheckpointStore, Json, Quiet, StorageUrl, Study, Verbose
 from cvaeopt.commands.places import Flags
 from cvaeopt.terminal import results as shown
+from cvaeopt.terminal.console import Console
 from cvaeopt.text import Advice
+
+if TYPE_CHECKING:
+    from cvaeopt.outcome.fetch import Located
 
 
 def export_best(
@@ -75,16 +79,27 @@ def fetch(
     flags = Flags(study, storage, artifacts=artifacts, checkpoints=checkpoints)
     places, store = open_study(console, flags, needs=("storage", "artifacts", "checkpoints"))
     located = locate(store, places.study, trial, places.artifact_folder())
-    if not located.path.exists():
-        remote = open_object_store(console, places.checkpoints or located.store)
-        if remote is None:
-            raise located.elsewhere()
-        with writing(located.path):
-            remote.download(located.objects, located.number, located.path)
+    bring(console, located, places.checkpoints)
     if as_json:
         console.json({"study": places.study, "trial": located.number, "checkpoint": str(located.path)})
     else:
         console.result(str(located.path))
+
+
+def bring(console: Console, located: Located, checkpoints: str | None) -> None:
+    """Copy the checkpoint of a trial from the object store, if it is not on this machine.
+
+    checkpoints   URL of the object store; None for the store that the trial names
+
+    CheckpointError if it is in no object store either.
+    """
+    if located.path.exists():
+        return
+    remote = open_object_store(console, checkpoints or located.store)
+    if remote is None:
+        raise located.elsewhere()
+    with writing(located.path):
+        remote.download(located.objects, located.number, located.path)
 
 
 def report(

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cvaeopt.commands import continuing
 from cvaeopt.commands.checkpoints import shown_output
+from cvaeopt.commands.continuing import TrialToContinue
 from cvaeopt.commands.failure import writing
+from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import data_folder, load_data, open_console, require_checkpoint
 from cvaeopt.commands.options import (
+    Artifacts,
+    CheckpointStore,
     Data,
     DryRun,
     Gpu,
@@ -22,11 +27,13 @@ from cvaeopt.commands.options import (
     Json,
     OutputKind,
     Quiet,
+    StorageUrl,
     Threads,
     Verbose,
     assignments,
     shown,
 )
+from cvaeopt.commands.places import Flags
 from cvaeopt.errors import DataError, Interrupted, SettingsError
 from cvaeopt.run.signals import Stop
 from cvaeopt.terminal import results as show
@@ -95,11 +102,20 @@ def train(
 
 
 def retrain(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, as export-best writes it.")],
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the run. Default: the recipe's.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe, as export-best writes it.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the whole run. Default: the recipe's.")] = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="Continue a trial of this study.", autocompletion=study_names)
+    ] = None,
+    trial: Annotated[int | None, typer.Option("--trial", min=0, help="The number of the trial.")] = None,
     gpu: Gpu = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: storage/retrain/NAME-EPOCHS.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: storage/retrain/NAME-EPOCHS, or STUDY-TRIAL-EPOCHS.")
+    ] = None,
+    storage: StorageUrl = None,
+    artifacts: Artifacts = None,
+    checkpoints: CheckpointStore = None,
     transfer: Annotated[
         Literal["proportional", "absolute"] | None,
         typer.Option(help="How schedules carry over to another number of epochs: fractions of the run, or epochs."),
@@ -115,10 +131,10 @@ def retrain(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a recipe for longer.
+    """Train a recipe, or a finished trial, for longer.
 
     The run folder receives the best and the last checkpoint and a score sheet. The same command continues an
-    interrupted run.
+    interrupted run. With --study and --trial, the run goes on from the checkpoint of that trial, with its optimiser.
     """
     from cvaeopt.files import RunFolder
     from cvaeopt.outcome import recipe as recipes
@@ -126,10 +142,37 @@ def retrain(
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
     options = _Options(data, gpu, threads, start, output, ignore_extra, patience, dry_run, as_json)
-    mode, changes = transfer or DEFAULT_TRANSFER, dict(assignments(override or []))
-    plan = _plan(recipe, recipes.read(recipe), options, epochs, mode, changes)
+    changes = dict(assignments(override or []))
+    if study is not None or trial is not None:
+        continuing.require_alone(recipe, start, output)
+        flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
+        begun = continuing.locate_trial(console, flags, trial, epochs, out, dry_run=dry_run)
+        _continue_trial(console, begun, options, epochs, transfer or "absolute", changes)
+        return
+    if recipe is None:
+        raise SettingsError(
+            "No recipe was given.",
+            "Expected: a recipe, or --study and --trial.",
+            "Write a recipe with cvaeopt export-best, or train without one: cvaeopt train.",
+        )
+    plan = _plan(recipe, recipes.read(recipe), options, epochs, transfer or DEFAULT_TRANSFER, changes)
     folder = RunFolder(out or Path("storage") / "retrain" / f"{recipe.stem}-{plan.config.num_epoch}")
     _run(console, plan, folder)
+
+
+def _continue_trial(
+    console: Console,
+    begun: TrialToContinue,
+    options: _Options,
+    epochs: int | None,
+    mode: Transfer,
+    changes: dict[str, Any],
+) -> None:
+    """Train the trial `begun` until it has `epochs` epochs."""
+    options = replace(options, data=begun.data, gpu=begun.gpu)
+    plan = _plan(Path(begun.name), begun.recipe, options, epochs, mode, changes)
+    begun.check(console, plan.config)
+    _run(console, replace(plan, begun=begun), begun.folder)
 
 
 @dataclass(frozen=True)
@@ -182,6 +225,7 @@ class _Plan:
     carried   the recipe's settings for the new number of epochs; without a new number, the recipe's settings unchanged
     changes   settings from the command line
     config    the settings of the run: `carried` with `changes`
+    begun     the trial that the run continues; None for any other run
     """
 
     file: Path
@@ -193,6 +237,7 @@ class _Plan:
     carried: Config
     changes: dict[str, Any]
     config: Config
+    begun: TrialToContinue | None = None
 
 
 def _plan(
@@ -256,6 +301,8 @@ def _retraining(console: Console, plan: _Plan, folder: RunFolder) -> Retraining:
         config, notes = with_output_of(options.start, config, loaded, folder, ignore_extra=options.ignore_extra)
         for note in notes:
             console.warn(note)
+    if plan.begun is not None:
+        plan.begun.start(config, loaded)
     return Retraining(
         config,
         loaded,

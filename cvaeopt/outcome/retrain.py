@@ -29,7 +29,7 @@ from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.recipe import Recipe
 from cvaeopt.outcome.rolling import Noise, notes, with_output_decided
-from cvaeopt.outcome.run_files import RETRAIN
+from cvaeopt.outcome.run_files import CONTINUED, RETRAIN
 from cvaeopt.outcome.score import ScoreSheet, score, write
 from cvaeopt.outcome.transfer import DEFAULT_TRANSFER, Transfer, transfer
 from cvaeopt.vae import checkpoint
@@ -159,12 +159,14 @@ class Retraining:
         self._device = device
         begun_from = file_digest(start) if start is not None else None
         begun_from = self._check_folder(begun_from)
+        self.first = self._first_epoch()
         self.provenance = {
             **(provenance or {}),
             "settings_digest": config.digest(),
             "data_digest": data.digest,
             "seed": config.seed,
             "start": begun_from,
+            **({CONTINUED: self.first} if self.first else {}),
             "version": __version__,
         }
         self.trainer = Trainer(config, data, device)
@@ -184,8 +186,12 @@ class Retraining:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The history's row of the best epoch so far; None before the first epoch."""
-        return max(self.trainer.history, key=lambda row: float(row[self.metric]), default=None)
+        """The history's row of the best epoch so far; None before the first epoch.
+
+        Of a continued trial, only the last epoch and later epochs count, because the others left no checkpoint.
+        """
+        rows = self.trainer.history[max(self.first - 1, 0) :]
+        return max(rows, key=lambda row: float(row[self.metric]), default=None)
 
     @property
     def finished(self) -> bool:
@@ -225,6 +231,12 @@ class Retraining:
         sheet = score(self.folder.best, self.data, device=self._device)
         write(sheet, self.data, self.folder.root)
         return sheet
+
+    def _first_epoch(self) -> int:
+        """The number of epochs with which the run in the folder began; 0 unless it continues a trial."""
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            return int(json.loads((self.folder.root / RETRAIN).read_text()).get(CONTINUED, 0))
+        return 0
 
     def _check_folder(self, begun_from: str | None) -> str | None:
         """The digest of the weights from which the run in the folder started; None if it started without weights.

@@ -13,6 +13,9 @@ from cvaeopt.pictures.run_pictures import PSNR_VALUES
 RETRAIN: Final = "retrain.json"
 """The file with the provenance of a retrained run, in the run's folder."""
 
+CONTINUED: Final = "continued_after"
+"""Key of retrain.json in the folder of a continued trial: the number of epochs that the trial had trained."""
+
 SCORE: Final = "score.json"
 """The file with the score sheet of a retrained run's best epoch, in the run's folder."""
 

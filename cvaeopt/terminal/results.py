@@ -145,21 +145,11 @@ def version_text(version: Mapping[str, Any]) -> str:
 def study_table(facts: dict[str, Any]) -> RenderableType:
     """The whole output of `status`, as one block that can be drawn repeatedly."""
     trials, best, budget = facts["trials"], facts["best"], facts["budget"]
-    limits = [count(budget["trials"], "trial") if budget["trials"] else "any number of trials"]
-    limits[0] += f" of {count(budget['epochs'], 'epoch')}"
-    if budget.get("total_epochs"):
-        limits.append(f"{count(budget['total_epochs'], 'epoch')} in all")
-    if budget.get("wall_clock_h"):
-        limits.append(f"{budget['wall_clock_h']:g} h")
-    if budget.get("target_db") is not None:
-        limits.append(f"until {budget['target_db']:g} dB")
-    if budget.get("patience_trials"):
-        limits.append(f"until {count(budget['patience_trials'], 'trial')} in a row found nothing better")
     whole = Table.grid(padding=(0, 2))
     whole.add_column(style="bold", no_wrap=True)
     whole.add_column(overflow="fold")
     whole.add_row("study", Text(f"{facts['study']}, {facts['metric']}, in {facts['storage']}"))
-    whole.add_row("budget", Text(f"{', '.join(limits)}; {count(facts['epochs_spent'], 'epoch')} spent"))
+    whole.add_row("budget", Text(f"{', '.join(_limits(budget))}; {count(facts['epochs_spent'], 'epoch')} spent"))
     whole.add_row("trials", Text(trial_counts(trials)))
     for version in facts.get("versions", [])[1:]:
         whole.add_row(f"version {version['version']}", Text(version_text(version)))
@@ -203,6 +193,21 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
         whole.add_row("confirmed", Text(f"{ran}{winner}; see {', '.join(fresh['studies'])}"))
         return Group(whole, Text(), _confirmed(fresh["table"]), Text(), _workers_of_study(facts["workers"]))
     return Group(whole, Text(), _workers_of_study(facts["workers"]))
+
+
+def _limits(budget: Mapping[str, Any]) -> list[str]:
+    """The limits of a study's budget in words."""
+    limits = [count(budget["trials"], "trial") if budget["trials"] else "any number of trials"]
+    limits[0] += f" of {count(budget['epochs'], 'epoch')}"
+    if budget.get("total_epochs"):
+        limits.append(f"{count(budget['total_epochs'], 'epoch')} in all")
+    if budget.get("wall_clock_h"):
+        limits.append(f"{budget['wall_clock_h']:g} h")
+    if budget.get("target_db") is not None:
+        limits.append(f"until {budget['target_db']:g} dB")
+    if budget.get("patience_trials"):
+        limits.append(f"until {count(budget['patience_trials'], 'trial')} in a row found nothing better")
+    return limits
 
 
 def _verdict(fresh: Mapping[str, Any]) -> str:

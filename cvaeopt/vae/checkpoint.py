@@ -263,6 +263,16 @@ def other_run(own: Own, config: Config, data_digest: str) -> tuple[str, str] | N
     return None
 
 
+def require_same_run(own: Own, config: Config, data_digest: str, path: Path) -> None:
+    """Raise CheckpointError if the checkpoint `path` does not belong to the run of `config` on the data."""
+    if reason := other_run(own, config, data_digest):
+        raise CheckpointError(
+            f"{path} {reason[0]}.",
+            f"Expected: {reason[1]}.",
+            "Use another folder, or the settings and the data of that run.",
+        )
+
+
 _MOMENTS = {
     "Adam": {"step", "exp_avg", "exp_avg_sq"},
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},

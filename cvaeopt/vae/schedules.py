@@ -8,7 +8,8 @@ seed reports disagree: `kl_anneal_cycle` is a number of cycles in some reports, 
 from __future__ import annotations
 
 import math
-from typing import assert_never
+from collections.abc import Callable
+from typing import Final, assert_never
 
 from cvaeopt.config import Config, KlFormula, TfrFormula
 
@@ -126,3 +127,24 @@ def lr_at(config: Config, epoch: int) -> float:
         config.gamma,
         config.lr_min,
     )
+
+
+SCHEDULES: Final[dict[str, tuple[str, Callable[[Config, int], float]]]] = {
+    "lr": ("learning rate", lr_at),
+    "tfr": ("teacher forcing ratio", tfr_at),
+    "beta": ("KL weight", beta_at),
+}
+"""The schedules of a run: name -> (the name in words, the value by settings and finished epochs)."""
+
+
+def first_differences(one: Config, other: Config, epochs: int) -> dict[str, int]:
+    """The first epoch, counted from 1, in which a schedule of two runs has different values: name -> epoch.
+
+    Only the first `epochs` epochs are compared. A schedule that agrees on all of them is left out.
+    """
+    found = {}
+    for name, (_, value_at) in SCHEDULES.items():
+        epoch = next((epoch for epoch in range(epochs) if value_at(one, epoch) != value_at(other, epoch)), None)
+        if epoch is not None:
+            found[name] = epoch + 1
+    return found

@@ -195,12 +195,7 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint `path`. CheckpointError if the file is damaged or belongs to another run."""
         saved = checkpoint.continuation(path)
-        if reason := checkpoint.other_run(saved.own, self.config, self.data.digest):
-            raise CheckpointError(
-                f"{path} {reason[0]}.",
-                f"Expected: {reason[1]}.",
-                "Use another folder, or the settings and the data of that run.",
-            )
+        checkpoint.require_same_run(saved.own, self.config, self.data.digest, path)
         training = {**saved.weights, **saved.training}
         try:
             check_weights(self.model, saved.weights)
