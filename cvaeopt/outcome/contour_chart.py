@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from cvaeopt.outcome.trials import Axis, TrialFacts
-from cvaeopt.pictures.curves import INK, ORANGE, figure, log_ticks, look, png, tick_text, title
+from cvaeopt.pictures.curves import INK, ORANGE, encoded, figure, log_ticks, look, tick_text, title
 
 _CELLS: Final = 60
 _REACH: Final = 0.12
@@ -73,7 +73,7 @@ def contour(trials: Sequence[TrialFacts], across: Axis, up: Axis, metric: str) -
         bar.set_label(f"{metric}, dB (smoothed)")
         bar.outline.set_visible(False)
         title(drawing, f"{across.name} and {up.name}: every dot a trial, orange the best")
-        return png(drawing)
+        return encoded(drawing)
 
 
 def smoothed(at: Array, values: Array) -> np.ma.MaskedArray[Any, Any]:

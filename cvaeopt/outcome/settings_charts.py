@@ -21,11 +21,11 @@ from cvaeopt.pictures.curves import (
     INK,
     ORANGE,
     SKY,
+    encoded,
     figure,
     log_ticks,
     look,
     nothing,
-    png,
     tick_text,
     title,
     whole_ticks,
@@ -98,7 +98,7 @@ def parallel(trials: Sequence[TrialFacts], axes_of: Sequence[Axis]) -> bytes:
         bar = drawing.colorbar(colour, ax=axes, orientation="horizontal", shrink=0.7, aspect=38, pad=0.03)
         bar.set_label("value, dB")
         bar.outline.set_visible(False)
-        return png(drawing)
+        return encoded(drawing)
 
 
 def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -> bytes:
@@ -154,7 +154,7 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
         for row in grid:
             row[0].set_ylabel("dB")
         title(drawing, f"{metric} against each setting: filled complete, hollow pruned, orange the best")
-        return png(drawing)
+        return encoded(drawing)
 
 
 def good_schedules(good: Mapping[int, Config], others: Sequence[Config], best: int) -> bytes:
@@ -180,7 +180,7 @@ def good_schedules(good: Mapping[int, Config], others: Sequence[Config], best: i
         weight.set_xlabel("epochs finished")
         whole_ticks(weight)
         drawing.align_ylabels()
-        return png(drawing)
+        return encoded(drawing)
 
 
 def _draw_schedule(axes: Axes, config: Config, at: Callable[[Config, int], float], **style: Any) -> None:
@@ -215,7 +215,7 @@ def importance(items: Sequence[Importance], complete: int) -> bytes:
         clear = items[0].certainty >= MIN_CERTAINTY
         text = f"{items[0].name} mattered most" if clear else "The trials cannot tell which setting mattered most"
         title(drawing, f"{text} ({complete} complete trials, and forecasts of pruned ones)")
-        return png(drawing)
+        return encoded(drawing)
 
 
 def _draw_shares(axes: Axes, items: Sequence[Importance]) -> None:

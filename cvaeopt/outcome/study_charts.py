@@ -25,11 +25,11 @@ from cvaeopt.pictures.curves import (
     SKY,
     column,
     draw_baselines,
+    encoded,
     figure,
     legend_below,
     look,
     nothing,
-    png,
     title,
     whole_ticks,
 )
@@ -98,7 +98,7 @@ def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric
         axes.set_ylabel(f"{metric}, dB")
         whole_ticks(axes)
         legend_below(drawing, axes)
-        return png(drawing)
+        return encoded(drawing)
 
 
 def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric: str) -> bytes:
@@ -140,7 +140,7 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
         axes.set_xlabel("epochs finished")
         axes.set_ylabel(f"{metric}, dB")
         whole_ticks(axes)
-        return png(drawing)
+        return encoded(drawing)
 
 
 def cost(spent: Mapping[str, int], saved: int, device_time: str | None) -> bytes:
@@ -183,7 +183,7 @@ def cost(spent: Mapping[str, int], saved: int, device_time: str | None) -> bytes
         share = f"; pruning saved {saved / (total + saved):.0%}" if saved else ""
         title(drawing, f"{_epochs(total)} trained{hours}{share}")
         legend_below(drawing, axes)
-        return png(drawing)
+        return encoded(drawing)
 
 
 def ablation(
@@ -239,7 +239,7 @@ def ablation(
         whole_ticks(panels[-1])
         legend_below(drawing, panels[0])
         drawing.align_ylabels()
-        return png(drawing)
+        return encoded(drawing)
 
 
 def frames_compared(runs: Mapping[str, Sequence[float]], baselines: Mapping[str, float]) -> bytes:
@@ -265,7 +265,7 @@ def frames_compared(runs: Mapping[str, Sequence[float]], baselines: Mapping[str,
         axes.set_ylabel("PSNR, dB")
         whole_ticks(axes)
         legend_below(drawing, axes)
-        return png(drawing)
+        return encoded(drawing)
 
 
 def _epochs(number: int) -> str:

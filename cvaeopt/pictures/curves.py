@@ -1,4 +1,4 @@
-"""The look of every chart, and the charts of one run, as PNG bytes.
+"""The look of every chart, and the charts of one run, as the bytes of PNG, PDF or SVG files.
 
 Every title is a statement, and every axis has a unit. Colour-blind readers can distinguish the colours (Okabe and
 Ito). The letters are large enough for a chart that is shown 360 pixels wide. This module uses matplotlib's object
@@ -13,7 +13,8 @@ import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,11 @@ INK: Final = "#222222"
 QUIET: Final = "#6B6B6B"
 FAINT: Final = "#C9CDD2"
 SERIES: Final = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
+
+Kind = Literal["png", "pdf", "svg"]
+"""The kinds of files in which charts can be drawn."""
+
+_KIND: ContextVar[Kind] = ContextVar("kind", default="png")
 
 WIDTH_IN: Final = 5.6
 _DPI: Final = 170
@@ -80,12 +86,28 @@ def figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
     return NewFigure(figsize=(width_in, height_in), dpi=_DPI, layout="constrained")
 
 
-def png(drawing: Figure) -> bytes:
-    """The bytes of a PNG file of the figure. Equal figures give equal bytes: the file has no date and no version."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+@contextlib.contextmanager
+def charts_as(kind: Kind) -> Iterator[None]:
+    """Inside the block, every chart function returns the bytes of a file of `kind` instead of a PNG file."""
+    token = _KIND.set(kind)
+    try:
+        yield
+    finally:
+        _KIND.reset(token)
 
-    stream = io.BytesIO()
-    FigureCanvasAgg(drawing).print_png(stream, metadata={"Software": None})  # type: ignore[no-untyped-call]
+
+def encoded(drawing: Figure) -> bytes:
+    """The bytes of a file of the figure: a PNG file, or the kind of file that `charts_as` sets.
+
+    Equal figures give equal bytes: the file has no date, no random names and no version of matplotlib.
+    """
+    import matplotlib
+
+    kind, stream = _KIND.get(), io.BytesIO()
+    unnamed = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Creator", "Date")}[kind]
+    # In a PDF file, Type 42 fonts can be edited and searched. In an SVG file, a salt makes the names of parts equal.
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "cvaeopt"}):
+        drawing.savefig(stream, format=kind, metadata=dict.fromkeys(unnamed))
     return stream.getvalue()
 
 
@@ -210,7 +232,7 @@ def nothing(name: str, reason: str) -> bytes:
         axes.set_axis_off()
         title(drawing, name)
         axes.text(0, 0.55, "\n".join(textwrap.wrap(reason, 54)), transform=axes.transAxes, color=QUIET, va="center")
-        return png(drawing)
+        return encoded(drawing)
 
 
 def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
@@ -256,7 +278,7 @@ def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
         rate.set_xlabel("epochs finished")
         whole_ticks(rate)
         drawing.align_ylabels()
-        return png(drawing)
+        return encoded(drawing)
 
 
 def psnr_per_frame(
@@ -297,7 +319,7 @@ def psnr_per_frame(
         axes.set_xlabel("frame of the roll-out")
         axes.set_ylabel("PSNR, dB")
         whole_ticks(axes)
-        return png(drawing)
+        return encoded(drawing)
 
 
 def schedules(runs: Mapping[str, Config]) -> bytes:
@@ -327,7 +349,7 @@ def schedules(runs: Mapping[str, Config]) -> bytes:
         rate.set_xlabel("epochs finished")
         whole_ticks(rate)
         drawing.align_ylabels()
-        return png(drawing)
+        return encoded(drawing)
 
 
 def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:

@@ -292,7 +292,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         return b""
 
     for module in (curves, study_charts, settings_charts):
-        monkeypatch.setattr(module, "png", keep)
+        monkeypatch.setattr(module, "encoded", keep)
     return lambda: kept[-1]
 
 

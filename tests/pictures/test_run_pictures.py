@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,17 @@ def test_charts_leave_matplotlib_as_it_was_and_are_equal_for_equal_data():
     rows = history({1: 20.0, 2: 24.0})
     assert curves.run_curves(rows) == curves.run_curves(rows)
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF-1"), ("svg", b"<?xml")])
+def test_charts_are_drawn_as_every_kind_of_file_without_a_date(kind: curves.Kind, magic: bytes):
+    values = np.linspace(30, 25, 9)
+    with curves.charts_as(kind):
+        first, again = (curves.psnr_per_frame(values, BASELINES, name="run") for _ in range(2))
+    assert first == again
+    assert first.startswith(magic)
+    assert not re.search(rb"CreationDate|dc:date|[mM]atplotlib v|matplotlib\.org", first)
+    assert curves.psnr_per_frame(values, BASELINES, name="run").startswith(b"\x89PNG")
 
 
 def test_a_name_is_never_read_as_mathematics():
