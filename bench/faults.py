@@ -107,7 +107,7 @@ class Size:
     full_s: tuple[float, float] = (2.0, 4.0)
     freeze_s: tuple[float, float] = (4.0, 8.0)
     silence_s: float = 2.0
-    deadline_s: float = 900.0
+    deadline_s: float = 300.0
     seed: int = 11
 
     @property
@@ -200,6 +200,8 @@ class Log:
             self(type(event).__name__, event.number, event.epoch)
         elif isinstance(event, TrialEnded):
             self(f"ended-{event.outcome}", event.number, event.epochs_done)
+            if event.outcome == "failed":
+                print(f"Trial {event.number} failed: {event.reason}", file=sys.stderr, flush=True)
         elif isinstance(event, Outage):
             self("Outage")
         elif isinstance(event, Warned):

@@ -21,6 +21,7 @@ from optuna.trial import Trial
 
 from cvaeopt import __version__
 from cvaeopt.config import Config
+from cvaeopt.errors import CheckpointError
 from cvaeopt.files import RunFolder, trouble, write_json
 from cvaeopt.pictures.run_pictures import trial_artifacts
 from cvaeopt.run.dashboard_notes import attach, note_text
@@ -143,15 +144,32 @@ class TrialRun:
                 trouble(folder.root, error),
             )
         self.trainer = Trainer(config, data, device)
-        self.resumed_from = self._newest_checkpoint()
-        if self.resumed_from is not None:
-            self.trainer.restore(self.resumed_from)
+        self.resumed_from = self._restore_newest()
         self._describe()
+
+    def _restore_newest(self) -> Path | None:
+        """Continue from this trial's newest checkpoint and return its path; None if there is no checkpoint.
+
+        An earlier owner that was frozen inside `save` may wake up at any moment. It then writes its own checkpoint and
+        deletes older ones, perhaps the checkpoint that is read here. The folder is searched again after a deletion.
+        """
+        while True:
+            seen = _checkpoints_in(self.folder)
+            path = self._newest_checkpoint()
+            try:
+                if path is not None:
+                    self.trainer.restore(path)
+            except CheckpointError:
+                if path is not None and path.exists():
+                    raise
+                continue
+            if all(each.exists() for each in seen):
+                return path
 
     def _newest_checkpoint(self) -> Path | None:
         """This trial's checkpoint with the most epochs, from the folder or the object store; None if there is none."""
         config, digest, accepted = self.trainer.config, self.trainer.data.digest, self.identity.accepted
-        here = checkpoint.newest(sorted(self.folder.root.glob("last*.pt")), config, digest, accepted)
+        here = checkpoint.newest(_checkpoints_in(self.folder), config, digest, accepted)
         if self._remote is None:
             return here
         # An object with the name of a local file was uploaded from that file, so the object cannot be newer.
@@ -276,7 +294,7 @@ class TrialRun:
         self.folder.write_history(self.history)
         if self.history:
             self._record_result()
-        self._note(state, reason)
+        _save_note(self, state, reason)
         pictures = self._pictures(state) if self.history else []
         if self._store is not None:
             files = [*pictures, self.folder.config, self.folder.history]
@@ -315,21 +333,27 @@ class TrialRun:
             title=f"{self.definition.name} / trial {self.number}",
         )
 
-    def _note(self, state: str, reason: str) -> None:
-        from optuna_dashboard import save_note
 
-        settings = ", ".join(f"{name} {short(value)}" for name, value in self.trial.params.items())
-        lines = [
-            f"**{state}** after {self.epoch} of {self.epochs} epochs: {note_text(reason)}",
-            f"Settings: {note_text(settings or 'the fixed ones')}.",
-        ]
-        if self.history:
-            last = self.history[-1]
-            lines.append(
-                f"Validation PSNR of the last epoch {last['val_psnr']:.2f} dB, "
-                f"{last['val_psnr_late']:.2f} dB over its late frames."
-            )
-        place = f"{self.folder.root.parent.name}/{self.folder.root.name}"
-        where = f"{socket.gethostname()}, {self._device_name}"
-        lines.append(f"Run on {note_text(where)}; its files are in {note_text(place)} of the artifact folder.")
-        save_note(self.trial, "\n\n".join(lines) + "\n")
+def _checkpoints_in(folder: RunFolder) -> list[Path]:
+    return sorted(folder.root.glob("last*.pt"))
+
+
+def _save_note(run: TrialRun, state: str, reason: str) -> None:
+    """Save the note that optuna-dashboard shows beside the trial."""
+    from optuna_dashboard import save_note
+
+    settings = ", ".join(f"{name} {short(value)}" for name, value in run.trial.params.items())
+    lines = [
+        f"**{state}** after {run.epoch} of {run.epochs} epochs: {note_text(reason)}",
+        f"Settings: {note_text(settings or 'the fixed ones')}.",
+    ]
+    if run.history:
+        last = run.history[-1]
+        lines.append(
+            f"Validation PSNR of the last epoch {last['val_psnr']:.2f} dB, "
+            f"{last['val_psnr_late']:.2f} dB over its late frames."
+        )
+    place = f"{run.folder.root.parent.name}/{run.folder.root.name}"
+    where = f"{socket.gethostname()}, {run._device_name}"
+    lines.append(f"Run on {note_text(where)}; its files are in {note_text(place)} of the artifact folder.")
+    save_note(run.trial, "\n\n".join(lines) + "\n")

@@ -190,6 +190,48 @@ def test_an_old_owner_cannot_spoil_the_new_owners_checkpoint(tmp_path: Path) -> 
     assert objective.open(trial, token=3).epoch == 3
 
 
+@pytest.mark.parametrize("moment", ["before it is read", "while it is read", "after it was chosen", "after all"])
+def test_a_checkpoint_that_a_woken_owner_deletes_costs_the_next_owner_nothing(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, trial = Objective(definition(), DATA, artifacts=tmp_path), new_study().ask()
+    first = objective.open(trial, token=1)
+    next(first.run())
+    first.save()
+    frozen = objective.open(trial, token=2)
+    next(frozen.run())
+
+    woken: list[str] = []
+
+    def wakes(now: str) -> None:
+        if now == moment and not woken:
+            woken.append(now)
+            frozen.save()  # writes last.2.pt and deletes last.1.pt
+
+    newest, continuation, restore = checkpoint.newest, checkpoint.continuation, Trainer.restore
+
+    def looks(paths: list[Path], *rest: Any) -> Path | None:
+        wakes("before it is read")
+        chosen = newest(paths, *rest)
+        wakes("after it was chosen")
+        return chosen
+
+    def reads(path: Path) -> checkpoint.Continuation:
+        wakes("while it is read")
+        return continuation(path)
+
+    def restores(self: Trainer, path: Path) -> None:
+        restore(self, path)
+        wakes("after all")
+
+    monkeypatch.setattr(checkpoint, "newest", looks)
+    monkeypatch.setattr(checkpoint, "continuation", reads)
+    monkeypatch.setattr(Trainer, "restore", restores)
+    third = objective.open(trial, token=3)
+    assert woken == [moment]
+    assert third.epoch == 2 and third.resumed_from == third.folder.root / "last.2.pt"
+
+
 def test_checkpoints_that_may_not_be_deleted_fail_no_trial_and_are_named_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
