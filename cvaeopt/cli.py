@@ -21,6 +21,7 @@ from cvaeopt.commands import (
     extend,
     hand_in,
     project,
+    report,
     results,
     retrain,
     search,
@@ -48,7 +49,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Results": (
         results.export_best,
         results.fetch,
-        results.report,
+        report.report,
         trackers.export_runs,
         retrain.retrain,
         retrain.train,

@@ -29,7 +29,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "confirm": ("confirm --study main --top 5 --seeds 3", "confirm --study main --gpu 0"),
     "export-best": ("export-best --study main", "export-best --study main --out best.toml --lab"),
     "fetch": ("fetch --study main", "fetch --study main --trial 42"),
-    "report": ("report --study main --out report",),
+    "report": (
+        "report --study main --out report",
+        "report storage/retrain/main-500",
+        "report --study main --study wide storage/retrain/main-500 --out compared",
+    ),
     "export-runs": (
         "export-runs --study main --to csv runs",
         "export-runs --study main --to tensorboard runs --overwrite",

@@ -1,4 +1,4 @@
-"""The commands that use a study's results: export-best, fetch, report and show."""
+"""The commands that use a study's results: export-best, fetch and show."""
 
 from __future__ import annotations
 
@@ -100,29 +100,6 @@ def bring(console: Console, located: Located, checkpoints: str | None) -> None:
         raise located.elsewhere()
     with writing(located.path):
         remote.download(located.objects, located.number, located.path)
-
-
-def report(
-    study: Study,
-    out: Annotated[Path, typer.Option(help="Folder of report.html and its pictures.")],
-    storage: StorageUrl = None,
-    artifacts: Artifacts = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write one HTML page about a study."""
-    from cvaeopt.outcome import report as reports
-
-    console = open_console(verbose, quiet)
-    flags = Flags(study, storage, artifacts=artifacts)
-    places, store = open_study(console, flags, needs=("storage", "artifacts"))
-    with writing(out, folder=True):
-        made = reports.report(store, places.study, out, artifacts=places.artifact_folder(), now=datetime.now(UTC))
-    if as_json:
-        console.json({"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]})
-    else:
-        console.result(str(made.page))
 
 
 def show(

@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +28,9 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
 from cvaeopt.store.study import create_or_open
 from tests.support.made_up import BASELINES, NOON, definition, fill, history, retrained_folder, run_folder, trials
+from tests.support.pages import Page
 
 OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
-
-
-class Page(HTMLParser):
-    """The tags of a page: name, attributes, and the text of the whole."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.source = path.read_text()
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, name: str) -> list[dict[str, Any]]:
-        return [attributes for tag, attributes in self.tags if tag == name]
 
 
 def page(

@@ -1,0 +1,135 @@
+"""The command report, which writes one page about a study or a run, or about several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cvaeopt.commands.failure import writing
+from cvaeopt.commands.help import study_names
+from cvaeopt.commands.opening import load_data, open_console, open_study
+from cvaeopt.commands.options import Artifacts, Data, Gpu, Json, Quiet, StorageUrl, Verbose
+from cvaeopt.commands.places import Flags
+from cvaeopt.errors import UserError
+from cvaeopt.terminal.console import Console
+
+if TYPE_CHECKING:
+    from cvaeopt.outcome.page import Report
+    from cvaeopt.outcome.run_summary import RunSummary
+    from cvaeopt.outcome.score import ScoreSheet
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders and checkpoints.", show_default=False)
+    ] = None,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--study", help="Name (studies/NAME.toml) or path of a study; may be repeated.", autocompletion=study_names
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of report.html and its pictures. Default for a run folder: RUN/report.")
+    ] = None,
+    storage: StorageUrl = None,
+    artifacts: Artifacts = None,
+    data: Data = None,
+    gpu: Gpu = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page about studies and runs.
+
+    One study or one run has a page of its own; several are compared. A checkpoint without a score is rolled out on the
+    validation video of --data.
+    """
+    from cvaeopt.outcome.run_report import run_report
+
+    console = open_console(verbose, quiet)
+    paths, studies = runs or [], study or []
+    if not paths and not studies:
+        raise UserError(
+            "No study and no run was named.", "Expected: --study NAME, the folder of a run, or a checkpoint."
+        )
+    if missing := next((path for path in paths if not path.exists()), None):
+        raise UserError(
+            f"{missing} does not exist.",
+            "Expected: the folder of a run, or a checkpoint.",
+            "Name a study with --study.",
+        )
+    if out is None and (studies or len(paths) > 1 or not paths[0].is_dir()):
+        raise UserError("No folder was named for the page.", "Expected: --out DIR.")
+    target = out or paths[0] / "report"
+    with writing(target, folder=True):
+        if not paths and len(studies) == 1:
+            made = _of_study(console, Flags(studies[0], storage, artifacts=artifacts), target)
+        elif not studies and len(paths) == 1:
+            (run,) = _summaries(console, paths, data, gpu, target)
+            made = run_report(run, target, now=datetime.now(UTC))
+        else:
+            raise UserError("Several are not compared yet.")
+    if as_json:
+        console.json({"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]})
+    else:
+        console.result(str(made.page))
+
+
+def _of_study(console: Console, flags: Flags, out: Path) -> Report:
+    from cvaeopt.outcome import report as reports
+
+    places, store = open_study(console, flags, needs=("storage", "artifacts"))
+    return reports.report(store, places.study, out, artifacts=places.artifact_folder(), now=datetime.now(UTC))
+
+
+def _summaries(
+    console: Console, paths: Sequence[Path], data: Path | None, gpu: str | None, out: Path
+) -> list[RunSummary]:
+    """The facts of each run folder and checkpoint, under a name of its own.
+
+    A checkpoint that has no score beside it is rolled out, if there is a data folder. A single one gets its pictures in
+    `out`.
+    """
+    from cvaeopt.outcome.run_summary import of_checkpoint, of_path, unique_names
+
+    names = unique_names(paths)
+    device = _device(gpu) if data is not None and any(path.is_file() for path in paths) else "cpu"
+    found = []
+    for path in paths:
+        run = of_path(path)
+        if run.kind == "checkpoint" and not run.files.psnr:
+            if data is None:
+                console.warn(f"{path} has no score beside it: its PSNR per frame needs --data DIR.")
+            else:
+                pictures = out if len(paths) == 1 else None
+                run = of_checkpoint(path, _score(console, path, data, device, pictures), pictures)
+        found.append(run)
+    return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
+
+
+def _device(gpu: str | None) -> str:
+    """The device of the roll-outs. It is chosen before torch is loaded."""
+    from cvaeopt.vae import device
+
+    return device.use(gpu)
+
+
+def _score(console: Console, path: Path, root: Path, device: str, pictures: Path | None) -> ScoreSheet:
+    """The score of a checkpoint on the validation video of `root`; its pictures are written into `pictures`."""
+    from cvaeopt.outcome import score
+    from cvaeopt.outcome.rolling import frame_size
+    from cvaeopt.vae.checkpoint import load_model
+
+    data = load_data(console, root, frame_size(load_model(path, ignore_extra=True).config))
+    sheet = score.score(path, data, device=device, ignore_extra=True)
+    for note in sheet.notes:
+        console.warn(note)
+    if pictures is not None:
+        score.write(sheet, data, pictures)
+    return sheet
