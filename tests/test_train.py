@@ -26,7 +26,19 @@ def settings(folder: Path) -> dict[str, object]:
 
 
 def test_a_short_recipe_trains_with_the_template_s_values_for_all_that_it_lacks(shop: Shop) -> None:
-    done = shop.run("train", "short.toml", "--epochs", "2", "--set", "lr=0.002", "--set", "milestones=[1]", "--json")
+    done = shop.run(
+        "train",
+        "short.toml",
+        "--epochs",
+        "2",
+        "--set",
+        "lr=0.002",
+        "--set",
+        "milestones=[1]",
+        "--json",
+        "--snapshots",
+        "1",
+    )
     assert done.code == 0, done.text
     (folder,) = (shop.root / "storage" / "train").glob("short-2-*")
     expected = Config.parse({**TINY, "lr": 0.002, "milestones": [1], "num_epoch": 2}, "here")
@@ -34,7 +46,9 @@ def test_a_short_recipe_trains_with_the_template_s_values_for_all_that_it_lacks(
     assert folder.name.endswith(expected.digest()[:6])
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == [0.002, pytest.approx(0.0002)]  # the milestone as it was given
-    assert {"best.pt", "last.pt", "score.json"} <= {path.name for path in folder.iterdir()}
+    assert {"best.pt", "last.pt", "score.json", "snapshot.00001.pt", "snapshots.png"} <= {
+        path.name for path in folder.iterdir()
+    }
 
     before = shop.files()
     again = shop.run("train", "short.toml", "--epochs", "2", "--set", "lr=0.002", "--set", "milestones=[1]")
@@ -57,6 +71,7 @@ def test_without_a_recipe_the_settings_are_the_template_s(shop: Shop) -> None:
         (["missing.toml"], "There is no recipe missing.toml"),
         (["studies/tiny.toml"], "is the definition of a study"),
         (["short.toml", "--from", "none.pt"], "none.pt does not exist"),
+        (["short.toml", "--epochs", "9", "--snapshots", "5,10"], "--snapshots: 10. Expected: 1 to 9"),
     ],
 )
 def test_wrong_input_is_one_message(shop: Shop, arguments: list[str], said: str) -> None:

@@ -54,6 +54,9 @@ Override = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Train with this value, whatever --epochs is: --set lr=0.001"),
 ]
 StartFrom = Annotated[Path | None, typer.Option("--from", help="Start from the weights of this checkpoint.")]
+Snapshots = Annotated[
+    str | None, typer.Option("--snapshots", help="Keep the checkpoints of these epochs: 50,130,499 or every:50.")
+]
 Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")]
 
 
@@ -69,6 +72,7 @@ def train(
     output: OutputKind = None,
     ignore_extra: IgnoreExtra = False,
     patience: Patience = None,
+    snapshots: Snapshots = None,
     override: Override = None,
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -93,7 +97,7 @@ def train(
             f"num_epoch is set beside --epochs {epochs}.", "Expected: the number of epochs once.", "Leave one out."
         )
     changes |= {} if epochs is None else {"num_epoch": epochs}
-    options = _Options(data, gpu, threads, start, output, ignore_extra, patience, dry_run, as_json)
+    options = _Options(data, gpu, threads, start, output, ignore_extra, patience, snapshots, dry_run, as_json)
     file = recipe or Path("template")
     plan = _plan(file, chosen, options, None, "absolute", changes)
     name = f"{file.stem}-{plan.config.num_epoch}-{plan.config.digest()[:6]}"
@@ -124,6 +128,7 @@ def retrain(
     output: OutputKind = None,
     ignore_extra: IgnoreExtra = False,
     patience: Patience = None,
+    snapshots: Snapshots = None,
     override: Override = None,
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -141,7 +146,7 @@ def retrain(
     from cvaeopt.outcome.transfer import DEFAULT_TRANSFER
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
-    options = _Options(data, gpu, threads, start, output, ignore_extra, patience, dry_run, as_json)
+    options = _Options(data, gpu, threads, start, output, ignore_extra, patience, snapshots, dry_run, as_json)
     changes = dict(assignments(override or []))
     if study is not None or trial is not None:
         continuing.require_alone(recipe, start, output)
@@ -186,6 +191,7 @@ class _Options:
     output: Literal["linear", "sigmoid", "clamp"] | None
     ignore_extra: bool
     patience: int | None
+    snapshots: str | None
     dry_run: bool
     as_json: bool
 
@@ -225,6 +231,7 @@ class _Plan:
     carried   the recipe's settings for the new number of epochs; without a new number, the recipe's settings unchanged
     changes   settings from the command line
     config    the settings of the run: `carried` with `changes`
+    kept      the epochs whose checkpoints are kept
     begun     the trial that the run continues; None for any other run
     """
 
@@ -237,6 +244,7 @@ class _Plan:
     carried: Config
     changes: dict[str, Any]
     config: Config
+    kept: frozenset[int]
     begun: TrialToContinue | None = None
 
 
@@ -256,6 +264,7 @@ def _plan(
     root = data_folder(options.data)
     device = "cpu" if options.dry_run else devices.use(options.gpu, options.threads)
     from cvaeopt.outcome.retrain import resolve
+    from cvaeopt.vae.snapshots import epochs_of
 
     carried = resolve(recipe, epochs, mode)
     if output is not None and options.start is None:
@@ -265,7 +274,9 @@ def _plan(
         )
     changes = {**({"output": output} if output else {}), **changes}
     config = resolve(recipe, epochs, mode, changes)
-    return _Plan(file, recipe, options, root, device, mode, carried, changes, config)
+    given = options.snapshots
+    kept = frozenset[int]() if given is None else epochs_of(given, config.num_epoch, "--snapshots")
+    return _Plan(file, recipe, options, root, device, mode, carried, changes, config, kept)
 
 
 def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
@@ -287,6 +298,8 @@ def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
     settings = plan.config.plain()
     if plan.changes:
         tables["set"] = {name: settings[name] for name in plan.changes}
+    if plan.kept:
+        tables["snapshots"] = {"epochs": sorted(plan.kept)}
     tables["settings"] = settings
     show.resolved(console, f"Would train {count(plan.config.num_epoch, 'epoch')} into {folder.root}.", tables)
 
@@ -311,6 +324,7 @@ def _retraining(console: Console, plan: _Plan, folder: RunFolder) -> Retraining:
         start=options.start,
         ignore_extra=options.ignore_extra,
         patience=options.patience,
+        kept=plan.kept,
         metric=str(plan.recipe.provenance.get("metric", "val_psnr")),
         provenance={"recipe": plan.file.name, **plan.recipe.origin},
     )
@@ -325,6 +339,8 @@ def _say_where_it_stands(console: Console, run: Retraining) -> None:
         console.say(f"{folder} already {why}; nothing to train; a longer run: another --epochs or --out.")
     elif run.resumed_at:
         console.say(f"Continuing {folder} after epoch {run.resumed_at}.")
+    if missed := run.missed:
+        console.warn(f"--snapshots: no checkpoint of {', '.join(map(str, missed))} was kept when the run trained it.")
 
 
 def _train(console: Console, run: Retraining) -> None:

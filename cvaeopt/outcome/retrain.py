@@ -6,7 +6,7 @@
     sheet = run.finish()
 
 The run writes retrain.json and config.json into its folder before the first epoch. After every epoch it writes best.pt
-(only if this epoch is the best so far), last.pt and history.jsonl, in this order.
+(only if this epoch is the best so far), last.pt and history.jsonl, in this order. A snapshot is written before them.
 
 A run can be stopped at any moment and resumed. A resumed run continues after the epoch in last.pt, whatever other files
 a killed run has left. On the CPU, the final weights are equal bit for bit to those of a run without an interruption.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from cvaeopt.outcome.rolling import Noise, notes, with_output_decided
 from cvaeopt.outcome.run_files import CONTINUED, RETRAIN
 from cvaeopt.outcome.score import ScoreSheet, score, write
 from cvaeopt.outcome.transfer import DEFAULT_TRANSFER, Transfer, transfer
-from cvaeopt.vae import checkpoint
+from cvaeopt.pictures import snapshots as snapshot_chart
+from cvaeopt.vae import checkpoint, snapshots
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
 
@@ -129,6 +130,7 @@ class Retraining:
     ignore_extra  ignore the tensors of `start` that do not belong to this network
     patience      stop the run after this number of epochs without a better `metric`; None: never
     metric        the figure that defines the best epoch: 'val_psnr' or 'val_psnr_late'
+    kept          the epochs whose checkpoints stay in the folder, see `vae.snapshots`
     provenance    the provenance of the settings (`Recipe.origin`), which is stored in the checkpoints
 
     SettingsError if the folder contains a run with other settings or other starting weights.
@@ -145,6 +147,7 @@ class Retraining:
         ignore_extra: bool = False,
         patience: int | None = None,
         metric: str = "val_psnr",
+        kept: Collection[int] = (),
         provenance: dict[str, Any] | None = None,
     ) -> None:
         if patience is not None and patience < 1:
@@ -156,6 +159,7 @@ class Retraining:
         self.folder = folder
         self.patience = patience
         self.metric = metric
+        self.kept = kept
         self._device = device
         begun_from = file_digest(start) if start is not None else None
         begun_from = self._check_folder(begun_from)
@@ -194,6 +198,14 @@ class Retraining:
         return max(rows, key=lambda row: float(row[self.metric]), default=None)
 
     @property
+    def missed(self) -> list[int]:
+        """The epochs of `kept` that were trained before without a snapshot, for example by a run without `kept`."""
+        root = self.folder.root
+        return sorted(
+            epoch for epoch in self.kept if epoch <= self.epoch and not snapshots.path_of(root, epoch).exists()
+        )
+
+    @property
     def finished(self) -> bool:
         """Whether the run is over: all epochs are finished, or `patience` epochs brought no better value."""
         return self._nothing_left()
@@ -217,6 +229,8 @@ class Retraining:
         if self.finished:
             return
         for result in self.trainer.run():
+            if result.epoch in self.kept:
+                snapshots.keep(self.trainer, self.folder.root, self.provenance)
             best = self.best
             if best is not None and best["epoch"] == result.epoch:
                 self.trainer.save(self.folder.best, self.provenance)
@@ -230,6 +244,7 @@ class Retraining:
         """The score of best.pt. This method also writes score.json and its pictures into the run's folder."""
         sheet = score(self.folder.best, self.data, device=self._device)
         write(sheet, self.data, self.folder.root)
+        snapshot_chart.write(self.folder.root, sheet.baselines.plain(), title=self.folder.root.name)
         return sheet
 
     def _first_epoch(self) -> int:

@@ -23,6 +23,7 @@ from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import CheckpointError
 from cvaeopt.files import RunFolder, trouble, write_json
+from cvaeopt.pictures import snapshots as snapshot_chart
 from cvaeopt.pictures.run_pictures import trial_artifacts
 from cvaeopt.run.dashboard_notes import attach, note_text
 from cvaeopt.run.object_store import Checkpoints
@@ -33,7 +34,7 @@ from cvaeopt.store.identity import Identity
 from cvaeopt.store.leases import Lease
 from cvaeopt.suggest.estimate import Estimate, estimate
 from cvaeopt.text import short
-from cvaeopt.vae import checkpoint
+from cvaeopt.vae import checkpoint, snapshots
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
 
@@ -132,6 +133,9 @@ class TrialRun:
         self._store = store
         self._remote = remote
         self._saved_epoch = 0
+        # A trial of an earlier version of the study may be shorter than the study's file says.
+        kept = definition.service.snapshots or []
+        self._snapshots = snapshots.epochs_of(kept, self.epochs, "[service] snapshots", later=True)
         self._checkpoint = folder.root / f"last.{token}.pt"
         try:
             folder.root.mkdir(parents=True, exist_ok=True)
@@ -232,6 +236,8 @@ class TrialRun:
 
     def save(self) -> None:
         """Write checkpoint and history, then delete earlier owners' checkpoints; OSError if the disk is full."""
+        if self.epoch in self._snapshots:
+            snapshots.keep(self.trainer, self.folder.root, self._provenance())
         self._save_checkpoint()
         self.folder.write_history(self.history)
         delete_older(self.folder.root, self.token)
@@ -323,15 +329,17 @@ class TrialRun:
             validation = self.trainer.validate()
             frames, psnr = validation.frames, validation.psnr_frames.numpy()
         val = self.trainer.data.val
-        return trial_artifacts(
+        title = f"{self.definition.name} / trial {self.number}"
+        made = trial_artifacts(
             self.folder.root,
             self.history,
             psnr_frames=psnr,
             prediction=None if frames is None else frames.numpy(),
             truth=val.frames[1:],
             labels=val.labels[1:],
-            title=f"{self.definition.name} / trial {self.number}",
+            title=title,
         )
+        return [*made, *snapshot_chart.write(self.folder.root, title=title)]
 
 
 def _checkpoints_in(folder: RunFolder) -> list[Path]:

@@ -38,6 +38,7 @@ from cvaeopt.search.tables import (
     StudyTable,
     WarmStart,
 )
+from cvaeopt.vae import snapshots
 
 SHIPPED: Final = Path(str(files("cvaeopt"))) / "studies"
 """The folder of the studies that come with the package."""
@@ -252,6 +253,8 @@ def _check_together(definition: Definition, where: str) -> None:
             f"{where}: [study] window = {definition.window}.",
             f"Expected: at most [budget] epochs = {budget.epochs}.",
         )
+    if definition.service.snapshots is not None:
+        snapshots.epochs_of(definition.service.snapshots, budget.epochs, f"{where}: [service] snapshots")
     warm = definition.warm_start
     if warm is not None:
         check_name(warm.study, f"{where}: [warm_start] study")
