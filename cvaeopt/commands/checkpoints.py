@@ -60,7 +60,7 @@ def predict(
     root, device = _data_and_device(checkpoint, data, gpu, threads)
     from cvaeopt.outcome import predict as predictions
 
-    z = _noise(noise, noise_scale, seed)
+    z = noise_of(noise, noise_scale, seed)
     if dry_run:
         from cvaeopt.vae.checkpoint import load_model
         from cvaeopt.vae.sequences import count_test_sequences
@@ -141,7 +141,7 @@ def score(
         checkpoint,
         loaded,
         device=device,
-        z=_noise(noise, noise_scale, seed),
+        z=noise_of(noise, noise_scale, seed),
         public=public,
         output=output,
         ignore_extra=ignore_extra,
@@ -212,7 +212,8 @@ def _load_for(console: Console, checkpoint: Path, root: Path, ignore_extra: bool
     return load_data(console, root, frame_size(load_model(checkpoint, ignore_extra=ignore_extra).config))
 
 
-def _noise(kind: Literal["prior", "zero", "scaled"] | None, scale: float, seed: int) -> Noise | None:
+def noise_of(kind: Literal["prior", "zero", "scaled"] | None, scale: float, seed: int) -> Noise | None:
+    """The noise that the options name; None if --noise was not given."""
     from cvaeopt.outcome.rolling import Noise
 
     return None if kind is None else Noise(kind, scale, seed)

@@ -47,7 +47,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "predict": ("predict storage/retrain/main-500/best.pt --out predictions",),
     "score": ("score storage/retrain/main-500/best.pt --data data", "score best.pt --public --json"),
     "recalibrate": ("recalibrate epoch=42.ckpt --data data",),
-    "hand-in": ("hand-in --check submission.csv --data data",),
+    "hand-in": (
+        "hand-in --study main --checkpoint storage/retrain/main-500/best.pt --out hand-in",
+        "hand-in --check submission.csv --data data",
+    ),
     "show": ("show studies/best/main.toml", "show storage/retrain/main-500/best.pt"),
     "init": ("init", "init my-search"),
     "demo-data": ("demo-data demo/data",),

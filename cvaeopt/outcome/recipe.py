@@ -58,8 +58,10 @@ class Recipe:
         return {named.get(key, key): value for key, value in self.provenance.items() if key in kept or key in named}
 
 
-def write(path: Path, recipe: Recipe) -> None:
+def write(path: Path, recipe: Recipe, shown: str | None = None) -> None:
     """Write `recipe` as TOML. The file is never written in part.
+
+    shown   the path in the comment that says how to train; default: `path`
 
     Comments in the file show the turning points of its schedules, as searched and in a run of LONG_RUN_EPOCHS.
     """
@@ -67,7 +69,7 @@ def write(path: Path, recipe: Recipe) -> None:
     tables = {"settings": recipe.settings.plain(), "provenance": provenance}
     head = (
         "# Settings of one training run of cvaeopt, and where they come from.\n"
-        f"# Train with them:  cvaeopt retrain {shlex.quote(str(path))} --epochs {LONG_RUN_EPOCHS}\n\n"
+        f"# Train with them:  cvaeopt retrain {shlex.quote(shown or str(path))} --epochs {LONG_RUN_EPOCHS}\n\n"
     )
     write_text(path, head + tomli_w.dumps(tables) + "\n" + _curves(recipe.settings, LONG_RUN_EPOCHS))
 

@@ -235,6 +235,24 @@ def nothing(name: str, reason: str) -> bytes:
         return encoded(drawing)
 
 
+def page_of(picture: bytes) -> bytes:
+    """The PNG file `picture` as the kind of file that `charts_as` sets. Its pixels are not changed."""
+    if _KIND.get() == "png":
+        return picture
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    height, width = pixels.shape[:2]
+    with look():
+        drawing = figure(WIDTH_IN * height / width)
+        drawing.set_layout_engine("none")
+        axes = drawing.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.imshow(pixels, interpolation="none", aspect="auto")
+        return encoded(drawing)
+
+
 def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
     """Four charts of one run, above each other: validation PSNR, losses, schedules and learning rate.
 
