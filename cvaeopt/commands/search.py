@@ -134,6 +134,7 @@ def _show_worker(console: Console, definition: Definition, places: Places, trial
                 "trials_per_gpu": trials_per_gpu,
                 "keep_best": service.keep_best,
                 "keep_pictures": service.keep_pictures,
+                "notify": "nobody" if service.notify is None else "the command in the study's file",
                 "snapshots": "none" if service.snapshots is None else service.snapshots,
             },
             "study": tables["study"],

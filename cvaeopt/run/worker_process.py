@@ -16,6 +16,7 @@ from optuna.trial import Trial
 from cvaeopt.errors import CvaeoptError, StorageUnreachable
 from cvaeopt.run import dashboard_notes
 from cvaeopt.run.events import Listener, StudyExtended, StudyOpened, StudyRead
+from cvaeopt.run.notices import Notices
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.objective import Objective
 from cvaeopt.run.processes import ParentProcess
@@ -122,6 +123,10 @@ class WorkerProcess:
 
         Returns the version of the definition with which the budget was met; None if a stop was requested.
         """
+        with Notices(given.service.notify, self.storage, given.name, self.device) as notices:
+            return self._train_announced(study, given, notices)
+
+    def _train_announced(self, study: optuna.Study, given: Definition, notices: Notices) -> Definition | None:
         training = _Training(self, study, given)
         measured = self.baselines(given.name)
         training.take_newest()
@@ -132,7 +137,7 @@ class WorkerProcess:
             training.open_trial,
             device=self.device,
             artifacts=self.artifacts,
-            listener=self.listener,
+            listener=notices.before(self.listener),
             stop=self.stop,
             after_trial=training.tidy_up,
             digest=training.known[-1].digest,

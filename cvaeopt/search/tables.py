@@ -169,6 +169,9 @@ class ServiceTable(Table):
     keep_pictures: int = Field(
         50, ge=1, description="best trials, and as many latest ones, that keep their pictures in the dashboard"
     )
+    notify: str | None = Field(
+        None, min_length=1, description="command that gets news of the study as JSON on its stdin"
+    )
     snapshots: Annotated[str, Field(strict=True)] | list[int] | None = Field(
         None, description="epochs of every trial whose checkpoints are kept: [50, 130], or every:50"
     )
