@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
-State = Literal["complete", "pruned", "failed", "running", "waiting"]
+State = Literal["complete", "pruned", "failed", "running", "waiting", "history"]
 
 STATES: Final[dict[str, State]] = {
     "COMPLETE": "complete",

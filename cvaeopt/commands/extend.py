@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import getpass
 import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cvaeopt.commands.opening import open_console, open_study
-from cvaeopt.commands.options import DryRun, Json, Quiet, StorageUrl, Study, Verbose
-from cvaeopt.commands.places import Flags, definition_file
+from cvaeopt.commands.opening import open_console, open_object_store, open_study
+from cvaeopt.commands.options import Artifacts, CheckpointStore, DryRun, Json, Quiet, StorageUrl, Study, Verbose
+from cvaeopt.commands.places import Flags, Places, definition_file
 from cvaeopt.errors import UserError
 from cvaeopt.terminal import results as show
+from cvaeopt.terminal.console import Console
 from cvaeopt.text import Advice
+
+_NEEDS = ("storage", "artifacts", "checkpoints")
 
 if TYPE_CHECKING:
     from cvaeopt.search.definition import Definition
@@ -24,11 +28,14 @@ if TYPE_CHECKING:
 def extend(
     study: Study,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="New number of trials of the study.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="New number of epochs of a trial.")] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", help="Changed definition. Default: the study's own file, if no other flag changes it."),
     ] = None,
     storage: StorageUrl = None,
+    artifacts: Artifacts = None,
+    checkpoints: CheckpointStore = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -42,12 +49,13 @@ def extend(
     from cvaeopt.store import extension
 
     console = open_console(verbose, quiet, results=True)
-    places, store = open_study(console, Flags(study, storage))
-    changed = _changed(store, places.study, study, trials, file)
+    places, store = open_study(console, Flags(study, storage, None, artifacts, checkpoints), _NEEDS)
+    changed = _changed(store, places.study, study, file, {"trials": trials, "epochs": epochs})
+    kept = _kept(console, store, places)
     if dry_run:
-        done = extension.plan(store, places.study, changed)
+        done = extension.plan(store, places.study, changed, kept)
     else:
-        done = extension.extend(store, places.study, changed, _person())
+        done = extension.extend(store, places.study, changed, _person(), kept)
     if as_json:
         console.json({**done.plain(), "dry_run": dry_run})
         return
@@ -58,13 +66,31 @@ def extend(
         )
 
 
-def _changed(store: Storage, name: str, study: str, trials: int | None, file: Path | None) -> Definition:
-    """The changed definition: that of `file` or, without a file, the newest version; with the number of trials."""
+def _kept(console: Console, store: Storage, places: Places) -> Callable[[int], bool]:
+    """A function that says whether a trial's checkpoint is kept, in the artifact folder or in the object store."""
+    from cvaeopt.store.study import identity_of
+
+    identity = identity_of(store, places.study)
+    remote = open_object_store(console, places.checkpoints)
+    folder = places.artifact_folder()
+
+    def kept(number: int) -> bool:
+        here = any(identity.run(folder, number).root.glob("last*.pt"))
+        return here or (remote is not None and remote.holds(identity.objects, number))
+
+    return kept
+
+
+def _changed(store: Storage, name: str, study: str, file: Path | None, asked: Mapping[str, int | None]) -> Definition:
+    """The changed definition: that of `file` or, without a file, the newest version; with the `asked` numbers.
+
+    asked   keys of [budget] and their new values; None: not changed
+    """
     from cvaeopt import tomlfile
     from cvaeopt.search.definition import Definition
     from cvaeopt.store.study import stored_definition
 
-    numbers = {key: value for key, value in (("trials", trials),) if value is not None}
+    numbers = {key: value for key, value in asked.items() if value is not None}
     tables: dict[str, Any] = stored_definition(store, name).plain()
     where = f"study '{name}'"
     if file is not None or not numbers:
@@ -73,7 +99,7 @@ def _changed(store: Storage, name: str, study: str, trials: int | None, file: Pa
             raise UserError(
                 f"There is no file {path}.",
                 "Expected: the study's changed definition, or a flag that changes it.",
-                "Name the file with --file, or give --trials.",
+                "Name the file with --file, or give --trials or --epochs.",
             )
         tables, where = tomlfile.read(path), str(path)
     if numbers:

@@ -29,7 +29,7 @@ from cvaeopt.text import BASELINES_LONG
 MAX_ROWS: Final = 200
 MAX_FAILURES: Final = 50
 _MAX_NUMBERS: Final = 12
-STATES: Final = ("complete", "pruned", "failed", "running", "waiting")
+STATES: Final = ("complete", "pruned", "failed", "running", "waiting", "history")
 
 
 @dataclass(frozen=True)

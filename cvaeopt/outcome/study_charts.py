@@ -46,12 +46,14 @@ _DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1
 def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric: str) -> bytes:
     """A chart of the finished trials' values, and of the best value so far, over the epochs that the study has spent.
 
-    The epochs of failed trials are counted, too, but failed trials are not drawn.
+    The epochs of failed trials and of trials that are history are counted, too, but these trials are not drawn.
     """
-    over = [trial for trial in trials if trial.state in ("complete", "pruned", "failed")]
+    over = [trial for trial in trials if trial.state in ("complete", "pruned", "failed", "history")]
     over.sort(key=lambda trial: (trial.finished is None, trial.finished, trial.number))
     every = np.cumsum([trial.epochs for trial in over])
-    drawn = [index for index, trial in enumerate(over) if trial.level is not None and trial.state != "failed"]
+    drawn = [
+        index for index, trial in enumerate(over) if trial.level is not None and trial.state in ("complete", "pruned")
+    ]
     ended = [over[index] for index in drawn]
     if not ended:
         return nothing("No trial has ended yet", "The optimisation history starts with the first finished trial.")
@@ -115,7 +117,7 @@ def curves(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric:
         axes = drawing.subplots()
         drawn = [shown[index] for index in thinned(len(shown), _MAX_CURVES)]
         for states, colour, width in (
-            (("pruned", "failed"), FAINT, 0.9),
+            (("pruned", "failed", "history"), FAINT, 0.9),
             (("complete", "running", "waiting"), SKY, 1.1),
         ):
             lines = [np.array(trial.curve) for trial in drawn if trial.state in states]
@@ -153,7 +155,7 @@ def cost(spent: Mapping[str, int], saved: int, device_time: str | None) -> bytes
     total = sum(spent.values())
     if not total:
         return nothing("Nothing was spent yet", "No epoch has been trained.")
-    colours = {"complete": BLUE, "pruned": AMBER, "failed": PURPLE, "running": SKY, "waiting": FAINT}
+    colours = {"complete": BLUE, "pruned": AMBER, "failed": PURPLE, "running": SKY, "waiting": FAINT, "history": QUIET}
     with look():
         drawing = figure(2.2)
         axes = drawing.subplots()

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from cvaeopt.store.ranking import is_feasible, place, value_of
+from cvaeopt.store.roles import HISTORY
 from cvaeopt.text import STATES, State
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class TrialFacts:
     curve       (epochs finished, reported value in dB) of every finite report, in order of epochs
     epochs      number of epochs trained
     seconds     training time; None if it was not recorded
-    reason      the reason why the trial ended, '' if it was not recorded; untrusted text from the database
+    reason      the reason why the trial ended, or why it is history; '' if it was not recorded; untrusted text from the
+                database
     finished    time when the trial ended; None if it has not ended
     attributes  the user attributes of Optuna's trial
     """
@@ -99,7 +101,8 @@ def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
     attributes = trial.user_attrs
     # Optuna stores a diverged trial as pruned, so that samplers learn from it. Users see it as failed.
     bad = attributes.get("failed") or not is_feasible(trial.constraints)
-    state: State = "failed" if bad else STATES[trial.state.name]
+    history = attributes.get(HISTORY)
+    state: State = "history" if history else "failed" if bad else STATES[trial.state.name]
     if left and state == "running":
         state = "waiting"
     curve = tuple((step, level) for step, level in sorted(trial.intermediate_values.items()) if math.isfinite(level))
@@ -113,7 +116,7 @@ def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
         # `status` counts in the same way: every reported epoch was spent, even if a crash made its training repeat.
         epochs=max(trial.intermediate_values, default=int(attributes.get("epochs_done") or 0)),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
-        reason=str(attributes.get("reason") or ""),
+        reason=str((history or attributes).get("reason") or ""),
         finished=trial.datetime_complete,
         attributes=dict(attributes),
     )

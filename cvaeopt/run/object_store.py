@@ -123,6 +123,14 @@ class Checkpoints(StudyObjects):
             )
         return made
 
+    def holds(self, study: str, number: int) -> bool:
+        """Whether the store has a checkpoint of the trial; False if the store does not answer."""
+        try:
+            return bool(self._names(study, number))
+        except Exception as error:
+            log.warning("%s does not answer (%s).", self.url, self._reason(error))
+            return False
+
     # ---- the thread
 
     def _wake(self) -> None:

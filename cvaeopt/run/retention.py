@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.store.identity import of
-from cvaeopt.store.ranking import ranked
+from cvaeopt.store.ranking import place, ranked
+from cvaeopt.store.roles import HISTORY
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,14 @@ def delete_leftovers(folder: Path) -> None:
 def tidy(study: optuna.Study, artifacts: Path, keep_best: int, remote: Checkpoints | None = None) -> list[Path]:
     """Delete the checkpoints of all finished trials except the best `keep_best` trials; returns the deleted paths.
 
-    Checkpoints of running trials stay. `remote` deletes its copies of the deleted checkpoints soon afterwards.
+    Of the trials that are history (`store.roles`), the best `keep_best` keep their checkpoints, too: a later version of
+    the definition may count them again. Checkpoints of running trials stay. `remote` deletes its copies of the deleted
+    checkpoints soon afterwards.
     """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    kept = {trial.number for trial in ranked(finished)[:keep_best]}
+    valued = [(trial.user_attrs.get(HISTORY, {}).get("value"), trial.number) for trial in finished]
+    history = sorted(place(value, number) for value, number in valued if value is not None)
+    kept = {trial.number for trial in ranked(finished)[:keep_best]} | {number for _, number in history[:keep_best]}
     identity = of(study)
     deleted = []
     for trial in finished:

@@ -162,7 +162,7 @@ class TrialRun:
             path = self._newest_checkpoint()
             try:
                 if path is not None:
-                    self.trainer.restore(path)
+                    self.trainer.restore(path, longer=True)
             except CheckpointError:
                 if path is not None and path.exists():
                     raise
@@ -171,15 +171,18 @@ class TrialRun:
                 return path
 
     def _newest_checkpoint(self) -> Path | None:
-        """This trial's checkpoint with the most epochs, from the folder or the object store; None if there is none."""
+        """This trial's checkpoint with the most epochs, from the folder or the object store; None if there is none.
+
+        If the study was extended by epochs, the checkpoint may be one of the shorter trial.
+        """
         config, digest, accepted = self.trainer.config, self.trainer.data.digest, self.identity.accepted
-        here = checkpoint.newest(_checkpoints_in(self.folder), config, digest, accepted)
+        here = checkpoint.newest(_checkpoints_in(self.folder), config, digest, accepted, longer=True)
         if self._remote is None:
             return here
         # An object with the name of a local file was uploaded from that file, so the object cannot be newer.
         known = here.name if here else ""
         fetched = self._remote.fetch(self.identity.objects, self.number, self.folder.root, known)
-        return checkpoint.newest([*fetched, *([here] if here else [])], config, digest, accepted)
+        return checkpoint.newest([*fetched, *([here] if here else [])], config, digest, accepted, longer=True)
 
     def _describe(self) -> None:
         """Write device, versions, seed and digests into the attributes of the trial."""

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError, StudyError
 from cvaeopt.search import space
 from cvaeopt.search.definition import Definition
-from cvaeopt.search.space import CategoricalDimension, Dimension
+from cvaeopt.search.space import CategoricalDimension, Dimension, Values
+from cvaeopt.text import short
 
 _MEASURES: Final[Mapping[str, str]] = {
     "metric": "the values of the old trials are of the other metric",
@@ -73,8 +75,6 @@ def _refused(before: Definition, after: Definition) -> Iterator[tuple[str, Any, 
         old, new = getattr(before, key), getattr(after, key)
         if old != new:
             yield f"[study] {key}", repr(old), repr(new), f"the same value, because {reason}", _NEW_STUDY
-    if before.search != after.search or before.epochs != after.epochs:  # for now
-        yield "[search]", "a", "b", "the same", _NEW_STUDY
     if after.epochs < before.epochs:
         yield (
             "[budget] epochs",
@@ -129,3 +129,25 @@ def _refused_range(name: str, old: Dimension, new: Dimension) -> Iterator[tuple[
 
 def _table(value: Any) -> str:
     return "no table" if value is None else ", ".join(f"{key} = {one!r}" for key, one in dict(value).items())
+
+
+def carried_over(config: Config, definition: Definition) -> tuple[Values, str]:
+    """The parameters with which `definition` trains the same settings as a run of `config`, and ''.
+
+    A setting that was fixed in the run and is searched in `definition` gets the run's value. If the definition cannot
+    train these settings, the parameters are empty and the text says why. The number of epochs is not compared.
+    """
+    values = space.settled(definition.search, definition.fixed)
+    params: Values = {}
+    for name in space.order(definition.search):
+        dimension, value = definition.search[name], getattr(config, name)
+        if dimension.active(values):
+            if not dimension.contains(value):
+                return {}, f"{name} = {short(value)} is not in the range {dimension.text()}"
+            params[name] = values[name] = value
+    same = space.params_to_config(definition, params, 0, config.seed).plain()
+    mine = config.plain()
+    for name, value in mine.items():
+        if name != "num_epoch" and value != same[name] and space.has_effect(name, mine):
+            return {}, f"{name} = {short(value)} would be {short(same[name])}"
+    return params, ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, case, func, select
 
 from cvaeopt.store.ranking import progress
+from cvaeopt.store.roles import HISTORY
 from cvaeopt.store.tables import lease_table
 
 
@@ -17,8 +18,10 @@ def spent(connection: Connection, study: Row[Any], now: float) -> str:
     study   the study's row in cvaeopt_study, locked
     now     the database's clock, seconds
     """
+    # A trial that is history does not count any more, but its epochs were spent.
+    counts = case((lease_table.c.outcome == HISTORY, 0), else_=1)
     trials, reserved = connection.execute(
-        select(func.count(), func.coalesce(func.sum(lease_table.c.epochs_reserved), 0)).where(
+        select(func.coalesce(func.sum(counts), 0), func.coalesce(func.sum(lease_table.c.epochs_reserved), 0)).where(
             lease_table.c.study == study.name
         )
     ).one()

@@ -147,6 +147,8 @@ _ATTRIBUTES: Final[Mapping[str, Check]] = {
     "versions": _table,
     "fixed_params": _table,
     "cvaeopt:digest": _text,
+    "cvaeopt:version": _integer,
+    "history": lambda value: _table(value) and {"version", "state", "value", "outcome", "reason"} <= value.keys(),
     "cvaeopt:identity": _text,
 }
 """Checks for the attributes that this program reads. An attribute of another program may hold any JSON."""

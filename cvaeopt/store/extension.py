@@ -11,27 +11,29 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from sqlalchemy import Connection, delete, select, update
 
 from cvaeopt.errors import StudyError
+from cvaeopt.search import space
 from cvaeopt.search.changes import changes, check
 from cvaeopt.search.definition import Definition
-from cvaeopt.store import versions
+from cvaeopt.store import roles, versions
 from cvaeopt.store.damage import named
 from cvaeopt.store.optuna_rows import STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
+from cvaeopt.store.roles import Role
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import ENQUEUED, MARK, stored_definition
-from cvaeopt.store.tables import study_table
+from cvaeopt.store.tables import lease_table, study_table
 from cvaeopt.store.versions import Version
 from cvaeopt.text import Advice
 
-_RUNG: Final = "completed_rung_"
-"""Beginning of the trial attributes in which Optuna's successive halving records the values at its rungs."""
+MAX_LEADERS: Final = 5
+"""Number of best trials that are trained again if the number of epochs changes what they mean."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,13 @@ class Extension:
     version   the number of the new version
     before    the digest of the version before
     changes   the settings that differ, as text
-    queued    points that are queued as first trials of the new version
+    counts    number of trials that mean the same in the new version; None if no trial changes
+    continues numbers of the complete trials that continue to the new number of epochs from their checkpoints
+    partial   numbers of the complete trials that count like pruned trials, because their checkpoints are not kept
+    open      numbers of the trials that workers train now; what becomes of them is decided when they have ended
+    history   the trials that do not count any more: their number, the reason, and the first epoch that differs
+    queued    points that are queued as first trials of the new version: new points of [[enqueue]], and leaders
+    free      number of trials that may still begin, queued ones included; None without a limit on the trials
     """
 
     study: str
@@ -49,7 +57,13 @@ class Extension:
     digest: str
     before: str
     changes: list[str]
+    counts: int | None
+    continues: list[int]
+    partial: list[int]
+    open: list[int]
+    history: list[dict[str, Any]]
     queued: list[dict[str, Any]]
+    free: int | None
 
     def plain(self) -> dict[str, Any]:
         """The extension as JSON values."""
@@ -57,23 +71,33 @@ class Extension:
 
 
 @named
-def plan(storage: Storage, name: str, changed: Definition) -> Extension:
+def plan(
+    storage: Storage, name: str, changed: Definition, has_checkpoint: Callable[[int], bool] = lambda number: False
+) -> Extension:
     """What `extend` would do now. Raises the errors of `extend`."""
     before = _before(storage, name, changed)
 
     def read() -> Extension:
         with storage.reading() as connection:
             study = connection.execute(select(study_table).where(study_table.c.name == name)).mappings().one()
-            return _planned(connection, dict(study), before, changed)
+            return _planned(connection, dict(study), before, changed, has_checkpoint)[0]
 
     return storage.retry(read)
 
 
 @named
-def extend(storage: Storage, name: str, changed: Definition, by: str) -> Extension:
+def extend(
+    storage: Storage,
+    name: str,
+    changed: Definition,
+    by: str,
+    has_checkpoint: Callable[[int], bool] = lambda number: False,
+) -> Extension:
     """Make `changed` the newest version of the definition of study `name`; returns what was done.
 
-    by   user@host of the person who asks for it
+    by               user@host of the person who asks for it
+    has_checkpoint   whether the checkpoint of a trial, given by its number, is kept: a complete trial then continues if
+                     the new version has more epochs
 
     SettingsError names the first change with which the study cannot go on. StudyError if nothing changes, or if another
     process has extended the study meanwhile; nothing is written then.
@@ -91,13 +115,14 @@ def extend(storage: Storage, name: str, changed: Definition, by: str) -> Extensi
                 return planned  # an earlier attempt was committed, but its acknowledgement was lost
             if study["digest"] != before.digest():
                 raise _overtaken(name, known)
-            planned = _planned(connection, study, before, changed)
+            planned, found = _planned(connection, study, before, changed, has_checkpoint)
             made = Version(
                 planned.version, planned.digest, planned.before, by, storage.now(connection), changed.plain(), mark
             )
             for version in [*known, made] if len(known) == 1 else [made]:
                 versions.write(connection, study["study_id"], version)
             _write(connection, storage, study["study_id"], before, changed, planned)
+            roles.apply(storage, connection, name, found, changed, planned.version)
             return planned
 
     return storage.retry(write)
@@ -128,16 +153,62 @@ def _overtaken(name: str, known: list[Version]) -> StudyError:
     )
 
 
-def _planned(connection: Connection, study: Mapping[str, Any], before: Definition, changed: Definition) -> Extension:
+def _planned(
+    connection: Connection,
+    study: Mapping[str, Any],
+    before: Definition,
+    changed: Definition,
+    has_checkpoint: Callable[[int], bool],
+) -> tuple[Extension, list[Role]]:
+    found = [] if _same_trials(before, changed) else roles.roles(connection, study, changed, has_checkpoint)
     earlier = before.points()
-    return Extension(
+    queued = [point for point in changed.points() if point not in earlier]
+    free = _free(connection, study["name"], changed, found)
+    for role in found[:MAX_LEADERS]:
+        # A leader that has to be trained from its first epoch, because the number of epochs matters to it.
+        again = role.kind == "partial" or role.epoch is not None
+        if again and role.value is not None and role.config is not None:
+            point = space.fitting(changed.search, changed.fixed, dict(role.config))
+            if point and point not in queued and (free is None or len(queued) < free):
+                queued.append(point)
+    numbers = {kind: [role.number for role in found if role.kind == kind] for kind in get_args(roles.Kind)}
+    extension = Extension(
         study=study["name"],
         version=versions.newest_number(connection, study["study_id"]) + 1,
         digest=changed.digest(),
         before=study["digest"],
         changes=changes(before.plain(), changed.plain()),
-        queued=[point for point in changed.points() if point not in earlier],
+        counts=len(numbers["counts"]) if found else None,
+        continues=sorted(numbers["continues"]),
+        partial=sorted(numbers["partial"]),
+        open=sorted(numbers["open"]),
+        history=[
+            {"number": role.number, "reason": role.reason, "epoch": role.epoch}
+            for role in sorted(found, key=lambda role: role.number)
+            if role.kind == "history"
+        ],
+        queued=queued,
+        free=free,
     )
+    return extension, found
+
+
+def _free(connection: Connection, name: str, changed: Definition, found: list[Role]) -> int | None:
+    """The number of trials that may still begin under `changed`."""
+    if changed.budget.trials is None:
+        return None
+    rows = connection.execute(
+        select(lease_table.c.number, lease_table.c.outcome).where(lease_table.c.study == name)
+    ).all()
+    kinds = {role.number: role.kind for role in found}
+    old = {number for number, outcome in rows if kinds.get(number, outcome) == roles.HISTORY}
+    return max(0, changed.budget.trials - len(rows) + len(old))
+
+
+def _same_trials(before: Definition, changed: Definition) -> bool:
+    """Whether both versions train the same trials, so that no trial changes its role."""
+    spaces = [(list(one.search.items()), one.epochs, space.settled(one.search, one.fixed)) for one in (before, changed)]
+    return spaces[0] == spaces[1]
 
 
 def _write(
@@ -171,9 +242,9 @@ def _write(
         # These attributes hold values at the rungs of the earlier pruner, whose epochs may differ.
         of_study = select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
         connection.execute(
-            delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id.in_(of_study), SYSTEM_ATTRS.c.key.startswith(_RUNG))
+            delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id.in_(of_study), SYSTEM_ATTRS.c.key.startswith(roles.RUNG))
         )
     every = changed.points()
-    storage.add_waiting(
-        connection, study_id, [{"fixed_params": point, ENQUEUED: every.index(point)} for point in planned.queued]
-    )
+    places = [{ENQUEUED: every.index(point)} if point in every else {} for point in planned.queued]
+    attributes = [{"fixed_params": point, **at} for point, at in zip(planned.queued, places, strict=True)]
+    storage.add_waiting(connection, study_id, attributes)

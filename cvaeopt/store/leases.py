@@ -23,7 +23,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, and_, case, func, select, update
 
 from cvaeopt.errors import LeaseLost, StorageUnreachable, StudyError
-from cvaeopt.store import versions
+from cvaeopt.store import roles, versions
 from cvaeopt.store.budget import spent
 from cvaeopt.store.live_study import LiveStudy, in_transaction
 from cvaeopt.store.storage import Storage
@@ -208,8 +208,7 @@ class LeaseRegistry(LiveStudy):
         if study.started_at is None:
             connection.execute(update(study_table).where(study_table.c.name == self.study).values(started_at=now))
         version = versions.newest_number(connection, study.study_id)
-        if version > 1:
-            versions.set_of_trial(connection, trial_id, version)
+        versions.set_of_trial(connection, trial_id, version)
         return _lease(self.max_attempts, {**values, "version": version})
 
     # ---- holding a lease
@@ -254,13 +253,16 @@ class LeaseRegistry(LiveStudy):
 
     @in_transaction
     def finish(self, connection: Connection, lease: Lease, outcome: Outcome, reason: str, epochs_done: int) -> None:
-        """Close the lease; reserved epochs that were not trained return to the study's budget.
+        """Close the lease; reserved epochs that were not trained return to the budget. LeaseLost as in `report`.
 
-        The trial must have ended in Optuna (`study.tell`) before. LeaseLost if another worker holds the trial.
+        The trial must have ended in Optuna (`study.tell`) before. If the study was extended meanwhile, the trial gets
+        its role in the newest version here.
         """
+        locked = select(study_table).where(study_table.c.name == self.study).with_for_update()
+        study = connection.execute(locked).mappings().one_or_none()
         row = self._row(connection, lease)
-        if row.token == lease.token and row.state == "done":
-            return  # an earlier call closed the lease, but its acknowledgement was lost
+        if row.token == lease.token and (row.state == "done" or row.owner is None):
+            return  # an earlier call closed the lease, or `settle` opened it again, but the acknowledgement was lost
         epochs = min(epochs_done, row.epochs_reserved)
         self._write(
             connection,
@@ -271,6 +273,8 @@ class LeaseRegistry(LiveStudy):
             epochs_done=epochs,
             epochs_reserved=epochs,
         )
+        if study is not None:
+            roles.settle(self.storage, connection, dict(study), lease.trial_id)
 
     def _row(self, connection: Connection, lease: Lease) -> Row[Any]:
         row = connection.execute(

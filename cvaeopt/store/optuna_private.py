@@ -9,14 +9,14 @@ from __future__ import annotations
 import abc
 import functools
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 import sqlalchemy
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
@@ -201,6 +201,41 @@ class RepeatedStorage(RDBStorage, abc.ABC):
                 self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
             trial.state = TrialState.PRUNED
             trial.datetime_complete = datetime.now()
+            session.flush()
+
+    def rewrite_trial(
+        self,
+        connection: Connection,
+        trial_id: int,
+        state: TrialState,
+        value: float | None,
+        params: Mapping[str, tuple[BaseDistribution, Any]],
+    ) -> None:
+        """Replace the state, the value and the parameters of a trial, also of a trial that has ended.
+
+        params   name -> (distribution, value), in the order of the parameters
+        """
+        with orm.Session(bind=connection, join_transaction_mode="rollback_only") as session:
+            trial = session.get_one(models.TrialModel, trial_id)
+            trial.state = state
+            if not state.is_finished():
+                trial.datetime_complete = None
+            elif trial.datetime_complete is None:
+                trial.datetime_complete = datetime.now()
+            for model in (models.TrialValueModel, models.TrialParamModel):
+                session.query(model).filter(model.trial_id == trial_id).delete()
+            if value is not None:
+                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+                session.add(models.TrialValueModel(trial_id=trial_id, objective=0, value=stored, value_type=kind))
+            for name, (distribution, entry) in params.items():
+                session.add(
+                    models.TrialParamModel(
+                        trial_id=trial_id,
+                        param_name=name,
+                        param_value=distribution.to_internal_repr(entry),
+                        distribution_json=distribution_to_json(distribution),
+                    )
+                )
             session.flush()
 
     def write_report(self, connection: Connection, trial_id: int, epoch: int, value: float) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, String, cast, func, select
 
 from cvaeopt.store.optuna_rows import SYSTEM_ATTRS, TRIALS, VALUES
+from cvaeopt.store.tables import lease_table
 
 
 class Best(NamedTuple):
@@ -95,7 +96,8 @@ def _constraints(connection: Connection, trial_id: int) -> dict[str, float]:
 def progress(connection: Connection, study_id: int) -> tuple[float | None, int]:
     """The best value, dB, and the number of ended trials whose number is higher than that of the best trial.
 
-    If no trial is ranked, the value is None and all ended trials are counted.
+    If no trial is ranked, the value is None and all ended trials are counted. Trials that are history (`roles`) are
+    never counted.
     """
     best = best_row(connection, study_id)
     ended = connection.execute(
@@ -103,6 +105,7 @@ def progress(connection: Connection, study_id: int) -> tuple[float | None, int]:
             TRIALS.c.study_id == study_id,
             cast(TRIALS.c.state, String).in_(("COMPLETE", "PRUNED", "FAIL")),
             TRIALS.c.number > (-1 if best is None else best.number),
+            TRIALS.c.trial_id.not_in(select(lease_table.c.trial_id).where(lease_table.c.outcome == "history")),
         )
     ).scalar_one()
     return (None if best is None else best.value), int(ended)

@@ -15,6 +15,7 @@ from cvaeopt.store import versions
 from cvaeopt.store.damage import named
 from cvaeopt.store.optuna_rows import STEPS, TRIALS, USER_ATTRS, VALUES, trial_attributes, trial_states
 from cvaeopt.store.ranking import Best, best_row
+from cvaeopt.store.roles import HISTORY
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import require
 from cvaeopt.store.tables import lease_table
@@ -31,7 +32,9 @@ _ENDED: Final = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 @named
 def counts(storage: Storage, name: str) -> dict[str, int]:
-    """The number of trials in each state: complete, pruned, running, waiting, failed. StudyError for an unknown study.
+    """The number of trials in each state: complete, pruned, running, waiting, failed; and history, if there are any.
+
+    A trial that is history does not count for the newest version of the definition. StudyError for an unknown study.
 
     If a worker gave its trial back or died, the trial is waiting. Its training continues when a worker takes it.
     """
@@ -39,9 +42,9 @@ def counts(storage: Storage, name: str) -> dict[str, int]:
 
     def read() -> dict[str, int]:
         with storage.reading() as connection:
-            failed = {trial_id for trial_id, _ in trial_attributes(connection, study_id, USER_ATTRS, (FAILED,))}
+            notes = trial_attributes(connection, study_id, USER_ATTRS, (FAILED, HISTORY))
             return _count(
-                trial_states(connection, study_id), failed, _open_leases(connection, name, storage.now(connection))
+                trial_states(connection, study_id), set(notes), _open_leases(connection, name, storage.now(connection))
             )
 
     return storage.retry(read)
@@ -148,15 +151,14 @@ class _Trials:
 def _read_trials(connection: Connection, name: str, study_id: int, now: float) -> _Trials:
     states = trial_states(connection, study_id)
     begun = _open_leases(connection, name, now)
-    notes = trial_attributes(connection, study_id, USER_ATTRS, (FAILED, "reason"))
-    failed = {trial_id for trial_id, key in notes if key == FAILED}
+    notes = trial_attributes(connection, study_id, USER_ATTRS, (FAILED, HISTORY, "reason"))
     failures = [
         {
             "number": number,
             "reason": str(notes.get((trial_id, "reason"), notes.get((trial_id, FAILED), "unknown"))),
         }
         for trial_id, number, state in states
-        if state == "FAIL" or (state == "PRUNED" and trial_id in failed)
+        if (trial_id, HISTORY) not in notes and (state == "FAIL" or (state == "PRUNED" and (trial_id, FAILED) in notes))
     ]
     deepest = (
         select(func.max(STEPS.c.step).label("epochs"))
@@ -167,7 +169,7 @@ def _read_trials(connection: Connection, name: str, study_id: int, now: float) -
     )
     epochs_spent = connection.execute(select(func.sum(deepest.c.epochs))).scalar()
     return _Trials(
-        counts=_count(states, failed, begun),
+        counts=_count(states, set(notes), begun),
         is_open=bool(begun.all),
         epochs_spent=int(epochs_spent or 0),
         failures=failures,
@@ -213,18 +215,20 @@ def _last(connection: Connection, study_id: int, notes: dict[tuple[int, str], An
     ).one_or_none()
     if row is None:
         return None
-    failed = (row.trial_id, FAILED) in notes
+    failed, history = ((row.trial_id, key) in notes for key in (FAILED, HISTORY))
     complete = row.state == "COMPLETE" and row.value is not None
     return {
         "number": row.number,
-        "state": "failed" if failed else _ENDED[row.state],
+        "state": HISTORY if history else "failed" if failed else _ENDED[row.state],
         "value": round(row.value, 4) if complete else None,
         "reason": str(notes.get((row.trial_id, "reason"), "")),
     }
 
 
-def _count(states: Sequence[tuple[int, int, str]], failed: set[int], begun: _OpenLeases) -> dict[str, int]:
-    meant = {("PRUNED", trial_id): "FAIL" for trial_id in failed}
+def _count(states: Sequence[tuple[int, int, str]], notes: set[tuple[int, str]], begun: _OpenLeases) -> dict[str, int]:
+    """The number of trials in each state; `notes` has (trial_id, key) of the attributes FAILED and HISTORY."""
+    meant = {("PRUNED", trial_id): "FAIL" for trial_id, key in notes if key == FAILED}
+    meant |= {("FAIL", trial_id): "HISTORY" for trial_id, key in notes if key == HISTORY}
     meant |= {("RUNNING", trial_id): "WAITING" for trial_id in begun.free}
     counted = Counter(meant.get((state, trial_id), state) for trial_id, _, state in states)
     return {
@@ -233,4 +237,5 @@ def _count(states: Sequence[tuple[int, int, str]], failed: set[int], begun: _Ope
         "running": counted["RUNNING"],
         "waiting": counted["WAITING"],
         "failed": counted["FAIL"],
+        **({HISTORY: counted["HISTORY"]} if counted["HISTORY"] else {}),
     }

@@ -106,9 +106,10 @@ def of_trial(connection: Connection, trial_id: int) -> int:
 
 
 def set_of_trial(connection: Connection, trial_id: int, number: int) -> None:
-    """Record the version of a trial."""
+    """Record the version of a trial. Version 1 needs no record."""
     connection.execute(delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key == OF_TRIAL))
-    connection.execute(insert(SYSTEM_ATTRS).values(trial_id=trial_id, key=OF_TRIAL, value_json=json.dumps(number)))
+    if number > 1:
+        connection.execute(insert(SYSTEM_ATTRS).values(trial_id=trial_id, key=OF_TRIAL, value_json=json.dumps(number)))
 
 
 def plain(versions: list[Version]) -> list[dict[str, Any]]:

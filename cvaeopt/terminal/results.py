@@ -18,6 +18,8 @@ from cvaeopt.text import BASELINES, baseline_texts, count, duration, short
 GONE = ("stopped", "dead")
 """The states of workers that no longer run."""
 
+_MAX_REASONS = 5  # reasons why trials are history, of an extension
+_MAX_NUMBERS = 12
 _MAX_FAILURES = 5
 _MAX_STOPPED = 3
 
@@ -243,10 +245,35 @@ def _workers_of_study(workers: list[dict[str, Any]]) -> RenderableType:
 
 
 def extension(console: Console, facts: dict[str, Any], dry_run: bool) -> None:
-    """Print what an extension changes."""
-    verb = "would become" if dry_run else "is now"
-    console.result(f"Study {facts['study']} {verb} version {facts['version']} of its definition ({facts['digest']}):")
+    """Print what an extension changes, and what becomes of the study's trials."""
+    verb = "would go on" if dry_run else "goes on"
+    console.result(f"Study {facts['study']} {verb} with version {facts['version']} of its definition:")
     for change in facts["changes"]:
         console.result(f"  {change}")
+    rows = [("count", "all" if facts["counts"] is None else str(facts["counts"]), "they mean the same")]
+    for key, label, text in (
+        ("continues", "continue", "from their checkpoints to the new number of epochs"),
+        ("partial", "count as pruned", "their checkpoints are not kept"),
+        ("open", "are trained now", "they end under the version with which they began"),
+    ):
+        if facts[key]:
+            rows.append((label, str(len(facts[key])), f"{text}: {_numbers(facts[key])}"))
+    by_reason: dict[str, list[int]] = {}
+    for trial in facts["history"]:
+        by_reason.setdefault(trial["reason"], []).append(trial["number"])
+    for reason, numbers in list(by_reason.items())[:_MAX_REASONS]:
+        rows.append(("are history", str(len(numbers)), f"{reason}: {_numbers(numbers)}"))
+    if len(by_reason) > _MAX_REASONS:
+        rest = sum(len(numbers) for numbers in list(by_reason.values())[_MAX_REASONS:])
+        rows.append(("are history", str(rest), f"{len(by_reason) - _MAX_REASONS} more reasons, see --json"))
+    console.show(grid(("trials that", "", ""), rows, (1,)))
     if facts["queued"]:
-        console.result(f"{count(len(facts['queued']), 'point')} {'would be' if dry_run else 'is'} queued.")
+        console.result(f"Queued: {count(len(facts['queued']), 'point')}, which workers train first.")
+    if facts["free"] is not None:
+        console.result(f"Trials that may still begin: {facts['free']}.")
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """The first numbers of trials, such as 'trials 1, 2, 5'."""
+    shown = ", ".join(map(str, numbers[:_MAX_NUMBERS]))
+    return f"trial{'' if len(numbers) == 1 else 's'} {shown}{' ...' if len(numbers) > _MAX_NUMBERS else ''}"

@@ -46,7 +46,8 @@ def time_left_s(facts: dict[str, Any], epoch_s: float, since: int = 0) -> float 
     begun = sum(training)
     ended = trials["complete"] + trials["pruned"] + trials["failed"]
     if budget["trials"] is not None:
-        each = (facts["epochs_spent"] - begun) / ended if ended else budget["epochs"]
+        over = ended + trials.get("history", 0)
+        each = (facts["epochs_spent"] - begun) / over if over else budget["epochs"]
         left = float(max(budget["trials"] - ended, 0) * each - begun)
     elif budget["total_epochs"] is not None:
         left = float(budget["total_epochs"] - facts["epochs_spent"])

@@ -35,6 +35,7 @@ from cvaeopt.files import whole
 from cvaeopt.vae import archive
 from cvaeopt.vae.model import CVAE, check_weights, widths
 from cvaeopt.vae.rollout import Output
+from cvaeopt.vae.schedules import first_differences
 from cvaeopt.vae.weights import Weights, find, fitting, plain
 
 FORMAT = 1
@@ -219,13 +220,19 @@ def continuation(path: Path) -> Continuation:
 
 
 def newest(
-    paths: list[Path], config: Config, data_digest: str, identities: Collection[str | None] | None = None
+    paths: list[Path],
+    config: Config,
+    data_digest: str,
+    identities: Collection[str | None] | None = None,
+    *,
+    longer: bool = False,
 ) -> Path | None:
     """The path of this run's checkpoint with the most finished epochs; None if there is no checkpoint of this run.
 
     identities   the identities that the study may have. A checkpoint is accepted if its provenance has one of these
                  identities. The value None in the collection accepts a checkpoint without an identity. If the argument
                  itself is None, every checkpoint is accepted.
+    longer       see `other_run`
 
     Files that cannot be read are ignored. Checkpoints of other settings, other data or another study are ignored too.
     If all files are ignored, a warning gives the reasons.
@@ -240,7 +247,7 @@ def newest(
             continue
         if identities is not None and own.provenance.get("identity") not in identities:
             passed.append(f"{path} belongs to another study.")
-        elif reason := other_run(own, config, data_digest):
+        elif reason := other_run(own, config, data_digest, longer=longer):
             passed.append(f"{path} {reason[0]}.")
         else:
             found.append((own.epoch, path))
@@ -249,23 +256,27 @@ def newest(
     return max(found)[1] if found else None
 
 
-def other_run(own: Own, config: Config, data_digest: str) -> tuple[str, str] | None:
+def other_run(own: Own, config: Config, data_digest: str, *, longer: bool = False) -> tuple[str, str] | None:
     """The first difference between a checkpoint and the run of `config` on the data, as (found, expected).
 
     None if the checkpoint belongs to this run.
+
+    longer   whether a checkpoint of a run with another number of epochs is accepted, if every schedule agrees on the
+             epochs that it has trained
     """
     theirs, mine = own.config.plain(), config.plain()
+    agrees = longer and not first_differences(own.config, config, own.epoch)
     for name in mine:
-        if theirs[name] != mine[name]:
+        if theirs[name] != mine[name] and not (name == "num_epoch" and agrees):
             return f"was trained with {name} = {theirs[name]!r}", f"{mine[name]!r}, as this run"
     if own.data_digest != data_digest:
         return f"was trained on other data (digest {own.data_digest[:20]})", f"data of digest {data_digest}"
     return None
 
 
-def require_same_run(own: Own, config: Config, data_digest: str, path: Path) -> None:
-    """Raise CheckpointError if the checkpoint `path` does not belong to the run of `config` on the data."""
-    if reason := other_run(own, config, data_digest):
+def require_same_run(own: Own, config: Config, data_digest: str, path: Path, *, longer: bool = False) -> None:
+    """Raise CheckpointError if `other_run` finds a difference in the checkpoint `path`."""
+    if reason := other_run(own, config, data_digest, longer=longer):
         raise CheckpointError(
             f"{path} {reason[0]}.",
             f"Expected: {reason[1]}.",

@@ -192,10 +192,13 @@ class Trainer:
             recalibrate(model, self._calibration_labels)
         return model
 
-    def restore(self, path: Path) -> None:
-        """Continue from the checkpoint `path`. CheckpointError if the file is damaged or belongs to another run."""
+    def restore(self, path: Path, *, longer: bool = False) -> None:
+        """Continue from the checkpoint `path`. CheckpointError if the file is damaged or belongs to another run.
+
+        longer   whether `path` may belong to a run with another number of epochs, see `checkpoint.other_run`
+        """
         saved = checkpoint.continuation(path)
-        checkpoint.require_same_run(saved.own, self.config, self.data.digest, path)
+        checkpoint.require_same_run(saved.own, self.config, self.data.digest, path, longer=longer)
         training = {**saved.weights, **saved.training}
         try:
             check_weights(self.model, saved.weights)

@@ -210,9 +210,9 @@ def test_a_checkpoint_that_a_woken_owner_deletes_costs_the_next_owner_nothing(
 
     newest, continuation, restore = checkpoint.newest, checkpoint.continuation, Trainer.restore
 
-    def looks(paths: list[Path], *rest: Any) -> Path | None:
+    def looks(paths: list[Path], *rest: Any, **options: Any) -> Path | None:
         wakes("before it is read")
-        chosen = newest(paths, *rest)
+        chosen = newest(paths, *rest, **options)
         wakes("after it was chosen")
         return chosen
 
@@ -220,8 +220,8 @@ def test_a_checkpoint_that_a_woken_owner_deletes_costs_the_next_owner_nothing(
         wakes("while it is read")
         return continuation(path)
 
-    def restores(self: Trainer, path: Path) -> None:
-        restore(self, path)
+    def restores(self: Trainer, path: Path, **options: Any) -> None:
+        restore(self, path, **options)
         wakes("after all")
 
     monkeypatch.setattr(checkpoint, "newest", looks)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+import torch
 from optuna.trial import TrialState
 
-from cvaeopt.errors import LeaseLost, StorageUnreachable, StudyError
+from cvaeopt.errors import CheckpointError, LeaseLost, StorageUnreachable, StudyError
 from cvaeopt.run import trial_run
 from cvaeopt.run.events import EpochDone, Event, StudyExtended, WorkerEnded
 from cvaeopt.run.worker_process import WorkerProcess
@@ -24,6 +25,8 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, newest, require, stored_definition
+from cvaeopt.vae import checkpoint
+from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
 from tests.support.fakes import expire, leases
 from tests.support.sites import definition
@@ -262,3 +265,57 @@ def test_a_running_worker_ends_its_trial_and_takes_the_new_version(lite: Storage
     heard = work(lite, tmp_path / "artifacts", larger, lambda event: None)
     assert [event.known for event in heard if isinstance(event, StudyExtended)] == [2]
     assert {event.number for event in heard if isinstance(event, EpochDone)} == {2}
+
+
+def state(path: Path) -> dict[str, Any]:
+    """A checkpoint without what may differ between two runs: times and provenance."""
+    payload = checkpoint.read(path)
+    own = {key: payload["cvaeopt"][key] for key in ("epoch", "config", "training")}
+    history = [{**row, "seconds": 0} for row in payload["cvaeopt"]["history"]]
+    return {**payload, "cvaeopt": {**own, "history": history}}
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Both are equal, every tensor bit for bit."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for mine, theirs in zip(one, other, strict=True):
+            assert_equal(mine, theirs)
+    else:
+        assert one == other
+
+
+def test_a_trial_that_continues_is_bit_equal_to_one_trained_in_one_go(lite: Storage, tmp_path: Path) -> None:
+    schedules = {"lr_scheduler": "constant", "kl_anneal_type": "none", "tfr": 0.5, "tfr_sde": 1, "ema": 0.9}
+    short = tiny.definition(budget={"trials": 1, "epochs": 2}, fixed=schedules)
+    whole = changed(short, budget={"epochs": 4})
+    work(lite, tmp_path / "extended", short, lambda event: None)
+    folder = tmp_path / "extended" / "tiny" / "00000"
+    assert checkpoint.read(folder / "last.pt")["cvaeopt"]["epoch"] == 2
+    done = extension.extend(lite, "tiny", whole, "anna@lab", lambda number: (folder / "last.pt").exists())
+    assert done.continues == [0]
+    heard = work(lite, tmp_path / "extended", short, lambda event: None)
+    assert [event.epoch for event in heard if isinstance(event, EpochDone)] == [3, 4]
+
+    with closing(open_storage(f"sqlite:///{tmp_path}/y.db")) as other:
+        work(other, tmp_path / "whole", whole, lambda event: None)
+        values = [create_or_open(one, whole).trials[0] for one in (lite, other)]
+    assert_equal(state(folder / "last.pt"), state(tmp_path / "whole" / "tiny" / "00000" / "last.pt"))
+    assert values[0].value == values[1].value
+    assert values[0].intermediate_values == values[1].intermediate_values
+
+
+def test_a_checkpoint_of_other_schedules_is_not_continued(tmp_path: Path) -> None:
+    trainer = Trainer(tiny.config(lr_scheduler="cosine"), tiny.DATA)
+    list(trainer.run(2))
+    trainer.save(tmp_path / "last.pt")
+    longer = tiny.config(lr_scheduler="cosine", num_epoch=6)
+    assert checkpoint.newest([tmp_path / "last.pt"], longer, tiny.DATA.digest, longer=True) is None
+    with pytest.raises(CheckpointError, match="num_epoch = 4"):
+        Trainer(longer, tiny.DATA).restore(tmp_path / "last.pt", longer=True)

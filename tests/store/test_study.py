@@ -320,6 +320,7 @@ def test_status_is_what_the_command_line_promises(storage):
             {"number": 5, "reason": "unknown"},
         ],
         "stopped": "asked to stop",
+        "stopped_by_hand": [],
         "workers": [],
     }
     assert counts(storage, "main") == found["trials"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvaeopt.config import Config, KlFormula
-from cvaeopt.vae.schedules import beta_at, kl_beta, learning_rate, lr_at, teacher_forcing_ratio, tfr_at
+from cvaeopt.vae.schedules import (
+    beta_at,
+    first_differences,
+    kl_beta,
+    learning_rate,
+    lr_at,
+    teacher_forcing_ratio,
+    tfr_at,
+)
 
 FORMULAS = get_args(KlFormula)
 
@@ -237,3 +245,25 @@ def test_a_run_s_settings_reach_the_formulas():
     assert lr_at(config, 25) == pytest.approx(0.006)
     assert lr_at(config, 0) == pytest.approx(0.01)
     assert math.isclose(lr_at(Config.parse({"num_epoch": 9}, "test"), 5), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "differs"),
+    [
+        ({"lr_scheduler": "constant", "kl_anneal_type": "none"}, {}),
+        ({"lr_scheduler": "MultiStepLR", "milestones": [2, 130], "kl_anneal_type": "none"}, {}),
+        ({"lr_scheduler": "ExponentialLR", "gamma": 0.9, "kl_anneal_type": "none"}, {}),
+        ({"lr_scheduler": "cosine", "kl_anneal_type": "none"}, {"lr": 2}),
+        ({"lr_scheduler": "constant", "kl_anneal_type": "cyclical", "kl_anneal_cycle": 4}, {"beta": 2}),
+        ({"lr_scheduler": "constant", "kl_anneal_type": "monotonic", "kl_anneal_ratio": 0.5}, {"beta": 2}),
+        ({"lr_scheduler": "constant", "kl_formula": "seed000", "kl_anneal_cycle": 10}, {}),  # a cycle in epochs
+        ({"lr_scheduler": "constant", "kl_formula": "seed004", "kl_anneal_cycle": 10}, {}),
+        ({"lr_scheduler": "constant", "kl_formula": "seed003", "kl_anneal_type": "monotonic"}, {}),
+    ],
+)
+def test_schedules_of_a_longer_run_agree_where_no_value_depends_on_its_length(
+    settings: dict[str, Any], differs: dict[str, int]
+) -> None:
+    shorter, longer = (Config.parse({**settings, "num_epoch": epochs}, "test") for epochs in (100, 150))
+    assert first_differences(shorter, longer, 100) == differs
+    assert first_differences(shorter, longer, 1) == {}
