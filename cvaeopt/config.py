@@ -40,7 +40,7 @@ _LAB_OPTIONS = {
 }
 
 
-ADDED = ("clip_order",)
+ADDED = ("clip_order", "posterior", "detach", "forced_loss")
 """Settings that the first recipes and databases do not have. At its default, such a setting is no part of a digest."""
 
 
@@ -101,7 +101,17 @@ class Config(spelling.Table):
     tfr_formula: TfrFormula = Field("linear", description="whose decay: linear (= seed000, seed001) or seed003")
     tfr_coin: Literal["epoch", "step"] = Field("epoch", description="one forcing coin an epoch, or one a step")
 
+    forced_loss: Literal["prediction", "truth"] = Field(
+        "prediction",
+        description="what a forced step compares with the true frame: its prediction, or the true frame itself, so "
+        "that the step trains the KL term alone (report 003)",
+    )
+    detach: bool = Field(True, description="keep gradients from going through the predictions of earlier frames")
+
     # KL
+    posterior: Literal["current", "previous"] = Field(
+        "current", description="frame that the posterior of z sees in training: the predicted one, or the one before it"
+    )
     kl_anneal_type: Literal["cyclical", "monotonic", "none"] = Field("cyclical", description="shape of the KL weight")
     kl_anneal_cycle: int = Field(
         10,

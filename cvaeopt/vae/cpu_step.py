@@ -4,6 +4,7 @@ If several threads share one operation, they wait for each other at the end of t
 step. The operations of this network are small, so waiting takes more than half of the time of the second core.
 Clips depend on each other only through the label encoder's statistics, and no gradient crosses time. So each piece has
 its own forward and backward pass. Without teacher forcing, a piece starts from the previous piece's last prediction.
+If gradients cross time (`detach` is off), a clip without teacher forcing is a single piece.
 
 The pieces depend only on the batch size and on the length of the clips, and gradients are added in a fixed order. So
 the result is the same for every number of threads, bit for bit.
@@ -137,16 +138,20 @@ class StepThreads:
     def backward(
         self, model: CVAE, frames: Tensor, labels: Tensor, eps: Tensor, beta: float, settings: LossSettings
     ) -> ClipLoss:
-        """The loss terms of a step. Every parameter's `grad` is replaced by the gradient of the total loss.
+        """The loss terms of a step. Every parameter's `grad` is replaced by the gradient of the total loss, or by None.
 
         The result equals that of `clip_loss(...)` and `.total(beta).backward()`. The arguments are those of
         `clip_loss`.
         """
         batch, steps = frames.shape[0], frames.shape[1] - 1
+        model.zero_grad(set_to_none=True)  # a parameter that the loss does not depend on keeps the gradient None
         encoder = model.label_transformation
         entry = [*encoder[0].parameters(), *encoder[1].parameters()]
         norm = list(encoder.norm.parameters())
         before = {id(parameter) for parameter in (*entry, *norm)}
+        if settings.only_kl:
+            unused = chain(model.Decoder_Fusion.parameters(), model.Generator.parameters())
+            before |= {id(parameter) for parameter in unused}
         behind = [parameter for parameter in model.parameters() if id(parameter) not in before]
 
         # The BatchNorm's statistics depend on all labels, so only this layer is computed for all pieces at once.
@@ -154,7 +159,7 @@ class StepThreads:
         joined = torch.cat([features.detach() for features in entries]).requires_grad_()
         normalised = encoder.normalised(joined, steps, settings.statistics).unflatten(0, (batch, steps))
         step = _Step(model, frames, normalised.detach(), eps, beta, settings, behind)
-        pieces = self._pieces(step, cuts(batch, steps))
+        pieces = self._pieces(step, [slice(0, steps)] if settings.crosses_time else cuts(batch, steps))
         through, *norm_gradients = torch.autograd.grad(
             normalised, [joined, *norm], torch.cat([piece.entered for piece in pieces]).unflatten(0, (batch, steps))
         )

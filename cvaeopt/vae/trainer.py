@@ -280,6 +280,9 @@ class Trainer:
             kl_norm=self.config.kl_norm,
             statistics="batch" if self.config.label_bn == "clip" else "frame",
             free_step=self.free_step,
+            posterior=self.config.posterior,
+            detach=self.config.detach,
+            forced_loss=self.config.forced_loss,
         )
         if self._threads is not None:
             return self._threads.backward(self.model, frames, labels, eps, beta, settings)

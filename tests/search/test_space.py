@@ -167,6 +167,7 @@ def test_every_condition_of_effect_is_explained():
                 {"kl_anneal_type": "none"},
                 {"tfr": 0.0},
                 {"batch_size": 1},
+                {"tfr_d_step": 0.0},
                 {"lr_scheduler": "constant"},
                 {"optim": "Adam"},
                 {"val_noise": "zero"},

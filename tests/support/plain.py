@@ -31,24 +31,30 @@ def training_loss(
     per_element: bool,
     beta: float,
     training: bool,
+    posterior: str = "current",
+    detach: bool = True,
+    forced_loss: str = "prediction",
 ) -> Tensor:
-    """The template's loss of one step: the sum over frames of mse + beta * kl."""
+    """The template's loss of one step: the sum over frames of mse + beta * kl. The last three change what it does."""
     batch = frames.shape[0]
     last = frames[:, 0]
     loss = torch.zeros(())
     for t in range(1, frames.shape[1]):
-        feature = model.frame_transformation(frames[:, t])
+        before = model.frame_transformation(last)
+        feature = model.frame_transformation(frames[:, t]) if posterior == "current" else before
         pose = label_features(model, labels[:, t], training)
         mu, logvar = model.Gaussian_Predictor(torch.cat([feature, pose], 1)).chunk(2, 1)
         z = mu + torch.exp(0.5 * logvar) * eps[:, t - 1]
-        fused = model.Decoder_Fusion(torch.cat([model.frame_transformation(last), pose, z], 1))
+        fused = model.Decoder_Fusion(torch.cat([before, pose, z], 1))
         prediction = model.Generator(fused)
         if sigmoid:
             prediction = torch.sigmoid(prediction)
+        if forced and forced_loss == "truth":
+            prediction = frames[:, t]
         kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
         kl = kl / mu.numel() if per_element else kl / batch
         loss = loss + functional.mse_loss(prediction, frames[:, t]) + beta * kl
-        last = frames[:, t] if forced else prediction.detach()
+        last = frames[:, t] if forced else prediction.detach() if detach else prediction
     return loss
 
 
