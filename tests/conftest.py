@@ -7,8 +7,9 @@ import os
 import shutil
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from cvaeopt.store.opening import open_storage
 from tests.support.connections import counted
+from tests.support.outages import Outages, hold_sqlite
 from tests.support.postgres import Postgres
 
 # How long an example takes is a matter of the machine. Outside CI hypothesis looks for new examples; there, whether a
@@ -98,3 +100,17 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
     name = f"test_{next(_numbers)}"
     yield server.new_database(name)
     server.drop_database(name)
+
+
+@pytest.fixture
+def outage(request: pytest.FixtureRequest, ready_url: str, tmp_path: Path) -> Callable[[], Outages]:
+    """Makes the database of `ready_url` unreachable, until a storage slept three times."""
+    if ready_url.startswith("sqlite"):
+        held: list[Any] = []
+        path = str(tmp_path / "folder" / "cvaeopt.db")
+        return lambda: Outages(
+            lambda: held.append(hold_sqlite(path)),
+            lambda: held.pop().close(),
+        )
+    server: Postgres = request.getfixturevalue("postgres")
+    return lambda: Outages(server.stop, server.start)

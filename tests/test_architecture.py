@@ -167,3 +167,13 @@ def test_nothing_outgrows_its_limit() -> None:
                 kind = "class" if isinstance(node, ast.ClassDef) else "function"
                 lengths.append((kind, f"{name}.{node.name}", node.end_lineno - node.lineno + 1))
     assert [entry for entry in lengths if entry[2] > LIMITS[entry[0]]] == []
+
+
+def test_a_test_module_imports_from_no_other_test_module() -> None:
+    tests = PACKAGE.parent / "tests"
+    modules = {path.stem for path in tests.rglob("test_*.py")}
+    for path in tests.rglob("*.py"):
+        named = {
+            part for name in imports_of(ast.parse(path.read_text())) for part in name.split(".") if "tests." in name
+        }
+        assert not named & modules, f"{path} imports {sorted(named & modules)}"

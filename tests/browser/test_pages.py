@@ -17,10 +17,9 @@ import pytest
 
 from cvaeopt.outcome import report
 from cvaeopt.outcome.page import PAGE
-from tests.outcome.test_report import ablation
 from tests.support import chromium
 from tests.support.command import Shop
-from tests.support.made_up import BASELINES, NOON, definition, retrained_folder, run_folder, trials
+from tests.support.made_up import BASELINES, NOON, ablation, definition, retrained_folder, run_folder, trials
 from tests.support.waiting import LONG_S, until
 
 ROOT = Path(__file__).parents[2]

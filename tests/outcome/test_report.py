@@ -27,7 +27,17 @@ from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
 from cvaeopt.store.study import create_or_open
-from tests.support.made_up import BASELINES, NOON, definition, fill, history, retrained_folder, run_folder, trials
+from tests.support.made_up import (
+    BASELINES,
+    NOON,
+    ablation,
+    definition,
+    fill,
+    history,
+    retrained_folder,
+    run_folder,
+    trials,
+)
 from tests.support.pages import Page
 
 OVERVIEW = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
@@ -178,22 +188,6 @@ def test_failures_are_listed_with_their_reasons_and_cost_is_counted(tmp_path: Pa
     assert found.text.count("The training loss became nan in epoch 2.") == 3  # once for both trials, and once for each
     assert "6, 14" in found.text
     assert "Pruning ended 2 trials early and saved 12 epochs" in " ".join(found.text.split())
-
-
-def ablation(artifacts: Path) -> tuple[Definition, list[FrozenTrial]]:
-    """A grid over the KL weight's shape, trained to the end."""
-    study = definition(
-        trials=3,
-        search={"kl_anneal_type": {"type": "categorical", "choices": ["cyclical", "monotonic", "none"]}},
-        sampler={"kind": "grid"},
-    )
-    shown = [trial for trial in trials(12) if trial.value is not None][:3]
-    for number, trial in enumerate(shown):
-        trial.number = number
-        trial.params = {"kl_anneal_type": ["cyclical", "monotonic", "none"][number]}
-        trial.distributions = {"kl_anneal_type": trial.distributions["kl_anneal_type"]}
-        run_folder(artifacts, trial)
-    return study, shown
 
 
 def test_a_grid_over_the_kl_weight_becomes_the_seeds_comparison(tmp_path: Path):

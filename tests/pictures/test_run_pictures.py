@@ -9,18 +9,8 @@ import pytest
 from PIL import Image
 
 from cvaeopt.pictures import curves, run_pictures
+from tests.support.gifs import gif_frames
 from tests.support.made_up import BASELINES, frames, history
-
-
-def gif_frames(path: Path) -> tuple[np.ndarray, list[int], int]:
-    """Frames (T, 3, H, W), durations in ms and the loop count of a GIF (0: endless)."""
-    shown, durations = [], []
-    with Image.open(path) as gif:
-        for index in range(gif.n_frames):
-            gif.seek(index)
-            shown.append(np.asarray(gif.convert("RGB")).transpose(2, 0, 1))
-            durations.append(gif.info["duration"])
-        return np.stack(shown), durations, gif.info["loop"]
 
 
 def test_a_gif_shows_the_frames_endlessly_at_20_ms(tmp_path: Path):

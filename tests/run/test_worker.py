@@ -45,13 +45,10 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.steering import stop_trial
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Beat, Place, ask_stop, workers
-from tests.store.test_leases import EVIL
-from tests.store.test_storage import Outages, outage
-from tests.support.fakes import Events, FakeRun, Fakes, curve, expire, leases, make_study, set_stop
+from tests.support.fakes import EVIL, Events, FakeRun, Fakes, curve, expire, leases, make_study, set_stop
+from tests.support.outages import Outages, hold_sqlite
 from tests.support.postgres import Postgres
 from tests.support.waiting import until
-
-__all__ = ["outage"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 QUICK = Timing(poll_s=0.05)
@@ -679,14 +676,12 @@ def test_training_goes_on_through_an_outage_and_reports_are_delivered_in_order(
 
 
 def test_pruning_that_was_decided_during_an_outage_is_acted_on_afterwards(lite: Bench, tmp_path: Path) -> None:
-    from tests.store.test_storage import _hold_sqlite
-
     study = make_study(lite.storage, trials=1, epochs=50, pruner=PruneAt((0, 3)))
     held: list[Any] = []
 
     def before(run: FakeRun, epoch: int) -> None:
         if epoch == 3:
-            held.append(_hold_sqlite(str(tmp_path / "x.db")))
+            held.append(hold_sqlite(str(tmp_path / "x.db")))
         elif epoch == 6:
             held.pop().close()
         elif epoch == 7:

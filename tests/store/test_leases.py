@@ -19,12 +19,11 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import study_table, worker_table
 from cvaeopt.store.workers import Beat, Place, ask_stop, workers
-from tests.store.test_storage import Lossy
-from tests.support.fakes import expire, leases, make_study
+from tests.support.fakes import EVIL, expire, leases, make_study
+from tests.support.outages import Lossy
 from tests.support.processes import race
 
 HERE = Place("host", 1, "kernel")
-EVIL = ["../../x", "'; DROP TABLE cvaeopt_lease; --", "a/b\\c", "%s {0} :name", "Ünïcödé ☃", "line\nbreak", " "]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
-from sqlalchemy import event, orm
+from sqlalchemy import event
 
 from cvaeopt.errors import SchemaError, StorageUnreachable, StudyError, UserError
 from cvaeopt.store import opening, sqlite_file
@@ -29,6 +29,7 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import schema_table
 from cvaeopt.store.urls import mask
 from tests.support.fakes import leases, make_study
+from tests.support.outages import Lossy, Outages
 from tests.support.postgres import Postgres
 from tests.support.processes import race
 
@@ -354,36 +355,6 @@ def test_what_can_never_succeed_is_not_repeated(storage: Storage) -> None:
     assert calls == [1]
 
 
-class Lossy(Storage):
-    """A storage that loses the acknowledgement of the next commits, although they happened."""
-
-    losses = 0
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, sleep=lambda seconds: None)
-        outer = self
-
-        class Session(orm.Session):
-            def commit(self) -> None:
-                wrote = self.in_transaction()
-                super().commit()
-                if wrote:
-                    outer.lose()
-
-        self.scoped_session = orm.scoped_session(orm.sessionmaker(bind=self.engine, class_=Session))
-
-    def lose(self) -> None:
-        if self.losses and not getattr(self._local, "reading", False):
-            self.losses -= 1
-            raise sqlalchemy.exc.OperationalError("COMMIT", {}, OSError("gone"), connection_invalidated=True)
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlalchemy.Connection]:
-        with super().transaction() as connection:
-            yield connection
-        self.lose()
-
-
 @pytest.fixture
 def lossy(ready_url: str) -> Iterator[Lossy]:
     with closing(Lossy(ready_url)) as opened:
@@ -437,40 +408,6 @@ def test_the_id_of_a_creation_that_failed_may_be_given_to_another_process(
         monkeypatch.setattr(storage, "transaction", failing)
         study.enqueue_trial({"x": 0.5})
         assert [trial.system_attrs["fixed_params"]["x"] for trial in study.trials] == [0.75, 0.5]
-
-
-def _hold_sqlite(path: str) -> sqlite3.Connection:
-    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    holder.execute("BEGIN EXCLUSIVE")
-    return holder
-
-
-class Outages:
-    """The database goes away now and comes back when the storage has slept `naps` times."""
-
-    def __init__(self, leave: Callable[[], None], come_back: Callable[[], None], naps: int = 3) -> None:
-        self.naps = naps
-        self.come_back = come_back
-        leave()
-
-    def sleep(self, _seconds: float) -> None:
-        self.naps -= 1
-        if self.naps == 0:
-            self.come_back()
-
-
-@pytest.fixture
-def outage(request: pytest.FixtureRequest, ready_url: str, tmp_path: Path) -> Callable[[], Outages]:
-    """Makes the database of `ready_url` unreachable, until a storage slept three times."""
-    if ready_url.startswith("sqlite"):
-        held: list[Any] = []
-        path = str(tmp_path / "folder" / "cvaeopt.db")
-        return lambda: Outages(
-            lambda: held.append(_hold_sqlite(path)),
-            lambda: held.pop().close(),
-        )
-    server: Postgres = request.getfixturevalue("postgres")
-    return lambda: Outages(server.stop, server.start)
 
 
 def test_calls_outlive_an_outage(ready_url: str, outage: Callable[[], Outages]) -> None:

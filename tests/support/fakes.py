@@ -25,6 +25,9 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import lease_table, study_table, worker_table
 
+EVIL = ["../../x", "'; DROP TABLE cvaeopt_lease; --", "a/b\\c", "%s {0} :name", "Ünïcödé ☃", "line\nbreak", " "]
+"""Names that a path, an SQL statement, a format or a terminal could take for something else."""
+
 
 def make_study(
     storage: Storage,

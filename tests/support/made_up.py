@@ -235,3 +235,19 @@ def registered(storage: Storage, top: int = 3, seeds: int | None = 2) -> confirm
     planned = confirmations.plan(storage, "made-up", top, seeds)
     confirmations.register(storage, planned)
     return planned
+
+
+def ablation(artifacts: Path) -> tuple[Definition, list[FrozenTrial]]:
+    """A grid over the KL weight's shape, trained to the end."""
+    study = definition(
+        trials=3,
+        search={"kl_anneal_type": {"type": "categorical", "choices": ["cyclical", "monotonic", "none"]}},
+        sampler={"kind": "grid"},
+    )
+    shown = [trial for trial in trials(12) if trial.value is not None][:3]
+    for number, trial in enumerate(shown):
+        trial.number = number
+        trial.params = {"kl_anneal_type": ["cyclical", "monotonic", "none"][number]}
+        trial.distributions = {"kl_anneal_type": trial.distributions["kl_anneal_type"]}
+        run_folder(artifacts, trial)
+    return study, shown
