@@ -108,6 +108,8 @@ def refused(url: str, said: str) -> StorageRefused:
     todo = "Check user, password, database, rights and --storage."
     if "startup parameter" in said:
         todo = "Behind PgBouncer, set ignore_startup_parameters = options in its settings."
+    elif "password" in said:
+        todo = "Correct the password: in --storage, PGPASSWORD, ~/.pgpass or the file that PGPASSWORD_FILE names."
     elif "prepared statement" in said:
         todo = "Behind a pooler leave prepare_threshold out of --storage."
     return StorageRefused(f"The database {url} refused: {said}.", todo=todo)

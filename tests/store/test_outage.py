@@ -91,6 +91,7 @@ def test_a_refusal_is_answered_at_once_in_the_servers_words(state: str, words: s
         open_storage(url, start_limit_s=1e9)
     assert words in str(caught.value)
     assert caught.value.exit_code == 2
+    assert ("PGPASSWORD_FILE" in str(caught.value.todo)) == ("password" in words)
 
 
 @pytest.mark.parametrize(("state", "words"), OUTAGES)
