@@ -19,6 +19,7 @@ from cvaeopt.errors import UserError
 from cvaeopt.terminal.console import Console
 
 if TYPE_CHECKING:
+    from cvaeopt.outcome.comparison import Comparison
     from cvaeopt.outcome.page import Report
     from cvaeopt.outcome.run_summary import RunSummary
     from cvaeopt.outcome.score import ScoreSheet
@@ -50,10 +51,33 @@ def report(
     One study or one run has a page of its own; several are compared. A checkpoint without a score is rolled out on the
     validation video of --data.
     """
+    from cvaeopt.outcome import comparison
     from cvaeopt.outcome.run_report import run_report
 
     console = open_console(verbose, quiet)
     paths, studies = runs or [], study or []
+    target = _target(paths, studies, out)
+    found: Comparison | None = None
+    with writing(target, folder=True):
+        if not paths and len(studies) == 1:
+            made = _of_study(console, Flags(studies[0], storage, artifacts=artifacts), target)
+        elif not studies and len(paths) == 1:
+            (run,) = _summaries(console, paths, data, gpu, target)
+            made = run_report(run, target, now=datetime.now(UTC))
+        else:
+            found = _compared(console, studies, paths, Flags(None, storage, data, artifacts, gpu=gpu), target)
+            made = comparison.write(found, target, now=datetime.now(UTC))
+    if as_json:
+        files = {"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]}
+        console.json(files if found is None else {**files, **found.plain()})
+        return
+    console.result(str(made.page))
+    if found is not None:
+        console.say(found.verdict)
+
+
+def _target(paths: Sequence[Path], studies: Sequence[str], out: Path | None) -> Path:
+    """The folder of the page. UserError if nothing was named, if a run does not exist, or if the folder is missing."""
     if not paths and not studies:
         raise UserError(
             "No study and no run was named.", "Expected: --study NAME, the folder of a run, or a checkpoint."
@@ -66,19 +90,7 @@ def report(
         )
     if out is None and (studies or len(paths) > 1 or not paths[0].is_dir()):
         raise UserError("No folder was named for the page.", "Expected: --out DIR.")
-    target = out or paths[0] / "report"
-    with writing(target, folder=True):
-        if not paths and len(studies) == 1:
-            made = _of_study(console, Flags(studies[0], storage, artifacts=artifacts), target)
-        elif not studies and len(paths) == 1:
-            (run,) = _summaries(console, paths, data, gpu, target)
-            made = run_report(run, target, now=datetime.now(UTC))
-        else:
-            raise UserError("Several are not compared yet.")
-    if as_json:
-        console.json({"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]})
-    else:
-        console.result(str(made.page))
+    return out or paths[0] / "report"
 
 
 def _of_study(console: Console, flags: Flags, out: Path) -> Report:
@@ -86,6 +98,29 @@ def _of_study(console: Console, flags: Flags, out: Path) -> Report:
 
     places, store = open_study(console, flags, needs=("storage", "artifacts"))
     return reports.report(store, places.study, out, artifacts=places.artifact_folder(), now=datetime.now(UTC))
+
+
+def _compared(console: Console, studies: Sequence[str], paths: Sequence[Path], flags: Flags, out: Path) -> Comparison:
+    """The comparison of the studies and of the runs, in this order."""
+    from cvaeopt.outcome.comparison import comparison
+
+    runs = _summaries(console, paths, flags.data, flags.gpu, out)
+    from cvaeopt.outcome.report import read
+    from cvaeopt.outcome.study_summary import study_summary
+
+    found: list[RunSummary] = []
+    searches = []
+    for study in studies:
+        places, store = open_study(console, replace(flags, study=study), needs=("storage", "artifacts"))
+        facts = read(store, places.study)
+        if any(one.name == places.study for one in found):
+            raise UserError(f"Study {places.study} is given twice.", "Expected: each study once.", "Leave one out.")
+        summary, search = study_summary(*facts, artifacts=places.artifact_folder(), now=datetime.now(UTC))
+        found.append(summary)
+        searches.append(search)
+    taken = {one.name for one in found}
+    runs = [replace(run, name=f"{run.name} (run)") if run.name in taken else run for run in runs]
+    return comparison([*found, *runs], searches)
 
 
 def _summaries(

@@ -34,6 +34,12 @@ def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: date
     artifacts   folder of the studies' run folders; the page names the files of the best trial that are missing there
     now         the date on the page
     """
+    return write(*read(storage, name), out, artifacts=artifacts, now=now)
+
+
+@named
+def read(storage: Storage, name: str) -> tuple[Definition, list[FrozenTrial], dict[str, Any]]:
+    """The definition of study `name`, its trials, and the overview for `report_data`. StudyError for no such study."""
     study, definition = open_existing(storage, name)
     overview = {
         **status(storage, name),
@@ -41,7 +47,7 @@ def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: date
         "confirmation": confirmation(storage, name),
         "identity": of(study),
     }
-    return write(definition, study.get_trials(deepcopy=False), overview, out, artifacts=artifacts, now=now)
+    return definition, study.get_trials(deepcopy=False), overview
 
 
 def write(

@@ -34,7 +34,7 @@ def run_report(run: RunSummary, out: Path, *, now: datetime) -> Report:
         strip=strip,
         marks=marks(config) if config else [],
         version=__version__,
-        date=f"{now:%Y-%m-%d %H:%M} UTC",
+        date=now.isoformat(sep=" ", timespec="minutes"),
     )
 
 

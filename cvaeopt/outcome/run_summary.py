@@ -38,6 +38,7 @@ class RunSummary:
     levels     PSNR of each baseline, dB; empty if they are not known
     files      history and PSNR per frame
     facts      the provenance, for the reader
+    measure    the meaning of `values`, if it differs from `estimated`
     """
 
     name: str
@@ -53,6 +54,12 @@ class RunSummary:
     start: str = ""
     levels: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    measure: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """The meaning of `values`. Only values with the same meaning are compared."""
+        return self.measure or self.estimated
 
     @property
     def rows(self) -> tuple[dict[str, Any], ...]:

@@ -1,0 +1,90 @@
+"""A study as one entry of a comparison: its recommended trial, and the progress and the cost of its search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from cvaeopt.files import RunFolder
+from cvaeopt.outcome.export import estimator
+from cvaeopt.outcome.leaders import Confirmation
+from cvaeopt.outcome.report_data import report_data
+from cvaeopt.outcome.run_files import RunFiles
+from cvaeopt.outcome.run_summary import RunSummary
+from cvaeopt.outcome.trials import TrialFacts
+from cvaeopt.search.definition import Definition
+
+
+@dataclass(frozen=True)
+class Search:
+    """The progress of a search: for each trial that has ended, in the order of the ends, what was spent until then.
+
+    epochs   epochs that were trained until the end of the trial
+    hours    training time until the end of the trial; empty if the time of a trial was not recorded
+    best     the highest value of a complete trial so far, dB; NaN before the first one
+    """
+
+    name: str
+    epochs: tuple[int, ...]
+    hours: tuple[float, ...]
+    best: tuple[float, ...]
+
+
+def study_summary(
+    definition: Definition,
+    trials: Sequence[FrozenTrial],
+    overview: Mapping[str, Any],
+    *,
+    artifacts: Path,
+    now: datetime,
+) -> tuple[RunSummary, Search]:
+    """The recommended trial of a study, and the progress of its search. The arguments are those of `report_data`.
+
+    If the fresh runs of a confirmation are over, `values` has those of the recommended settings.
+    """
+    data = report_data(definition, trials, overview, artifacts=artifacts, now=now)
+    best = data.best
+    files = data.run.files or RunFiles(RunFolder(artifacts / "none"), (), ())
+    fresh: Confirmation | None = overview.get("confirmation")
+    values: dict[int, float] = {}
+    if fresh is not None and fresh.best is not None:
+        values = dict(zip(fresh.best.seeds, fresh.best.values, strict=False))
+    elif best is not None and best.value is not None and isinstance(best.attributes.get("seed"), int):
+        values = {best.attributes["seed"]: best.value}
+    where = {} if best is None else {"study": data.name, "trial": best.number, "definition_digest": data.digest}
+    last = next(iter(files.history[-1:]), {})
+    summary = RunSummary(
+        name=data.name,
+        kind="study",
+        value=None if best is None else best.value,
+        estimated=data.estimated,
+        late=last.get("val_psnr_late"),
+        epoch=None,
+        files=files,
+        values=values,
+        settings=dict(data.run.settings),
+        data=data.data_digest or "",
+        levels=data.levels,
+        facts=where,
+        measure=estimator(definition).removesuffix(", one run"),
+    )
+    return summary, _search(data.name, data.known)
+
+
+def _search(name: str, known: Sequence[TrialFacts]) -> Search:
+    over = [trial for trial in known if trial.state in ("complete", "pruned", "failed")]
+    over.sort(key=lambda trial: (trial.finished is None, trial.finished, trial.number))
+    epochs, seconds, best = [0], [0.0], [float("nan")]
+    for trial in over:
+        epochs.append(epochs[-1] + trial.epochs)
+        seconds.append(seconds[-1] + (trial.seconds or 0.0))
+        levels = [level for level in (best[-1], trial.value) if level is not None and level == level]
+        best.append(max(levels, default=float("nan")))
+    timed = all(trial.seconds is not None for trial in over)
+    hours = tuple(total / 3600 for total in seconds[1:]) if timed else ()
+    return Search(name, tuple(epochs[1:]), hours, tuple(best[1:]))
