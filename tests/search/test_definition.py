@@ -319,7 +319,8 @@ def test_a_file_that_is_not_toml_is_refused_with_its_line(tmp_path):
 
 def test_the_promised_studies_are_there():
     ablations = {"seed000-tfr", "seed000-kl", "seed001-tfr", "seed001-kl", "seed003-kl", "seed004-kl"}
-    assert set(NAMES) == {"main", "wide", "reduced", "smoke", "demo"} | ablations
+    printed = {"seed000-final", "seed001-search", "seed001-final", "seed003-kl-printed", "seed004-kl-printed"}
+    assert set(NAMES) == {"main", "wide", "reduced", "smoke", "demo"} | ablations | printed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -395,6 +396,28 @@ def test_the_ablation_of_report_004_has_its_grid_and_settings():
         (30, 4, 0.4, 8, 0.1, "seed004")
     }
     assert template_lr(found)
+
+
+@pytest.mark.parametrize("name", ["seed003-kl", "seed004-kl"])
+def test_a_printed_study_differs_from_its_repaired_one_in_what_the_report_prints_alone(name):
+    printed = {"posterior", "detach", "forced_loss", "clip_order", "val_statistics"}
+    for one, other in zip(runs(name), runs(f"{name}-printed"), strict=True):
+        before, after = one.plain(), other.plain()
+        assert {key for key in before if before[key] != after[key]} <= printed
+        assert before != after
+
+
+def test_the_search_of_report_001_has_its_space_and_no_learning_rate_of_0():
+    search = load_definition("seed001-search", STUDIES).search
+    assert {name: (one.low, one.high) for name, one in search.items()} == {
+        "lr": (1e-6, 0.002),
+        "tfr": (0.3, 1.0),
+        "tfr_sde": (5, 20),
+        "tfr_d_step": (0.0, 0.5),
+        "kl_anneal_cycle": (5, 20),
+        "kl_anneal_ratio": (0.1, 1.0),
+    }
+    assert not any(one.log for one in search.values())
 
 
 def test_main_searches_the_six_settings_of_report_001():
