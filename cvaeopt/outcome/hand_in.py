@@ -266,6 +266,7 @@ def _facts(
             "confidence_percent": round(100 * CONFIDENCE),
             "score": {
                 **{key: value for key, value in scored.items() if key != "psnr_frames"},
+                "explained": [{**one.plain(), "values": "in score.json"} for one in sheet.explained],
                 "frames": len(sheet.psnr_frames),
                 "lowest": round(float(sheet.psnr_frames[worst]), 4),
             },
@@ -285,6 +286,7 @@ def _charts(
     levels = sheet.baselines.plain()
     charts: dict[str, Callable[[], bytes]] = {
         "psnr_per_frame": lambda: curves.psnr_per_frame(sheet.psnr_frames, levels),
+        "psnr_explained": lambda: sheet.dips_chart,
         "worst_frames": lambda: curves.page_of(worst_frames(videos, sheet.psnr_frames)),
         "film_strip": lambda: curves.page_of(film_strip(videos)),
     }

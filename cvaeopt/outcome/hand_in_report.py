@@ -272,10 +272,27 @@ def _per_frame(facts: Facts) -> list[Block]:
             "{score/lowest:.2f} dB."
         ),
         Figure("psnr_per_frame", Said("PSNR of every predicted validation frame.")),
+        *(_explained(facts, at) for at in range(len(facts.at("score/explained")))),
+        Said("A correlation is not a cause, and the intervals take into account that neighbouring frames are alike."),
+        Figure("psnr_explained", Said("PSNR per frame over the measures that may explain it; the worst are marked.")),
         Figure("worst_frames", Said("The frames with the lowest PSNR: truth, pose and prediction.")),
         Figure("film_strip", Said("Frames from the whole video: truth, pose and prediction.")),
         Todo("Say what happens in the video where the PSNR is low."),
     ]
+
+
+def _explained(facts: Facts, at: int) -> Said:
+    """The correlation of one measure with the PSNR of the frames, and whether noise explains it."""
+    here = f"score/explained/{at}"
+    if facts.at(f"{here}/correlation") is None:
+        return facts.say(f"For '{{{here}/what}}', no correlation with the PSNR is known.")
+    text = f"For '{{{here}/what}}', the correlation with the PSNR is {{{here}/correlation:.2f}}"
+    if facts.at(f"{here}/low") is not None:
+        text += f" ({{{here}/low:.2f}} to {{{here}/high:.2f}}, a {{confidence_percent}} % interval for all together)"
+    judged = (
+        "which is within noise" if facts.at(f"{here}/psnr_is") == "unknown" else "which is more than noise explains"
+    )
+    return facts.say(f"{text}, {judged}.")
 
 
 def _strategy(facts: Facts) -> list[Block]:

@@ -20,7 +20,7 @@ from cvaeopt.outcome.contour_chart import contour, first_pair
 from cvaeopt.outcome.importance import Importance
 from cvaeopt.outcome.report_data import ReportData
 from cvaeopt.outcome.report_text import short_name
-from cvaeopt.outcome.run_files import RunFiles
+from cvaeopt.outcome.run_files import DIPS, RunFiles
 from cvaeopt.pictures import curves, run_pictures
 from cvaeopt.pictures.strip import strip_frames
 
@@ -197,6 +197,11 @@ def _retrained(data: ReportData) -> list[Picture]:
     if data.retrained is None:
         return []
     shown, _ = _curves_of_run(data.retrained.files, "Retrained", data.levels, "retrained")
+    explained = _content(data.retrained.files.folder.root / DIPS)
+    if explained is not None:
+        text = "PSNR of each predicted frame over the pose's speed, its share outside, its novelty, and the drift."
+        caption = "What may explain a low PSNR. The intervals take into account that neighbours are alike."
+        shown.append(Picture(f"retrained_{DIPS}", explained, text, caption))
     return shown
 
 

@@ -19,6 +19,9 @@ CONTINUED: Final = "continued_after"
 SCORE: Final = "score.json"
 """The file with the score sheet of a retrained run's best epoch, in the run's folder."""
 
+DIPS: Final = "psnr_explained.png"
+"""The chart of the PSNR per frame of a retrained run over the measures that may explain it."""
+
 
 @dataclass(frozen=True)
 class RunFiles:

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from cvaeopt.errors import CheckpointError, DataError
 from cvaeopt.files import write_bytes, write_json
 from cvaeopt.outcome import predict, recipe
+from cvaeopt.outcome.dips import LABELS, Explanation, explanations, interval_text, verdict_text
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.rolling import Noise, Span, frame_size, notes, output_facts, roll_frames, with_output_decided
-from cvaeopt.outcome.run_files import RETRAIN, SCORE
+from cvaeopt.outcome.run_files import DIPS, RETRAIN, SCORE
+from cvaeopt.pictures.dips_chart import Strip, dips_chart
 from cvaeopt.pictures.run_pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
@@ -48,6 +50,7 @@ class ScoreSheet:
     history       the rows of the training's history; empty for a lab checkpoint
     public        name of the test sequence -> its public score, for sequences whose true frames are known
     output        JSON values of `output_facts`
+    explained     the measures that may explain a low PSNR, and their correlations with it
     """
 
     checkpoint: str
@@ -63,6 +66,7 @@ class ScoreSheet:
     history: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     public: dict[str, float] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
+    explained: tuple[Explanation, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
@@ -77,12 +81,27 @@ class ScoreSheet:
             "baselines": {name: round(value, 4) for name, value in self.baselines.plain().items()},
             "gain_over_baselines": round(self.gain, 4),
             "public": {name: round(value, 4) for name, value in self.public.items()},
-            "worst_frames": [index + 1 for index in worst_indices(self.psnr_frames, 4)],
+            "worst_frames": [index + 1 for index in self.worst],
+            "explained": [one.plain() for one in self.explained],
             "noise": {"kind": self.noise.kind, "scale": self.noise.scale, "seed": self.noise.seed},
             **self.output,
             "data_digest": self.data_digest,
             "psnr_frames": [round(float(value), 4) for value in self.psnr_frames],
         }
+
+    @property
+    def worst(self) -> list[int]:
+        """The indices of the frames at the worst dips, the worst first."""
+        return worst_indices(self.psnr_frames, 4)
+
+    @property
+    def dips_chart(self) -> bytes:
+        """The chart of the PSNR per frame over the measures that may explain it."""
+        strips = [
+            Strip(one.values, LABELS[one.name], f"{interval_text(one)}: {verdict_text(one)}", one.verdict != "unknown")
+            for one in self.explained
+        ]
+        return dips_chart(self.psnr_frames, strips, self.worst)
 
     @property
     def gain(self) -> float:
@@ -136,6 +155,7 @@ def score(
         history=tuple(loaded.own.history) if loaded.own else (),
         public=_public(loaded, data, noise) if public else {},
         output=output_facts(loaded, span),
+        explained=explanations(psnr, prediction, data.val, data.train),
         notes=notes(loaded, path.name, span),
     )
 
@@ -154,8 +174,9 @@ def write(sheet: ScoreSheet, data: Dataset, folder: Path) -> list[Path]:
     )
     rows = {"truth": data.val.frames[1:], "pose": data.val.labels[1:], "prediction": sheet.prediction}
     write_bytes(folder / STRIP, film_strip(rows))
+    write_bytes(folder / DIPS, sheet.dips_chart)
     write_json(folder / SCORE, sheet.plain())
-    return [folder / SCORE, *made, folder / STRIP]
+    return [folder / SCORE, *made, folder / STRIP, folder / DIPS]
 
 
 @dataclass(frozen=True)

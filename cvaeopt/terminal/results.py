@@ -103,6 +103,10 @@ def score(console: Console, sheet: dict[str, Any]) -> None:
     missing = sheet["baselines"]["nearest_pose"] - sheet["val_psnr"]
     also = f", {'but' if gain > 0 else 'and'} {missing:.2f} dB below the nearest pose" if missing >= 0 else ""
     console.result(f"That is {verdict} the better of copying the first frame and showing the mean frame{also}.")
+    frames = ", ".join(str(number) for number in sheet["worst_frames"])
+    console.result(f"Worst frames: {frames}. What goes with the PSNR of a frame (a correlation is not a cause):")
+    for item in sheet["explained"]:
+        console.result(f"- {item['text']}")
     for name, value in sheet["public"].items():
         console.result(f"Public score of sequence {name}: {value:.2f} dB")
 

@@ -90,7 +90,7 @@ def baselines(train: Video, val: Video) -> Baselines:
     training and 630 validation frames of 32 x 64 take seconds and less than 300 MB.
     """
     truth = val.frames[1:]
-    nearest = _nearest(train.labels, val.labels[1:])
+    nearest = nearest_labels(train.labels, val.labels[1:])
     return Baselines(
         copy_first=_mean_psnr(val.frames[:1], truth),
         train_mean=_mean_psnr(_mean_frame(train.frames), truth),
@@ -133,7 +133,7 @@ def _mean_frame(frames: np.ndarray) -> np.ndarray:
     return total[None] / len(frames)
 
 
-def _nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def nearest_labels(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """For each label in `wanted` (V, 3, H, W), the index of the nearest label in `known` (N, 3, H, W), int64 (V,).
 
     The distance is the Euclidean distance of the pictures. If several labels have the same distance, the first is used.

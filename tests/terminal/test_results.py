@@ -148,7 +148,8 @@ def test_a_long_path_is_never_folded(make: Callable[[], Terminal]) -> None:
 )
 def test_a_score_says_also_when_the_nearest_pose_is_not_beaten(nearest: float, said: str) -> None:
     shown = console(pipe)
+    more = {"gain_over_baselines": 1.0, "public": {}, "worst_frames": [7, 3], "explained": [{"text": "speed"}]}
     levels = {"copy_first": 25.0, "train_mean": 24.0, "nearest_pose": nearest}
     sheet = {"checkpoint": "x.pt", "epoch": 1, "val_psnr": 26.0, "val_psnr_late": 26.0, "baselines": levels}
-    results.score(shown, {**sheet, "gain_over_baselines": 1.0, "public": {}})
+    results.score(shown, {**sheet, **more})
     assert said in written(shown.out)

@@ -102,8 +102,8 @@ def test_the_nearest_pose_is_the_nearest_picture_across_chunks(monkeypatch: pyte
     wanted[4] = known[31]
     distance = np.square(known[:, None].astype(int) - wanted[None]).sum(axis=(2, 3, 4))
     monkeypatch.setattr(metrics, "_CHUNK", 7)
-    assert metrics._nearest(known, wanted).tolist() == distance.argmin(axis=0).tolist()
-    assert metrics._nearest(known, wanted)[4] == 31
+    assert metrics.nearest_labels(known, wanted).tolist() == distance.argmin(axis=0).tolist()
+    assert metrics.nearest_labels(known, wanted)[4] == 31
 
 
 def test_baselines_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
