@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, Literal, Self
 
 State = Literal["complete", "pruned", "failed", "running", "waiting", "history"]
@@ -70,6 +71,13 @@ def baseline_texts(values: Mapping[str, float | None]) -> str:
 def count(number: int, what: str) -> str:
     """A number with its noun: '1 epoch', '2 epochs'."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def version_text(version: Mapping[str, Any]) -> str:
+    """The changes of a version of a study's definition, its date and its author; `version` as `status` shows it."""
+    when = datetime.fromtimestamp(version["at"]).strftime("%Y-%m-%d %H:%M")
+    by = f" by {version['by']}" if version["by"] else ""
+    return f"{'; '.join(version['changes']) or 'the first definition'} ({when}{by})"
 
 
 class Advice(str):

@@ -24,7 +24,7 @@ from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import params_to_config
 from cvaeopt.store.identity import Identity
-from cvaeopt.text import BASELINES_LONG
+from cvaeopt.text import BASELINES_LONG, version_text
 
 MAX_ROWS: Final = 200
 MAX_FAILURES: Final = 50
@@ -100,6 +100,7 @@ class ReportData:
     """All facts on the page of a report.
 
     metric         the name of the value, such as val_psnr
+    versions       the versions of the definition as text, oldest first
     estimated      a description of how the best value was estimated
     verdict        a sentence with the result of the study
     lost           True if the best trial does not beat every baseline
@@ -130,6 +131,7 @@ class ReportData:
     storage: str
     stopped: str | None
     digest: str
+    versions: list[str]
     data_digest: str | None
     verdict: str
     fresh: Fresh | None
@@ -199,13 +201,12 @@ def report_data(
     artifacts   folder of the studies' run folders
     """
     known = facts(trials, overview.get("left", ()))
-    levels: dict[str, float] = {k: v for k, v in overview["baselines"].items() if v is not None}
     fresh: Confirmation | None = overview.get("confirmation")
     searched_best = best_of(known)
     best, estimated = _recommended(definition, known, searched_best, fresh)
     searched = _ordered(axes(trials), definition)
     folder = (overview.get("identity") or Identity(definition.name)).find(artifacts)
-    failures, good = _failures(known), _good(known)
+    failures, good, levels = _failures(known), _good(known), _known_levels(overview)
     return ReportData(
         name=definition.name,
         description=definition.description,
@@ -216,6 +217,7 @@ def report_data(
         storage=overview["storage"],
         stopped=overview.get("stopped"),
         digest=definition.digest(),
+        versions=[version_text(one) for one in overview.get("versions", [])],
         data_digest=best.attributes.get("data_digest") if best else None,
         verdict=verdict(best, levels),
         fresh=None if fresh is None else Fresh(table(fresh), fresh_text(fresh)),
@@ -242,6 +244,10 @@ def report_data(
         failures=failures[:MAX_FAILURES],
         failure_kinds=len(failures),
     )
+
+
+def _known_levels(overview: Mapping[str, Any]) -> dict[str, float]:
+    return {name: level for name, level in overview["baselines"].items() if level is not None}
 
 
 def _recommended(

@@ -48,8 +48,8 @@ from cvaeopt.store import damage
 from cvaeopt.store.identity import of
 from cvaeopt.store.leases import CONSTRAINTS, Lease, LeaseRegistry, Outcome
 from cvaeopt.store.optuna_private import forget_trials
+from cvaeopt.store.optuna_rows import STOP
 from cvaeopt.store.status import BY_HAND
-from cvaeopt.store.steering import STOP
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Place
 from cvaeopt.vae import device as devices

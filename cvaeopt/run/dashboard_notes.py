@@ -27,7 +27,7 @@ from cvaeopt.store.optuna_private import id_of, storage_of, trial_for_note, tria
 from cvaeopt.store.ranking import ranked
 from cvaeopt.store.status import FAILED, status
 from cvaeopt.store.storage import Storage
-from cvaeopt.text import BASELINES, STATES, count, short
+from cvaeopt.text import BASELINES, STATES, count, short, version_text
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +179,10 @@ def summary(facts: Mapping[str, Any], study_id: int) -> str:
     counted = ", ".join(f"{count} {state}" for state, count in trials.items() if count) or "none yet"
     whole = f" (of {budget['trials']})" if budget["trials"] else ""
     lines.append(f"Trials{whole}: {counted}. Epochs spent: {facts['epochs_spent']}.")
+    versions = facts.get("versions", [])
+    if len(versions) > 1:
+        newest = versions[-1]
+        lines.append(f"Version {newest['version']} of the definition: {note_text(version_text(newest))}.")
     last = facts["last"]
     if last is not None:
         lines.append(f"Last ended: trial {last['number']}, {last['state']}{_why(last['reason'])}.")

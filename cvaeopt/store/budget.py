@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select
+from sqlalchemy import Connection, Row, func, or_, select
 
 from cvaeopt.store.ranking import progress
 from cvaeopt.store.roles import HISTORY
@@ -18,14 +18,10 @@ def spent(connection: Connection, study: Row[Any], now: float) -> str:
     study   the study's row in cvaeopt_study, locked
     now     the database's clock, seconds
     """
-    # A trial that is history does not count any more, but its epochs were spent.
-    counts = case((lease_table.c.outcome == HISTORY, 0), else_=1)
-    trials, reserved = connection.execute(
-        select(func.coalesce(func.sum(counts), 0), func.coalesce(func.sum(lease_table.c.epochs_reserved), 0)).where(
-            lease_table.c.study == study.name
-        )
-    ).one()
-    if study.trials is not None and trials >= study.trials:
+    reserved = connection.execute(
+        select(func.coalesce(func.sum(lease_table.c.epochs_reserved), 0)).where(lease_table.c.study == study.name)
+    ).scalar_one()
+    if study.trials is not None and taken(connection, study.name) >= study.trials:
         return f"all {study.trials} trials are taken"
     if study.total_epochs is not None and reserved + study.epochs > study.total_epochs:
         return f"{reserved} of {study.total_epochs} epochs are taken and a trial needs {study.epochs}"
@@ -44,3 +40,10 @@ def spent(connection: Connection, study: Row[Any], now: float) -> str:
     if patience is not None and since >= patience:
         return f"{since} trials have ended since the best one ({best:.2f} dB)"
     return ""
+
+
+def taken(connection: Connection, name: str) -> int:
+    """The number of trials of study `name` that were begun. Trials that are history (`roles`) do not count any more."""
+    outcome = lease_table.c.outcome
+    counted = select(func.count()).where(lease_table.c.study == name, or_(outcome.is_(None), outcome != HISTORY))
+    return int(connection.execute(counted).scalar_one())

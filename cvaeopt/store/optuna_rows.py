@@ -43,6 +43,9 @@ STEPS: Final = table(
 USER_ATTRS: Final = table("trial_user_attributes", *(column(name) for name in ("trial_id", "key", "value_json")))
 SYSTEM_ATTRS: Final = table("trial_system_attributes", *(column(name) for name in ("trial_id", "key", "value_json")))
 
+STOP: Final = "cvaeopt:stop"
+"""System attribute of a trial that a user asked to stop. Its worker, on any machine, ends it after its epoch."""
+
 _NOT_FINITE: Final = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 _MAX_ROWS: Final = 100  # fetched at once: faster than single rows, and too few to start a full garbage collection
 _MAX_IDS: Final = 500  # in one query, because SQLite limits the number of parameters

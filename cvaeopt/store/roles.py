@@ -30,7 +30,7 @@ from cvaeopt.search.definition import Definition
 from cvaeopt.search.parsing import parse_enqueue
 from cvaeopt.store import versions
 from cvaeopt.store.optuna_private import RepeatedStorage, trial_id_of
-from cvaeopt.store.optuna_rows import SYSTEM_ATTRS, USER_ATTRS, read_trials
+from cvaeopt.store.optuna_rows import STOP, SYSTEM_ATTRS, USER_ATTRS, read_trials
 from cvaeopt.store.ranking import is_feasible, place
 from cvaeopt.store.tables import lease_table
 from cvaeopt.vae.schedules import first_differences
@@ -215,6 +215,7 @@ def apply(
             state, value = TrialState.RUNNING, None
             # A violated constraint may still be written, because the trial is trained again.
             _forget(connection, SYSTEM_ATTRS, trial_id, "constraints")
+            _forget(connection, SYSTEM_ATTRS, trial_id, STOP)
             free = {"state": "open", "owner": None, "outcome": None, "reason": None, "attempt": 1}
             done = lease_table.c.epochs_done
             _set_lease(connection, study, trial_id, **free, attempt_epoch=done, epochs_reserved=changed.epochs)

@@ -16,16 +16,15 @@ from cvaeopt.search import space
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.parsing import parse_enqueue
 from cvaeopt.search.tables import GridSampler
+from cvaeopt.store.budget import taken
 from cvaeopt.store.damage import named
-from cvaeopt.store.optuna_rows import SYSTEM_ATTRS, USER_ATTRS, trial_attributes, trial_states
+from cvaeopt.store.optuna_rows import STOP, SYSTEM_ATTRS, USER_ATTRS, trial_attributes, trial_states
+from cvaeopt.store.roles import settle
 from cvaeopt.store.status import BY_HAND
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import open_existing
 from cvaeopt.store.tables import lease_table
 from cvaeopt.text import STATES, Advice
-
-STOP: Final = "cvaeopt:stop"
-"""System attribute of a trial that a user asked to stop. Its worker, on any machine, ends it after its epoch."""
 
 _POINT: Final = "fixed_params"  # Optuna's own system attribute of an enqueued trial
 _REQUEST: Final = "cvaeopt:request"  # system attribute of an enqueued trial: the same text for the points of one call
@@ -104,9 +103,7 @@ def enqueue(storage: Storage, name: str, given: Sequence[dict[str, Any]], *, dry
                 if not dry_run:
                     storage.add_waiting(connection, row.study_id, [{_POINT: one, _REQUEST: request} for one in mine])
                 waiting += len(mine)
-            taken = select(func.count()).where(lease_table.c.study == name)
-            begun = connection.execute(taken).scalar_one()
-            free = None if row.trials is None else max(row.trials - begun, 0)
+            free = None if row.trials is None else max(row.trials - taken(connection, name), 0)
             return Enqueued(name, points, mine, waiting, free)
 
     return storage.retry(add)
@@ -192,6 +189,7 @@ def stop_trial(storage: Storage, name: str, number: int, *, dry_run: bool = Fals
             if not dry_run:
                 _close_lease(connection, row, trial_id, number, lease)
                 storage.prune_waiting(connection, trial_id, {"reason": BY_HAND, "epochs_done": epochs_done})
+                settle(storage, connection, dict(row._mapping), trial_id)
             return TrialStop(name, number, True, epochs_done)
 
     return storage.retry(stop)
@@ -217,10 +215,10 @@ def _close_lease(connection: Connection, study: Row[Any], trial_id: int, number:
         values = {**closed, "epochs_reserved": lease.epochs_done}
         connection.execute(update(lease_table).where(mine).values(**values))
         return
-    taken, last = connection.execute(
-        select(func.count(), func.coalesce(func.max(lease_table.c.slot), -1)).where(lease_table.c.study == study.name)
-    ).one()
-    if study.trials is None or taken < study.trials:
+    last = connection.execute(
+        select(func.coalesce(func.max(lease_table.c.slot), -1)).where(lease_table.c.study == study.name)
+    ).scalar_one()
+    if study.trials is None or taken(connection, study.name) < study.trials:
         values = {
             "study": study.name,
             "slot": last + 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.layout import grid
-from cvaeopt.text import BASELINES, baseline_texts, count, duration, short
+from cvaeopt.text import BASELINES, baseline_texts, count, duration, short, version_text
 
 GONE = ("stopped", "dead")
 """The states of workers that no longer run."""
@@ -139,13 +138,6 @@ def workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
 def trial_counts(trials: dict[str, int]) -> str:
     """The number of trials in each state, such as '12 complete, 2 running'."""
     return ", ".join(f"{count} {state}" for state, count in trials.items() if count) or "none yet"
-
-
-def version_text(version: Mapping[str, Any]) -> str:
-    """The changes of a version of the study's definition, who made it, and when."""
-    when = datetime.fromtimestamp(version["at"]).strftime("%Y-%m-%d %H:%M")
-    by = f" by {version['by']}" if version["by"] else ""
-    return f"{'; '.join(version['changes'])} ({when}{by})"
 
 
 def study_table(facts: dict[str, Any]) -> RenderableType:
