@@ -162,7 +162,7 @@ def _different_settings(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]
 def _curves(found: Comparison) -> list[Picture]:
     lines = []
     for run in found.runs:
-        points = [(row["epoch"], float(row["val_psnr"])) for row in run.rows]
+        points = [(row["epoch"], float(row["val_psnr"])) for row in run.rows if "val_psnr" in row]
         lines.append(Line(run.name, [epoch for epoch, _ in points], run.hours, [value for _, value in points]))
     what = "Validation PSNR"
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ def study_summary(
     data = report_data(definition, trials, overview, artifacts=artifacts, now=now)
     best = data.best
     files = data.run.files or RunFiles(RunFolder(artifacts / "none"), (), ())
+    if best is not None and not files.history:  # The run folder is on another machine; the database has the curve.
+        files = replace(files, history=tuple({"epoch": epoch, data.metric: value} for epoch, value in best.curve))
     fresh: Confirmation | None = overview.get("confirmation")
     values: dict[int, float] = {}
     if fresh is not None and fresh.best is not None:

@@ -83,6 +83,23 @@ def test_a_report_has_no_barriers_by_day_by_night_or_on_paper(browser: Any, page
                 assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") != night
 
 
+def test_the_page_of_a_run_and_a_comparison_are_as_good(browser: Any, shop: Shop, tmp_path: Path) -> None:
+    """The pages are those of a run, and of two runs beside a study."""
+    best = trials(1)[0]
+    runs = [retrained_folder(tmp_path / name, best).root for name in ("main-500", "wide-500")]
+    assert shop.run("report", runs[0], "--out", tmp_path / "one").code == 0
+    assert shop.run("report", *runs, "--study", "tiny", "--out", tmp_path / "several").code == 0
+    for name, pictures in (("one", 13), ("several", 3)):
+        address = (tmp_path / name / PAGE).as_uri()
+        for width, dark in ((1280, False), (390, False), (1280, True)):
+            with chromium.visit(browser, width=width, dark=dark) as seen:
+                seen.page.goto(address)
+                assert seen.page.locator("img").count() == pictures
+                assert (seen.broken_pictures(), seen.complaints, seen.barriers()) == ([], [], [])
+                assert seen.requests == [address]
+                assert seen.overflow_px() <= 0
+
+
 def test_the_rules_find_what_is_wrong(browser: Any) -> None:
     """A page with every fault: without this, a rule that never fires would go unnoticed."""
     with chromium.visit(browser) as seen:

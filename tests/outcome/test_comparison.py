@@ -21,6 +21,7 @@ from cvaeopt.outcome.run_summary import RunSummary
 from cvaeopt.outcome.study_summary import study_summary
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.study import create_or_open
+from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
 from tests.support.command import Shop
 from tests.support.made_up import BASELINES, NOON, definition, fill, history, registered, run_all, trials
@@ -137,6 +138,7 @@ def test_a_study_has_its_fresh_runs_values_and_a_search_that_only_improves(shop:
     summary, search = study_summary(*facts, artifacts=tmp_path, now=NOON)
     assert len(summary.values) == 2
     assert all(value == 20.0 + seed % 7 for seed, value in summary.values.items())
+    assert {row["epoch"]: row["val_psnr"] for row in summary.rows} in [trial.intermediate_values for trial in trials(8)]
     assert search.epochs[-1] == sum(trial.user_attrs["epochs_done"] for trial in trials(8))
     assert search.hours[-1] == pytest.approx(search.epochs[-1] * 60 / 3600)
     known = [value for value in search.best if math.isfinite(value)]
@@ -177,6 +179,22 @@ def test_common_seeds_tell_runs_apart_that_scatter_more_than_they_differ(shop: S
     assert one["value"] - one["low"] == pytest.approx(T_2 * 0.1 / math.sqrt(3), rel=1e-5)
     text = " ".join(Page(shop.root / "pair" / "report.html").text.split())
     assert "It is better than tfr1-* (3 seeds) by 2.20 dB" in text
+
+
+def test_checkpoints_without_a_score_are_rolled_out_on_the_data(tmp_path: Path) -> None:
+    shop = Shop.new(tmp_path / "shop")
+    for seed in (1, 2):
+        config = tiny.config(seed=seed, frame_H=32, frame_W=64, num_epoch=1)
+        Trainer(config, tiny.DATA, "cpu").save(shop.root / f"{seed}.pt", {})
+    words = ("report", "1.pt", "2.pt", "--out", "page", "--gpu", "cpu", "--json")
+    without = shop.run(*words, DATA="")
+    assert (without.code, "needs --data DIR" in without.err) == (0, True)
+    assert [row["value"] for row in json.loads(without.out)["runs"]] == [None, None]
+    said = shop.run(*words)
+    assert said.code == 0, said.err
+    values = [row["value"] for row in json.loads(said.out)["runs"]]
+    for name, value in zip(("1.pt", "2.pt"), values, strict=True):
+        assert value == json.loads(shop.run("score", name, "--json").out)["val_psnr"]
 
 
 def test_what_is_given_twice_or_is_not_there_is_one_message(shop: Shop) -> None:
