@@ -22,7 +22,9 @@ from cvaeopt.outcome.report_data import ReportData
 from cvaeopt.outcome.report_text import short_name
 from cvaeopt.outcome.run_files import DIPS, RunFiles
 from cvaeopt.pictures import curves, run_pictures
+from cvaeopt.pictures import snapshots as snapshot_chart
 from cvaeopt.pictures.strip import strip_frames
+from cvaeopt.vae import snapshots
 
 _SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}
 _RUN_PICTURES: Final = (
@@ -278,6 +280,12 @@ def _curves_of_run(
         )
     else:
         missing.append(run_pictures.PSNR_VALUES)
+    known = snapshots.read(files.folder.root)
+    if known:
+        epochs = ", ".join(map(str, known))
+        drawn = snapshot_chart.chart(known, levels, name=title)
+        text = f"{title}: PSNR of each validation frame after the epochs {epochs}."
+        shown.append(Picture(f"{prefix}_{snapshot_chart.CHART}", drawn, text))
     return shown, missing
 
 
