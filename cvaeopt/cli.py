@@ -17,6 +17,7 @@ from cvaeopt import __version__
 from cvaeopt.commands import (
     admin,
     checkpoints,
+    claims,
     data,
     extend,
     hand_in,
@@ -45,7 +46,15 @@ app = typer.Typer(
 )
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Search": (search.worker, service.status, steering.enqueue, service.stop, extend.extend, search.confirm),
+    "Search": (
+        search.worker,
+        service.status,
+        steering.enqueue,
+        service.stop,
+        extend.extend,
+        search.confirm,
+        claims.claims,
+    ),
     "Results": (
         results.export_best,
         results.fetch,

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "stop": ("stop --study main", "stop --study main --worker host-4711-ab12", "stop --study main --trial 17"),
     "extend": ("extend --study main --trials 100", "extend --study main --file studies/main.toml --dry-run"),
     "confirm": ("confirm --study main --top 5 --seeds 3", "confirm --study main --gpu 0"),
+    "claims": ("claims --study seed000-tfr --seeds 5 --dry-run", "claims --study seed000-tfr --seeds 5 --gpu 0"),
     "export-best": ("export-best --study main", "export-best --study main --out best.toml --lab"),
     "fetch": ("fetch --study main", "fetch --study main --trial 42"),
     "report": (

@@ -18,7 +18,7 @@ DEFAULT_STORAGE = "sqlite:///storage/cvaeopt.db"
 DEFAULT_ARTIFACTS = "storage/artifacts"
 
 _CONFIRMATION = re.compile(r"\.confirm(-\d+)?$")
-_TAKE_ARTIFACTS = ("worker", "confirm", "dashboard", "export-runs", "fetch", "report")
+_TAKE_ARTIFACTS = ("worker", "confirm", "claims", "dashboard", "export-runs", "fetch", "report")
 
 
 @dataclass(frozen=True)

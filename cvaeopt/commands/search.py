@@ -202,7 +202,8 @@ def confirm(
         _register(console, store, planned)
     else:
         view = WorkerView(console)
-        process = _process(console, store, definition, flags, threads, view.heard)
+        process = open_process(console, store, definition, flags, threads, view.heard)
+        process.baselines(definition.name)
         _register(console, store, planned)
         with view:
             process.confirm(definition)
@@ -232,10 +233,10 @@ def _confirmed_definition(store: Storage, study: str, name: str) -> Definition:
     return definition
 
 
-def _process(
+def open_process(
     console: Console, store: Storage, definition: Definition, flags: Flags, threads: int | None, listener: Listener
 ) -> WorkerProcess:
-    """A worker in this process for `confirm --gpu`. Its data, device and stores are ready, or an error is raised."""
+    """A worker in this process for an option --gpu. Its data, device and stores are ready, or an error is raised."""
     from cvaeopt.vae import device as devices
 
     places = Places.resolve(flags, os.environ, definition.service)
@@ -245,11 +246,9 @@ def _process(
 
     loaded = load_data(console, root, definition.frame_size)
     remote = open_object_store(console, places.checkpoints)
-    process = WorkerProcess(
+    return WorkerProcess(
         store, loaded, device, places.artifact_folder(), listener, remote, reads_study=not console.quiet
     )
-    process.baselines(definition.name)
-    return process
 
 
 def _register(console: Console, store: Storage, planned: Plan) -> None:

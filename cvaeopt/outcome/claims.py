@@ -94,6 +94,32 @@ class Tested:
     ended: int
     without: int
 
+    @property
+    def sentences(self) -> list[str]:
+        """A sentence for each claim: its text, its measure and its verdict."""
+        return [
+            f"{claim.text} ({claim.measure}): {verdict_text(one)}"
+            for claim, one in zip(self.claims, self.judged, strict=True)
+        ]
+
+    @property
+    def table(self) -> list[dict[str, str]]:
+        """A row of text for each pair. The number of the claim and its seeds stand in its first row only."""
+        rows = []
+        for number, (claim, one) in enumerate(zip(self.claims, self.judged, strict=True), start=1):
+            for place, ((better, worse), pair) in enumerate(zip(claim.pairs, one.pairs, strict=True)):
+                rows.append(
+                    {
+                        "claim": str(number) if place == 0 else "",
+                        "pair": f"{side_text(better)} over {side_text(worse)}",
+                        "better by": "-" if pair is None else f"{pair.mean:.3g}{unit_of(claim)}",
+                        "95 %": "-" if pair is None or pair.low is None else f"{pair.low:.3g} to {pair.high:.3g}",
+                        "seeds": str(one.seeds[place]),
+                        "would decide": needed_text(one) if place == 0 else "",
+                    }
+                )
+        return rows
+
     def plain(self) -> dict[str, Any]:
         """The tests as JSON values."""
         return {
@@ -201,26 +227,6 @@ def needed_text(one: Judgement) -> str:
     if all(pair is not None and pair.standard_error is not None for pair in one.pairs):
         return f"about {one.needed}" if one.needed is not None else f"over {MAX_SEEDS}"
     return "unknown before 2 seeds"
-
-
-def table(found: Tested) -> list[dict[str, str]]:
-    """The tests as text, a row for each pair. Verdict and seeds are of the claim and stand in its first row only."""
-    rows = []
-    for number, (claim, one) in enumerate(zip(found.claims, found.judged, strict=True), start=1):
-        for place, ((better, worse), pair) in enumerate(zip(claim.pairs, one.pairs, strict=True)):
-            within = "-" if pair is None or pair.low is None else f"{pair.low:.3g} to {pair.high:.3g}"
-            rows.append(
-                {
-                    "claim": str(number) if place == 0 else "",
-                    "verdict": verdict_text(one) if place == 0 else "",
-                    "pair": f"{side_text(better)} over {side_text(worse)}",
-                    "better by": "-" if pair is None else f"{pair.mean:.3g}{unit_of(claim)}",
-                    "95 %": within,
-                    "seeds": str(one.seeds[place]),
-                    "would decide": needed_text(one) if place == 0 else "",
-                }
-            )
-    return rows
 
 
 def unit_of(claim: Claim) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from cvaeopt.outcome.claims import assess
 from cvaeopt.outcome.importance import at_bounds, importances
 from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.page import Report, write_page
@@ -45,6 +46,7 @@ def read(storage: Storage, name: str) -> tuple[Definition, list[FrozenTrial], di
         **status(storage, name),
         "left": without_worker(storage, name),
         "confirmation": confirmation(storage, name),
+        "claims": assess(storage, name),
         "identity": of(study),
     }
     return definition, study.get_trials(deepcopy=False), overview

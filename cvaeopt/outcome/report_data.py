@@ -15,6 +15,7 @@ from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
 from cvaeopt.outcome.ablation import Comparison, comparison
+from cvaeopt.outcome.claims import Tested
 from cvaeopt.outcome.export import beaten_baselines, estimator, fresh_estimator
 from cvaeopt.outcome.leaders import Confirmation, table
 from cvaeopt.outcome.report_text import duration, fresh_text, marks, spread, tally, verdict
@@ -104,6 +105,7 @@ class ReportData:
     estimated      a description of how the best value was estimated
     verdict        a sentence with the result of the study
     lost           True if the best trial does not beat every baseline
+    claims         the claims about the arms of a grid with their tests; None without claims
     best           the recommended trial: fresh runs decide if they are over, otherwise the values of the search
     searched_best  the trial with the highest value of the search
     levels         PSNR of each baseline, dB
@@ -135,6 +137,7 @@ class ReportData:
     data_digest: str | None
     verdict: str
     fresh: Fresh | None
+    claims: Tested | None
     lost: bool
     best: TrialFacts | None
     searched_best: TrialFacts | None
@@ -194,16 +197,15 @@ def report_data(
 ) -> ReportData:
     """The facts of a report.
 
-    overview    the result of `status`, with three optional keys:
+    overview    the result of `status`, with four optional keys:
                 "left"           the numbers of the trials that wait for a worker
-                "confirmation"   the result of `confirmation`
+                "confirmation"   the result of `confirmation`; "claims": the result of `assess`
                 "identity"       the study's identity; default: none, with files in `artifacts/NAME`
     artifacts   folder of the studies' run folders
     """
     known = facts(trials, overview.get("left", ()))
-    fresh: Confirmation | None = overview.get("confirmation")
     searched_best = best_of(known)
-    best, estimated = _recommended(definition, known, searched_best, fresh)
+    best, estimated = _recommended(definition, known, searched_best, overview.get("confirmation"))
     searched = _ordered(axes(trials), definition)
     folder = (overview.get("identity") or Identity(definition.name)).find(artifacts)
     failures, good, levels = _failures(known), _good(known), _known_levels(overview)
@@ -220,7 +222,8 @@ def report_data(
         versions=[version_text(one) for one in overview.get("versions", [])],
         data_digest=best.attributes.get("data_digest") if best else None,
         verdict=verdict(best, levels),
-        fresh=None if fresh is None else Fresh(table(fresh), fresh_text(fresh)),
+        fresh=_fresh(overview.get("confirmation")),
+        claims=overview.get("claims"),
         lost=bool(best and best.value is not None and beaten_baselines(best.value, levels)),
         best=best,
         searched_best=searched_best,
@@ -248,6 +251,10 @@ def report_data(
 
 def _known_levels(overview: Mapping[str, Any]) -> dict[str, float]:
     return {name: level for name, level in overview["baselines"].items() if level is not None}
+
+
+def _fresh(found: Confirmation | None) -> Fresh | None:
+    return None if found is None else Fresh(table(found), fresh_text(found))
 
 
 def _recommended(

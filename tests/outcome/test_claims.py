@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from cvaeopt.errors import SettingsError, StudyDamaged
-from cvaeopt.outcome.claims import MAX_SEEDS, POWER, assess, judge, needed_text, seeds_needed, table, verdict_text
+from cvaeopt.outcome import report
+from cvaeopt.outcome.claims import MAX_SEEDS, POWER, assess, judge, needed_text, seeds_needed, verdict_text
 from cvaeopt.outcome.two_way import two_way
 from cvaeopt.search.claims import MEASURES
 from cvaeopt.search.definition import Definition
@@ -23,6 +24,7 @@ from cvaeopt.store.confirmation import register
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, open_existing
+from tests.support.made_up import NOON
 
 LUCK_DB, REST_DB = 1.0, 0.5
 """Standard deviations of simulated runs: what a seed does to all arms alike, and the rest."""
@@ -228,9 +230,10 @@ def test_every_arm_gets_the_same_fresh_seeds_and_all_of_them_are_judged(storage:
     assert [one.verdict for one in found.judged] == ["holds", "holds"] and found.judged[0].seeds == (5, 5)
     first = found.judged[0].pairs[1]
     assert first is not None and 2 < first.mean < 2.1  # the seeds' luck, up to 4 dB, drops out
-    rows = table(found)
+    rows = found.table
     assert [row["pair"] for row in rows][:2] == ["tfr 0.8 over tfr 1.0", "tfr 0.8 over tfr 0.5"]
-    assert rows[0]["verdict"] == "holds" and rows[1]["verdict"] == "" and rows[0]["would decide"] == "decided"
+    assert (rows[0]["claim"], rows[1]["claim"], rows[0]["would decide"]) == ("1", "", "decided")
+    assert found.sentences == ["0.8 is best (final_psnr): holds", "0.5 is calmer (loss_swing): holds"]
     plain = found.plain()["claims"]
     assert plain[0]["seeds"] == 5 and plain[0]["pairs"][0]["low"] > 0 and plain[0]["seeds_needed"] is None
 
@@ -300,3 +303,11 @@ def test_words_for_what_is_not_decided() -> None:
     assert verdict_text(near) == "cannot be told from 5 seeds" and needed_text(near).startswith("about ")
     assert needed_text(judge([[[0.001, -1.0, 1.0]]])[0]) == f"over {MAX_SEEDS}"
     assert needed_text(judge([[[1.0]]])[0]) == "unknown before 2 seeds"
+
+
+def test_the_report_shows_the_claims_that_were_tested(storage: Storage, tmp_path: Path) -> None:
+    registered(storage, grid(), 3)
+    train(storage, "grid.confirm", outcome)
+    page = report.report(storage, "grid", tmp_path / "out", artifacts=tmp_path, now=NOON).page.read_text()
+    assert "9 of 9 fresh runs of 3 arms are over" in page
+    assert "<li>0.5 is calmer (loss_swing): holds</li>" in page and "tfr 0.8 over tfr 0.5</th>" in page
