@@ -188,13 +188,10 @@ def _arms(facts: Facts, heading: str, setting: str, what: str) -> list[Block]:
     """A section that compares the values of one setting: the study's arms and claims, or the setting's effect."""
     made: list[Block] = [Heading(heading, 2)]
     study: dict[str, Any] | None = facts.values["study"]
-    if study is not None and any(name.startswith(setting) for name in study["varied"]) and study["arms"]:
-        made += [
-            _arm_table(facts),
-            Said("Each row is one run: a difference between two rows may be noise, and no row is called better here."),
-            *(Figure(name, Said(text)) for name, text in _ARM_FIGURES.items()),
-            *_claims(facts),
-        ]
+    if study is not None and any(name.startswith(setting) for name in study["varied"]):
+        made += _arm_table(facts)
+        made += [Figure(name, Said(text)) for name, text in _ARM_FIGURES.items() if study["arms"]]
+        made += _claims(facts)
     elif study is not None and study["importance"]:
         places = [at for at, one in enumerate(study["importance"]) if one["name"].startswith(setting)]
         made += [_effect(facts, at) for at in places]
@@ -212,7 +209,10 @@ _ARM_FIGURES: Final = {
 }
 
 
-def _arm_table(facts: Facts) -> Table:
+def _arm_table(facts: Facts) -> list[Block]:
+    if not facts.at("study/arms"):
+        return []
+
     def shown(value: Any, form: str) -> str:
         return "-" if value is None else format(value, form)
 
@@ -226,7 +226,10 @@ def _arm_table(facts: Facts) -> Table:
         for one in facts.at("study/arms")
     )
     columns = ("arm", "trial", "value, dB", "late, dB", "loss", "squared error", "swing")
-    return Table(columns, rows, Said("The arms of the study. Losses are those of the last epoch.", ("study/arms",)))
+    return [
+        Table(columns, rows, Said("The arms of the study. Losses are those of the last epoch.", ("study/arms",))),
+        Said("Each row is one run: a difference between two rows may be noise, and no row is called better here."),
+    ]
 
 
 def _claims(facts: Facts) -> list[Said]:

@@ -86,7 +86,8 @@ class Facts:
             text += literal
             if path is not None:
                 value = self.at(path)
-                text += format(value, form) if form else setting_text(value)
+                shown = format(value, form) if form else setting_text(value)
+                text += shown.removeprefix("-") if re.fullmatch(r"-0\.0+", shown) else shown
                 sources.append(f"{path} = {json.dumps(value)}")
         return Said(text, tuple(sources))
 

@@ -18,6 +18,11 @@ def test_a_sentence_takes_its_numbers_from_the_facts_and_names_them():
     assert said.sources == ("score/mean = 28.1803", "score/worst/1 = 7")
 
 
+def test_a_number_that_rounds_to_zero_has_no_sign():
+    said = Facts({"x": -0.001, "y": -0.006}).say("{x:.2f} and {y:.2f} and {x}")
+    assert said.text == "0.00 and -0.01 and -0.001"
+
+
 def test_a_number_without_a_source_is_refused():
     with pytest.raises(ValueError, match="without a source"):
         FACTS.say("It reaches 28 dB.")
