@@ -136,7 +136,8 @@ def _of_stop(answer: TrialStop, dry_run: bool) -> str:
         will = "would end" if dry_run else "is stopped by hand"
         return f"{trial} {will}, after {count(answer.epochs_done, 'epoch')}."
     will = "would end" if dry_run else "ends"
-    return f"{trial} {will} after its epoch ({answer.epochs_done} are reported; {answer.worker} trains it)."
+    reported = f"{count(answer.epochs_done, 'epoch')} reported so far"
+    return f"{trial} {will} after its present epoch ({reported}; worker {answer.worker} has it)."
 
 
 def dashboard(

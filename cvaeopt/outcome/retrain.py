@@ -244,7 +244,8 @@ class Retraining:
         """The score of best.pt. This method also writes score.json and its pictures into the run's folder."""
         sheet = score(self.folder.best, self.data, device=self._device)
         write(sheet, self.data, self.folder.root)
-        snapshot_chart.write(self.folder.root, sheet.baselines.plain(), title=self.folder.root.name)
+        root, levels = self.folder.root, sheet.baselines.plain()
+        snapshot_chart.write(root, levels, title=root.name, kinds=("png", "svg", "pdf"))
         return sheet
 
     def _first_epoch(self) -> int:

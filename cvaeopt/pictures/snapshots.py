@@ -17,13 +17,24 @@ CHART: Final = "snapshots.png"
 _MAX_LINES: Final = 8
 
 
-def write(folder: Path, baselines: Mapping[str, float] | None = None, *, title: str = "") -> list[Path]:
-    """Draw the chart of the snapshots in a run's folder; returns its path, or nothing without a snapshot."""
+def write(
+    folder: Path,
+    baselines: Mapping[str, float] | None = None,
+    *,
+    title: str = "",
+    kinds: Sequence[curves.Kind] = ("png",),
+) -> list[Path]:
+    """Draw the chart of the snapshots in a run's folder, as one file of each kind; returns the paths of the files.
+
+    Nothing is drawn if there is no snapshot.
+    """
     known = snapshots.read(folder)
-    if not known:
-        return []
-    write_bytes(folder / CHART, chart(known, baselines, name=title))
-    return [folder / CHART]
+    made = []
+    for kind in kinds if known else ():
+        made.append((folder / CHART).with_suffix(f".{kind}"))
+        with curves.charts_as(kind):
+            write_bytes(made[-1], chart(known, baselines, name=title))
+    return made
 
 
 def chart(

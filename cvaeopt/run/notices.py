@@ -123,7 +123,7 @@ class Notices:
     def _dead(self, number: int) -> list[Facts]:
         notices = []
         for worker in dead_to_announce(self._storage, self._study, number):
-            reason = f"died in trial {number} after epoch {worker['epoch'] or 0}; another worker continues the trial"
+            reason = f"died in trial {number} after epoch {worker['epoch'] or 0}; another worker has taken the trial"
             what = {"worker": worker["id"], "host": worker["host"], "device": worker["device"], "error": "died"}
             text = f"Worker {worker['id']} of study {self._study} {reason}."
             notices.append(self._facts("worker-failed", text, {**what, "trial": number, "reason": reason}))

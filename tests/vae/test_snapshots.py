@@ -73,6 +73,8 @@ def test_a_snapshot_is_the_run_at_that_epoch(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in other)
     with Image.open(tmp_path / "whole" / "snapshots.png") as image:
         assert image.width > 800
+    assert (tmp_path / "whole" / "snapshots.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "whole" / "snapshots.pdf").read_bytes().startswith(b"%PDF")
     assert run(tmp_path / "stopped", (2, 4)).missed == [2]
     assert run(tmp_path / "whole").missed == []
 
