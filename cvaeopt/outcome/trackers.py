@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from cvaeopt import __version__
 from cvaeopt.errors import UserError
 from cvaeopt.files import whole_folder, write_json
 from cvaeopt.outcome.study_runs import ELAPSED, StudyRun, StudyRuns
@@ -84,7 +83,6 @@ def write(runs: StudyRuns, to: Tracker, folder: Path, progress: Progress = lambd
                 "trials": len(runs.runs),
                 "epochs": runs.epochs,
                 "without_history": runs.partial,
-                "version": __version__,
             },
         )
 
