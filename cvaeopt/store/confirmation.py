@@ -237,7 +237,8 @@ def confirmations(storage: Storage, parent: Definition) -> list[Definition]:
 def _of(storage: Storage, parent: Definition, namesakes: Mapping[str, Definition]) -> list[Definition]:
     """The definitions in `namesakes` that are confirmations of `parent`, oldest first."""
     mark = _mark(storage, parent)
-    found = [definition for definition in namesakes.values() if definition.confirms == mark]
+    # The runs of a version with another number of epochs say nothing about this version.
+    found = [one for one in namesakes.values() if one.confirms == mark and one.epochs == parent.epochs]
     return sorted(found, key=lambda definition: _index(definition.name, parent.name))
 
 
@@ -369,7 +370,7 @@ def _mark(storage: Storage, parent: Definition) -> str:
     If `parent` is older than identities, the mark holds the digest of the parent's definition instead.
     """
     known = studies.identity_of(storage, parent.name)
-    return f"{parent.name}@{parent.digest() if known.is_old else known.value}"
+    return f"{parent.name}@{studies.first_digest(storage, parent.name) if known.is_old else known.value}"
 
 
 def _namesakes(storage: Storage, name: str) -> dict[str, Definition]:

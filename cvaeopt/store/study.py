@@ -225,6 +225,11 @@ def identity_of(storage: Storage, name: str) -> identity.Identity:
     return identity.stated(name, require(storage, name)["identity"])
 
 
+def first_digest(storage: Storage, name: str) -> str:
+    """The digest of the definition with which study `name` was created."""
+    return versions.read(storage, require(storage, name))[0].digest
+
+
 def _current(connection: Connection, name: str) -> dict[str, Any] | None:
     """The study's row with its identity; None if there is no row, or if the row belongs to a deleted study."""
     own = STUDY_ATTRS.alias()

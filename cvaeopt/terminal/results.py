@@ -246,23 +246,25 @@ def extension(console: Console, facts: dict[str, Any], dry_run: bool) -> None:
     console.result(f"Study {facts['study']} {verb} with version {facts['version']} of its definition:")
     for change in facts["changes"]:
         console.result(f"  {change}")
-    rows = [("count", "all" if facts["counts"] is None else str(facts["counts"]), "they mean the same")]
+    number = "all" if facts["counts"] is None else str(facts["counts"])
+    rows = [(number, "count", "they mean the same")] if number != "0" else []
     for key, label, text in (
         ("continues", "continue", "from their checkpoints to the new number of epochs"),
         ("partial", "count as pruned", "their checkpoints are not kept"),
         ("open", "are trained now", "they end under the version with which they began"),
     ):
         if facts[key]:
-            rows.append((label, str(len(facts[key])), f"{text}: {_numbers(facts[key])}"))
+            rows.append((str(len(facts[key])), label, f"{text}: {_numbers(facts[key])}"))
     by_reason: dict[str, list[int]] = {}
     for trial in facts["history"]:
         by_reason.setdefault(trial["reason"], []).append(trial["number"])
     for reason, numbers in list(by_reason.items())[:_MAX_REASONS]:
-        rows.append(("are history", str(len(numbers)), f"{reason}: {_numbers(numbers)}"))
+        rows.append((str(len(numbers)), "are history", f"{reason}: {_numbers(numbers)}"))
     if len(by_reason) > _MAX_REASONS:
         rest = sum(len(numbers) for numbers in list(by_reason.values())[_MAX_REASONS:])
-        rows.append(("are history", str(rest), f"{len(by_reason) - _MAX_REASONS} more reasons, see --json"))
-    console.show(grid(("trials that", "", ""), rows, (1,)))
+        rows.append((str(rest), "are history", f"{len(by_reason) - _MAX_REASONS} more reasons, see --json"))
+    if rows:
+        console.show(grid(("trials", "", ""), rows, (0,)))
     if facts["queued"]:
         console.result(f"Queued: {count(len(facts['queued']), 'point')}, which workers train first.")
     if facts["free"] is not None:

@@ -122,6 +122,7 @@ class WorkerLog:
                 levels = Line(f"baselines: {baseline_texts(self._baselines)} dB", kind="baselines")
                 return [started, levels] if self._baselines else [started]
             case events.StudyExtended(study=study, known=known, version=version, by=by, changes=changes):
+                self._own_best = None
                 text = f"study {study}: this worker had version {known} of the definition and takes version {version}"
                 return [Line(f"{text}{by and f' by {by}'}: {'; '.join(changes)}")]
             case events.LeaseTaken(number=number, attempt=attempt, epoch=epoch):
@@ -179,10 +180,13 @@ class WorkerLog:
 
     def _trial_ended(self, event: events.TrialEnded) -> Line:
         params = f"  {settings(self.trial.params)}" if self.trial is not None and self._live else ""
+        facts = self.facts or {}
+        whole = facts["budget"]["epochs"] if len(facts.get("versions", ())) > 1 else event.epochs_done
         self.trial = None
         value = "" if event.value is None else f" {event.value:.2f} dB"
         record = ""
-        if event.value is not None:
+        # A trial of an earlier version with fewer epochs is not compared with the trials of the newest version.
+        if event.value is not None and event.epochs_done == whole:
             best = self.best
             if best is None or event.value > best[0]:
                 record = " (the best so far)"

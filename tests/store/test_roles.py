@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cvaeopt.errors import SettingsError
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
-from cvaeopt.store import extension
+from cvaeopt.store import confirmation, extension
+from cvaeopt.store.confirmation import register
 from cvaeopt.store.leases import Idle, Lease, LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.roles import HISTORY
@@ -219,6 +220,23 @@ def test_a_point_that_waits_outside_the_new_range_is_not_trained(storage: Storag
     done = extension.extend(storage, "main", define(search={"lr": {**LR, "high": 2e-3}}), "anna@lab")
     assert [one["number"] for one in done.history] == [0]
     assert begin(storage)[0].params == {"lr": pytest.approx(1e-3)}
+
+
+def test_a_confirmation_of_fewer_epochs_is_not_one_of_the_longer_trials(storage: Storage) -> None:
+    train(storage, *THREE)
+    register(storage, confirmation.plan(storage, "main", top=1, seeds=1))
+    assert [one.name for one in confirmation.confirmations(storage, define())] == ["main.confirm"]
+    more = define(budget={"trials": 9, "epochs": 4})
+    extension.extend(storage, "main", more, "anna@lab")
+    assert [one.name for one in confirmation.confirmations(storage, more)] == ["main.confirm"]
+    longer = define(budget={"trials": 9, "epochs": 6})
+    extension.extend(storage, "main", longer, "anna@lab", lambda number: True)
+    assert confirmation.confirmations(storage, longer) == []
+    trial, lease = begin(storage)
+    end(storage, trial, lease, 23.0, 6)
+    planned = confirmation.plan(storage, "main", top=1, seeds=1)
+    assert planned.definition is not None
+    assert (planned.definition.name, planned.epochs, planned.registered) == ("main.confirm-2", 6, ())
 
 
 BOTH = {"lr": LR, "optim": {"type": "categorical", "choices": ["Adam", "SGD"]}}

@@ -36,6 +36,7 @@ OPENED = events.StudyOpened("main", BASELINES)
 ALL: list[events.Event] = [
     OPENED,
     STARTED,
+    events.StudyExtended("main", 1, 2, "anna@lab", ["budget.trials: 60 -> 100", LONG]),
     events.StudyRead(FACTS),
     events.LeaseTaken(7, 2, 1, 1),
     replace(TRIAL, epoch=1, attempt=2),
