@@ -13,7 +13,7 @@ import typer
 from cvaeopt.commands.failure import writing
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import load_data, open_console, open_study
-from cvaeopt.commands.options import Artifacts, Data, Gpu, Json, Quiet, StorageUrl, Verbose
+from cvaeopt.commands.options import Artifacts, Data, DryRun, Gpu, Json, Quiet, StorageUrl, Verbose
 from cvaeopt.commands.places import Flags
 from cvaeopt.errors import UserError
 from cvaeopt.terminal.console import Console
@@ -42,6 +42,7 @@ def report(
     artifacts: Artifacts = None,
     data: Data = None,
     gpu: Gpu = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -57,6 +58,9 @@ def report(
     console = open_console(verbose, quiet)
     paths, studies = runs or [], study or []
     target = _target(paths, studies, out)
+    if dry_run:
+        _show_plan(console, studies, paths, Flags(None, storage, artifacts=artifacts), target, as_json)
+        return
     found: Comparison | None = None
     with writing(target, folder=True):
         if not paths and len(studies) == 1:
@@ -91,6 +95,22 @@ def _target(paths: Sequence[Path], studies: Sequence[str], out: Path | None) -> 
     if out is None and (studies or len(paths) > 1 or not paths[0].is_dir()):
         raise UserError("No folder was named for the page.", "Expected: --out DIR.")
     return out or paths[0] / "report"
+
+
+def _show_plan(
+    console: Console, studies: Sequence[str], paths: Sequence[Path], flags: Flags, out: Path, as_json: bool
+) -> None:
+    """Show what the page would be about. StudyError if a study does not exist."""
+    from cvaeopt.store.study import stored_definition
+
+    for study in studies:
+        places, store = open_study(console, replace(flags, study=study), needs=("storage", "artifacts"))
+        stored_definition(store, places.study)
+    named = [*(f"study {study}" for study in studies), *map(str, paths)]
+    if as_json:
+        console.json({"page": str(out / "report.html"), "of": named, "written": False})
+    else:
+        console.result(f"Would write {out / 'report.html'} about {', '.join(named)}.")
 
 
 def _of_study(console: Console, flags: Flags, out: Path) -> Report:

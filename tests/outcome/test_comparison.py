@@ -197,6 +197,14 @@ def test_checkpoints_without_a_score_are_rolled_out_on_the_data(tmp_path: Path) 
         assert value == json.loads(shop.run("score", name, "--json").out)["val_psnr"]
 
 
+def test_a_dry_run_names_what_it_would_compare_and_writes_nothing(shop: Shop) -> None:
+    before = shop.files()
+    said = shop.run("report", "storage/train/tfr1-1", "--study", "made-up", "--out", "dry", "--dry-run", DATA="")
+    assert (said.code, said.out) == (0, "Would write dry/report.html about study made-up, storage/train/tfr1-1.\n")
+    assert shop.run("report", "--study", "nobody", "--out", "dry", "--dry-run", DATA="").code == 2
+    assert shop.files() == before
+
+
 def test_what_is_given_twice_or_is_not_there_is_one_message(shop: Shop) -> None:
     for words, message in (
         (["storage/train/tfr1-1", "storage/train/../train/tfr1-1"], "given twice"),
