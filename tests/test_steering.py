@@ -56,7 +56,7 @@ def test_a_waiting_trial_is_stopped_and_the_status_says_so(shop: Shop) -> None:
     assert shop.run("enqueue", "--study", "tiny", "--set", "lr=0.001", "--set", "lr=0.002").code == 0
     assert "would end" in shop.run("stop", "--study", "tiny", "--trial", "1", "--dry-run").out
     done = json.loads(shop.run("stop", "--study", "tiny", "--trial", "1", "--json").out)
-    assert done == {"study": "tiny", "trial": 1, "ended": True, "epochs_done": 0, "worker": None, "dry_run": False}
+    assert done == {"study": "tiny", "trial": 1, "ended": True, "epochs_done": 0, "worker": None}
     shown = shop.run("status", "--study", "tiny")
     assert "by hand stopped: trial 1" in shown.text
     assert "trial 1 pruned: stopped by hand" in shown.text

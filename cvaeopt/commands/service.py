@@ -112,16 +112,17 @@ def stop(
     if trial is not None and worker is not None:
         raise UserError("--trial is given beside --worker.", "Expected: one of them.", "Leave one out.")
     places, store = open_study(console, Flags(study, storage))
+    planned = {"dry_run": True} if dry_run else {}
     if trial is not None:
         answer = stop_trial(store, places.study, trial, dry_run=dry_run)
         if as_json:
-            console.json({**answer.plain(), "dry_run": dry_run})
+            console.json({**answer.plain(), **planned})
         else:
             console.result(_of_stop(answer, dry_run))
         return
     asked = stop_workers(store, places.study, worker, dry_run=dry_run)
     if as_json:
-        console.json({"study": places.study, "asked": asked, "dry_run": dry_run})
+        console.json({"study": places.study, "asked": asked, **planned})
     else:
         will = "would stop" if dry_run else "stops"
         console.result(
