@@ -210,7 +210,8 @@ def test_a_trial_knows_where_it_came_from(done: Shop) -> None:
     folder = done.root / "storage/artifacts/tiny"
     assert sorted(path.name for path in folder.iterdir()) == ["00000", "00001", "study.json"]
     rows = [json.loads(line) for line in (folder / "00000/history.jsonl").read_text().splitlines()]
-    keys = "epoch, lr, tfr, teacher_forced, beta, train_loss, train_mse, train_kl, val_psnr, val_psnr_late, seconds"
+    keys = "epoch, lr, tfr, teacher_forced, beta, train_loss, train_mse, train_kl, val_psnr, val_psnr_late, "
+    keys += "val_mse, seconds"
     assert [", ".join(row) for row in rows] == [keys]
     assert len(list(folder.glob("*/last.pt"))) == 1  # keep_best
 

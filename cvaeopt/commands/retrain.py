@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -212,17 +211,13 @@ def _run(console: Console, plan: _Plan, folder: RunFolder) -> None:
         else:
             console.result(f"Stopped after epoch {epoch} of {last}; the same command continues {folder.root}.")
         return
-    from cvaeopt.outcome.run_report import run_report
-    from cvaeopt.outcome.run_summary import of_folder
-
     with writing(folder.root, folder=True):
         sheet = run.finish()
-        page = run_report(of_folder(folder.root), folder.root, now=datetime.now(UTC)).page
     if plan.options.as_json:
-        console.json({**sheet.plain(), "report": str(page)})
+        console.json(sheet.plain())
     else:
         show.score(console, sheet.plain())
-    console.say(f"{folder.best} is the best epoch; {page} shows the run.")
+    console.say(f"{folder.best} is the best epoch; {folder.root} holds the curves and the score sheet.")
 
 
 @dataclass(frozen=True)

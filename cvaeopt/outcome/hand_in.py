@@ -40,6 +40,7 @@ from cvaeopt.outcome.run_files import SCORE
 from cvaeopt.outcome.score import ScoreSheet
 from cvaeopt.pictures import curves
 from cvaeopt.pictures.run_pictures import film_strip, worst_frames, worst_indices
+from cvaeopt.pictures.training_chart import run_curves
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
 from cvaeopt.vae.dataset import Dataset
@@ -291,7 +292,7 @@ def _charts(
         "film_strip": lambda: curves.page_of(film_strip(videos)),
     }
     if sheet.history:
-        charts["training"] = lambda: curves.run_curves(sheet.history)
+        charts["training"] = lambda: run_curves(sheet.history)
     if (config := loaded.config) is not None:
         charts["schedules"] = lambda: curves.schedules({"this run": config})
     return {**charts, **(study.charts if study else {})}

@@ -22,9 +22,8 @@ from cvaeopt.outcome.report_data import ReportData
 from cvaeopt.outcome.report_text import short_name
 from cvaeopt.outcome.run_files import DIPS, RunFiles
 from cvaeopt.pictures import curves, run_pictures
-from cvaeopt.pictures import snapshots as snapshot_chart
 from cvaeopt.pictures.strip import strip_frames
-from cvaeopt.vae import snapshots
+from cvaeopt.pictures.training_chart import run_curves
 
 _SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}
 _RUN_PICTURES: Final = (
@@ -262,7 +261,7 @@ def _curves_of_run(
         shown.append(
             Picture(
                 f"{prefix}_curves.png",
-                curves.run_curves(files.history, name=title),
+                run_curves(files.history, name=title),
                 f"{title}: validation PSNR, losses, forcing ratio, KL weight and learning rate over "
                 f"{len(files.history)} epochs.",
             )
@@ -280,12 +279,6 @@ def _curves_of_run(
         )
     else:
         missing.append(run_pictures.PSNR_VALUES)
-    known = snapshots.read(files.folder.root)
-    if known:
-        epochs = ", ".join(map(str, known))
-        drawn = snapshot_chart.chart(known, levels, name=title)
-        text = f"{title}: PSNR of each validation frame after the epochs {epochs}."
-        shown.append(Picture(f"{prefix}_{snapshot_chart.CHART}", drawn, text))
     return shown, missing
 
 

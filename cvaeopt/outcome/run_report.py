@@ -15,17 +15,14 @@ from cvaeopt.text import BASELINES_LONG
 
 
 def run_report(run: RunSummary, out: Path, *, now: datetime) -> Report:
-    """Write `out`/report.html and its pictures for one run. The page names the files that the run folder lacks.
-
-    In the run's own folder no pictures are written, because they are there already.
-    """
+    """Write `out`/report.html and its pictures for one run. The page names the files that the run folder lacks."""
     shown, missing = all_of_run(run.files, run.name, run.levels, "run")
     strip = film_strip(run.files)
     config = run.config
     return write_page(
         "run.html.j2",
         out,
-        [] if out.resolve() == run.files.folder.root.resolve() else shown,
+        shown,
         run=run,
         verdict=verdict(run),
         lost=bool(run.value is not None and beaten_baselines(run.value, dict(run.levels))),

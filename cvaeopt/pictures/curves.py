@@ -1,4 +1,4 @@
-"""The look of every chart, and the charts of one run, as the bytes of PNG, PDF or SVG files.
+"""The look of every chart, and small charts of one run, as the bytes of PNG, PDF or SVG files.
 
 Every title is a statement, and every axis has a unit. Colour-blind readers can distinguish the colours (Okabe and
 Ito). The letters are large enough for a chart that is shown 360 pixels wide. This module uses matplotlib's object
@@ -250,52 +250,6 @@ def page_of(picture: bytes) -> bytes:
         axes = drawing.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.imshow(pixels, interpolation="none", aspect="auto")
-        return encoded(drawing)
-
-
-def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
-    """Four charts of one run, above each other: validation PSNR, losses, schedules and learning rate.
-
-    The chart of the schedules shows the forcing ratio and the KL weight.
-
-    rows   the lines of history.jsonl
-    """
-    if not rows:
-        return nothing(f"{name}: no epoch yet" if name else "No epoch yet", "This run has not finished an epoch.")
-    epochs = [int(row["epoch"]) for row in rows]
-    marker = "o" if len(epochs) < 3 else ""
-    with look():
-        drawing = figure(8.4)
-        quality, loss, schedule, rate = drawing.subplots(
-            4, 1, sharex=True, gridspec_kw={"height_ratios": [2.4, 2, 1.5, 1.2]}
-        )
-        best = max(rows, key=lambda row: float(row["val_psnr"]))
-        last = f"best {best['val_psnr']:.2f} dB at epoch {best['epoch']} of {epochs[-1]}"
-        title(drawing, f"{name}: {last}" if name else last[:1].upper() + last[1:])
-        quality.plot(epochs, column(rows, "val_psnr"), marker=marker, color=BLUE, label="all frames")
-        quality.plot(epochs, column(rows, "val_psnr_late"), marker=marker, color=SKY, linewidth=1.3, label="last third")
-        quality.plot(best["epoch"], best["val_psnr"], "o", color=BLUE, markersize=6)
-        quality.set_ylabel("validation\nPSNR, dB")
-        quality.legend(loc="lower right", ncols=2)
-        loss.plot(epochs, column(rows, "train_loss"), marker=marker, color=INK, label="total")
-        loss.plot(epochs, column(rows, "train_mse"), marker=marker, color=ORANGE, label="squared error")
-        loss.plot(epochs, column(rows, "train_kl"), marker=marker, color=PURPLE, linewidth=1.3, label="KL")
-        if all(row["train_mse"] > 0 for row in rows):
-            loss.set_yscale("log")
-        loss.set_ylabel("training loss")
-        loss.legend(loc="upper right", ncols=3, handlelength=1.2, columnspacing=1)
-        schedule.plot(epochs, column(rows, "tfr"), marker=marker, color=GREEN, label="forcing ratio")
-        schedule.plot(epochs, column(rows, "beta"), marker=marker, color=AMBER, label="KL weight")
-        schedule.set_ylim(-0.05, 1.3)
-        schedule.set_yticks([0, 0.5, 1])
-        schedule.set_ylabel("schedules")
-        schedule.legend(loc="upper right", ncols=2, handlelength=1.2)
-        rate.plot(epochs, column(rows, "lr"), marker=marker, color=QUIET)
-        set_rate_scale(rate, column(rows, "lr"))
-        rate.set_ylabel("learning\nrate")
-        rate.set_xlabel("epochs finished")
-        whole_ticks(rate)
-        drawing.align_ylabels()
         return encoded(drawing)
 
 

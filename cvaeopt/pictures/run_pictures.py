@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cvaeopt.files import whole, write_bytes, write_json
 from cvaeopt.pictures import curves
+from cvaeopt.pictures.training_chart import run_curves
 
 Frames = NDArray[np.uint8]
 
@@ -59,7 +60,7 @@ def trial_artifacts(
     from this file. Its path is not returned.
     """
     made = [folder / CURVES]
-    write_bytes(made[0], curves.run_curves(rows, name=title))
+    write_bytes(made[0], run_curves(rows, name=title))
     if psnr_frames is not None:
         made.append(folder / PSNR_CHART)
         write_bytes(made[-1], curves.psnr_per_frame(psnr_frames, baselines, name=title))

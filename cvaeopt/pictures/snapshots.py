@@ -10,7 +10,6 @@ from typing import Final
 from cvaeopt.files import write_bytes
 from cvaeopt.pictures import curves
 from cvaeopt.pictures.run_pictures import thinned
-from cvaeopt.text import count
 from cvaeopt.vae import snapshots
 
 CHART: Final = "snapshots.png"
@@ -57,7 +56,7 @@ def chart(
         shades = matplotlib.colormaps["viridis_r"]
         drawing = curves.figure(4.2)
         axes = drawing.subplots()
-        text = f"{count(len(epochs), 'snapshot')}, best {means[best]:.2f} dB (epoch {best})"
+        text = f"{len(epochs)} snapshots, best {means[best]:.2f} dB (epoch {best})"
         curves.title(drawing, f"{name}: {text}" if name else text)
         drawn = [epochs[place] for place in thinned(len(epochs), _MAX_LINES)]
         for place, epoch in enumerate(drawn):

@@ -38,12 +38,17 @@ def psnr(mse: Tensor) -> Tensor:
     return -10 * torch.log10(mse.clamp_min(MSE_FLOOR))
 
 
-def psnr_per_frame(prediction: Tensor, truth: Tensor) -> Tensor:
-    """The PSNR of every frame in dB, (N,) float64.
+def mse_per_frame(prediction: Tensor, truth: Tensor) -> Tensor:
+    """The mean squared error of every frame, (N,) float64.
 
     prediction, truth   (N, 3, H, W), on the scale [0, 1]
     """
-    return psnr((prediction - truth).double().square().mean(dim=(1, 2, 3)))
+    return (prediction - truth).double().square().mean(dim=(1, 2, 3))
+
+
+def psnr_per_frame(prediction: Tensor, truth: Tensor) -> Tensor:
+    """The PSNR of every frame in dB, (N,) float64. The arguments are those of `mse_per_frame`."""
+    return psnr(mse_per_frame(prediction, truth))
 
 
 def late_mean(psnr_frames: Tensor | np.ndarray) -> float:

@@ -47,6 +47,7 @@ class EpochResult:
     train_loss       loss per predicted frame, averaged over the steps: train_mse + beta * train_kl
     val_psnr         mean PSNR of the predicted validation frames, dB
     val_psnr_late    mean PSNR of the last third of these frames, dB
+    val_mse          mean squared error of the predicted validation frames
     seconds          wall time of the epoch including validation
     """
 
@@ -60,6 +61,7 @@ class EpochResult:
     train_kl: float
     val_psnr: float
     val_psnr_late: float
+    val_mse: float
     seconds: float
 
     def row(self) -> dict[str, Any]:
@@ -131,6 +133,7 @@ class Trainer:
                 train_kl=kl,
                 val_psnr=validation.mean,
                 val_psnr_late=validation.late,
+                val_mse=validation.mse,
                 seconds=time.perf_counter() - began,
             )
             self.epoch += 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cvaeopt.config import Config
 from cvaeopt.vae.device_data import DeviceData
-from cvaeopt.vae.metrics import late_mean, psnr_per_frame
+from cvaeopt.vae.metrics import late_mean, mse_per_frame, psnr
 from cvaeopt.vae.model import CVAE, Statistics
 from cvaeopt.vae.rollout import evaluation, roll_chunks, to_float, to_pixels
 
@@ -20,12 +20,22 @@ _STATISTICS: dict[str, Statistics] = {"recalibrated": "stored", "running": "stor
 class Validation:
     """The scores of a predicted validation video of V frames.
 
-    psnr_frames   (V - 1,) dB, float64 on the CPU
+    mse_frames    the mean squared error of each predicted frame on the scale [0, 1], (V - 1,), float64 on the CPU
     frames        the predicted frames, (V - 1, 3, H, W) uint8 on the CPU; None if they were not requested
     """
 
-    psnr_frames: Tensor
+    mse_frames: Tensor
     frames: Tensor | None
+
+    @property
+    def psnr_frames(self) -> Tensor:
+        """The PSNR of each predicted frame, (V - 1,) dB, float64 on the CPU."""
+        return psnr(self.mse_frames)
+
+    @property
+    def mse(self) -> float:
+        """The mean squared error of the predicted frames."""
+        return float(self.mse_frames.mean())
 
     @property
     def mean(self) -> float:
@@ -39,7 +49,7 @@ class Validation:
 
 
 def validate(model: CVAE, config: Config, data: DeviceData, z: Tensor, with_frames: bool) -> Validation:
-    """Predict all frames of the validation video after frame 0 with `model`, and compute their PSNR.
+    """Predict all frames of the validation video after frame 0 with `model`, and compute their error.
 
     z             (V - 1, N, H, W), see `rollout.noise`
     with_frames   whether the result has the predicted frames
@@ -57,7 +67,7 @@ def validate(model: CVAE, config: Config, data: DeviceData, z: Tensor, with_fram
             _STATISTICS[config.val_statistics],
         ):
             piece = piece[0].float()
-            score.append(psnr_per_frame(piece, to_float(truth[done : done + len(piece)])))
+            score.append(mse_per_frame(piece, to_float(truth[done : done + len(piece)])))
             done += len(piece)
             if with_frames:
                 pictures.append(to_pixels(piece).cpu())

@@ -21,8 +21,9 @@ from optuna.trial import FrozenTrial, create_trial
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome import contour_chart, report, settings_charts, study_charts
 from cvaeopt.outcome.trials import axes, best_of, facts
-from cvaeopt.pictures import curves
+from cvaeopt.pictures import curves, training_chart
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
+from cvaeopt.pictures.training_chart import run_curves
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
@@ -265,7 +266,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         kept.append(drawing)
         return b""
 
-    for module in (curves, study_charts, settings_charts):
+    for module in (curves, training_chart, study_charts, settings_charts):
         monkeypatch.setattr(module, "encoded", keep)
     return lambda: kept[-1]
 
@@ -286,7 +287,7 @@ def marks(axis: Axis) -> list[Text]:
 @pytest.mark.parametrize("top", [1e-3, 2.5e-3, 3.3e-4])
 def test_the_marks_of_a_learning_rate_do_not_overlap(drawn: Drawn, fall: float, top: float):
     rows = history({epoch: 25.0 + epoch for epoch in range(1, 11)})
-    curves.run_curves([{**row, "lr": top * fall ** (-index / 9)} for index, row in enumerate(rows)])
+    run_curves([{**row, "lr": top * fall ** (-index / 9)} for index, row in enumerate(rows)])
     written = marks(drawn().axes[-1].yaxis)
     assert len(written) >= 2
     assert_apart(written)

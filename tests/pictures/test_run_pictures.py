@@ -3,12 +3,16 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
-from cvaeopt.pictures import curves, run_pictures
+from cvaeopt.pictures import curves, run_pictures, training_chart
+from cvaeopt.pictures.training_chart import run_curves
 from tests.support.gifs import gif_frames
 from tests.support.made_up import BASELINES, frames, history
 
@@ -101,7 +105,7 @@ def test_charts_leave_matplotlib_as_it_was_and_are_equal_for_equal_data():
 
     before = dict(matplotlib.rcParams)
     rows = history({1: 20.0, 2: 24.0})
-    assert curves.run_curves(rows) == curves.run_curves(rows)
+    assert run_curves(rows) == run_curves(rows)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -116,6 +120,50 @@ def test_charts_are_drawn_as_every_kind_of_file_without_a_date(kind: curves.Kind
     assert curves.psnr_per_frame(values, BASELINES, name="run").startswith(b"\x89PNG")
 
 
+def drawn(rows: list[dict[str, Any]]) -> dict[str, Axes]:
+    """The charts of `run_curves` by the first line of their y axis' name."""
+    seen: list[Figure] = []
+
+    def keep(figure: Figure) -> bytes:
+        seen.append(figure)
+        return b""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_chart, "encoded", keep)
+        run_curves(rows)
+    return {axes.get_ylabel().split("\n")[0]: axes for axes in seen[0].axes}
+
+
+def test_the_loss_chart_has_the_error_of_training_and_validation_and_the_forced_epochs():
+    rows = history({epoch: 20.0 + epoch for epoch in range(1, 7)})
+    for row, share in zip(rows, [1.0, 1.0, 0.0, 0.5, 0.0, 0.0], strict=True):
+        row.update(teacher_forced=share, val_mse=0.01 / row["epoch"])
+    charts = drawn(rows)
+    assert list(charts) == ["validation", "loss", "schedules", "learning"]
+    lines = {line.get_label(): list(line.get_ydata()) for line in charts["loss"].lines}
+    assert lines["validation squared error"] == [row["val_mse"] for row in rows]
+    assert lines["squared error"] == [row["train_mse"] for row in rows]
+    grounds = [(box.get_x(), box.get_x() + box.get_width(), box.get_facecolor()) for box in charts["loss"].patches]
+    assert [ground[:2] for ground in grounds] == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    forced, free, half, again = (ground[2] for ground in grounds)
+    assert forced[:3] == half[:3] and forced[3] > half[3]  # the same colour, lighter
+    assert free == again and free[:3] != forced[:3]
+    assert [line.get_label() for line in charts["schedules"].lines] == ["forcing ratio", "KL weight"]
+
+
+def test_a_history_of_an_older_version_is_drawn_without_the_validation_error():
+    rows = history({1: 20.0, 2: 21.0})
+    assert all("val_mse" not in row for row in rows)
+    assert {line.get_label() for line in drawn(rows)["loss"].lines} == {"total", "squared error", "KL"}
+
+
+def test_a_run_whose_steps_are_all_forced_by_the_truth_has_a_chart():
+    """Report 003's forced steps have a squared error of 0, which a logarithmic axis cannot show."""
+    rows = [{**row, "train_mse": 0.0, "teacher_forced": 1.0} for row in history({1: 20.0, 2: 21.0, 3: 22.0})]
+    assert run_curves(rows).startswith(b"\x89PNG")
+    assert run_curves([*rows, {**rows[-1], "epoch": 4, "train_mse": 0.01}]).startswith(b"\x89PNG")
+
+
 def test_a_name_is_never_read_as_mathematics():
     data = curves.psnr_per_frame(np.array([20.0, 30.0]), BASELINES, name=r"a$b_{\frac$ c")
     with Image.open(io.BytesIO(data)) as picture:
@@ -123,6 +171,6 @@ def test_a_name_is_never_read_as_mathematics():
 
 
 def test_charts_of_nothing_say_so():
-    for data in (curves.run_curves([]), curves.psnr_per_frame(np.array([]))):
+    for data in (run_curves([]), curves.psnr_per_frame(np.array([]))):
         with Image.open(io.BytesIO(data)) as picture:
             assert picture.width > 800

@@ -100,6 +100,7 @@ def test_validation_is_the_plain_loop_with_recalibrated_statistics() -> None:
     mse = (predicted - truth[1:]).square().mean((1, 2, 3))
     torch.testing.assert_close(validation.psnr_frames.float(), -10 * torch.log10(mse), rtol=1e-4, atol=1e-4)
     assert validation.mean == pytest.approx(trainer.history[-1]["val_psnr"], abs=1e-9)
+    assert trainer.history[-1]["val_mse"] == pytest.approx(float(mse.mean()), rel=1e-4)
     assert validation.frames is not None
     expected = predicted.mul(255).round().to(torch.uint8)
     assert (validation.frames.int() - expected.int()).abs().max() <= 1
