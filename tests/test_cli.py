@@ -449,7 +449,7 @@ def test_a_checkpoint_that_was_lost_here_is_not_looked_for_elsewhere(done: Shop,
     for path in (tmp_path / "artifacts/tiny").glob("*/last.pt"):
         path.unlink()
     said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "artifacts"))
-    one_message(said, 2, "was finished on this machine and left no checkpoint", "keep_best", "export-best")
+    one_message(said, 2, "was finished on this machine and left no checkpoint", "keep_best", "cvaeopt train")
     assert "Copy" not in said.err
     said = done.run("fetch", "--study", "tiny", ARTIFACTS=str(tmp_path / "elsewhere"))
     one_message(said, 2, f"is not in {tmp_path}/elsewhere/tiny", "finished on this machine", "--artifacts")

@@ -63,7 +63,8 @@ def test_a_password_that_is_written_as_one_is_hidden_and_the_text_around_it_stay
     }
     for written, expected in credentials.items():
         hidden = urls.scrub(f"{written}", url)
-        if expected is not None and password in expected and not password.isalnum():
+        around = expected or "{'password': '***', 'host': 'db'}"
+        if password in around and not password.isalnum():
             continue  # a password such as ': ' is hidden wherever it stands, also between other words
         if expected is not None:
             assert hidden == expected
