@@ -33,7 +33,6 @@ from cvaeopt import cli
 from cvaeopt.commands import opening
 from cvaeopt.errors import StudyError
 from cvaeopt.outcome import retrain, score
-from cvaeopt.run.signals import STOP_SIGNALS
 from cvaeopt.search.definition import load_definition
 from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
@@ -764,7 +763,7 @@ def test_a_full_disk_names_the_path_and_leaves_no_empty_folder(
     assert not (done.root / "full").exists()
 
 
-@pytest.mark.parametrize("kind", STOP_SIGNALS)
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR1])  # tests/run/test_signals.py has all of them
 def test_a_first_signal_lets_retrain_finish_its_epoch_and_a_second_one_does_not(
     done: Shop, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
 ) -> None:

@@ -354,10 +354,10 @@ def test_looks_for_room_on_a_full_disk_grow_rare_and_end_with_what_to_do(lite: B
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(TryAgain, match=r"is full \(\d+ MB free\), and was for \d+ s .*Make room under"):
-        lite.worker(study, factory, Timing(poll_s=10.0, limit_s=900.0, sleep=slept.append)).run()
+        lite.worker(study, factory, Timing(poll_s=10.0, limit_s=150.0, sleep=slept.append)).run()
     assert pauses[:7] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
-    assert set(pauses[7:]) == {30.0}
-    assert 900 <= sum(slept) < 930
+    assert pauses[7:] and set(pauses[7:]) == {30.0}
+    assert 150 <= sum(slept) < 180
     assert len(lite.events.of(Waiting)) == 1
     assert lite.events.of(LeaseTaken) == lite.events.of(Warned) == []
     assert leases(lite.storage)[0].owner is None
