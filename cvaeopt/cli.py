@@ -19,6 +19,7 @@ from cvaeopt.commands import (
     checkpoints,
     claims,
     data,
+    doctor,
     extend,
     hand_in,
     project,
@@ -68,7 +69,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         hand_in.hand_in,
         results.show,
     ),
-    "Data": (project.init, data.demo_data, data.check_data),
+    "Data": (project.init, data.demo_data, data.check_data, doctor.doctor),
     "Service": (service.workers, service.dashboard, service.smoke),
 }
 for panel, commands in PANELS.items():

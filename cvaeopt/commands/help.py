@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "show": ("show studies/best/main.toml", "show storage/retrain/main-500/best.pt"),
     "init": ("init", "init my-search"),
     "demo-data": ("demo-data demo/data",),
+    "doctor": ("doctor Trainer.py", "doctor Trainer.py --json"),
     "check-data": ("check-data demo/data",),
     "workers": ("workers", "workers --storage postgresql://user@host/cvaeopt --json"),
     "dashboard": ("dashboard", "dashboard --study main --port 9000 --read-only"),
