@@ -130,6 +130,40 @@ def test_racing_extensions_end_in_one_order(storage: Storage, ready_url: str) ->
     assert stored_definition(storage, "main").digest() == known[-1].digest
 
 
+def test_workers_that_race_an_extension_take_every_trial_once_and_in_one_order(
+    storage: Storage, ready_url: str
+) -> None:
+    together = threading.Barrier(3)
+    told: list[str] = []
+
+    def take(worker: str) -> None:
+        with closing(open_storage(ready_url)) as own:
+            registry = LeaseRegistry(own, "main", digest=definition().digest())
+            together.wait()
+            for number in range(9):
+                claimed = registry.claim(f"{worker}-{number}")
+                if isinstance(claimed, Idle) and claimed.kind == "extended":
+                    told.append(worker)
+                    registry.digest = newest(own, definition())[1][-1].digest
+
+    threads = [threading.Thread(target=take, args=(worker,)) for worker in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    together.wait()
+    extension.extend(storage, "main", with_trials(8), "anna@lab")
+    for thread in threads:
+        thread.join()
+    registry = LeaseRegistry(storage, "main", digest=with_trials(8).digest())
+    while isinstance(registry.claim(f"rest-{len(leases(storage))}"), Lease):
+        pass
+    rows = leases(storage)
+    assert [row.number for row in rows] == list(range(8))
+    with storage.reading() as connection:
+        begun = [versions.of_trial(connection, row.trial_id) for row in rows]
+    assert begun == sorted(begun) and set(begun[5:]) == {2}  # the first version had five trials
+    assert len(told) == len(set(told))  # a worker is told once
+
+
 def hold(path: str) -> sqlite3.Connection:
     """A connection that keeps every other connection away from the database."""
     holder = sqlite3.connect(path, isolation_level=None)

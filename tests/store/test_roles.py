@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cvaeopt.errors import SettingsError
@@ -102,6 +103,7 @@ def test_a_setting_that_was_fixed_has_its_value_in_the_old_trials(storage: Stora
     assert [trial.params for trial in trials(storage)] == [
         {"tfr": 1.0, "lr": pytest.approx(lr), "optim": "Adam"} for lr in (1e-3, 5e-3, 9e-3)
     ]
+    assert set(intersection_search_space(trials(storage))) == {"tfr", "lr", "optim"}  # TPE learns from all of them
     begin(storage)
     (*_, new) = trials(storage)
     assert set(new.params) == {"tfr", "lr", "optim"}
