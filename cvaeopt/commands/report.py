@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cvaeopt.outcome.run_summary import RunSummary
     from cvaeopt.outcome.score import ScoreSheet
 
+_KINDS: Final[dict[str, tuple[Literal["pdf", "svg"], ...]]] = {"pdf": ("pdf",), "svg": ("svg",), "all": ("pdf", "svg")}
+
 
 def report(
     runs: Annotated[
@@ -37,6 +39,9 @@ def report(
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of report.html and its pictures. Default for a run folder: RUN/report.")
+    ] = None,
+    charts: Annotated[
+        Literal["pdf", "svg", "all"] | None, typer.Option(help="Write every chart as such a file, or as both, too.")
     ] = None,
     storage: StorageUrl = None,
     artifacts: Artifacts = None,
@@ -54,6 +59,7 @@ def report(
     """
     from cvaeopt.outcome import comparison
     from cvaeopt.outcome.run_report import run_report
+    from cvaeopt.pictures.curves import copies_as
 
     console = open_console(verbose, quiet)
     paths, studies = runs or [], study or []
@@ -62,7 +68,7 @@ def report(
         _show_plan(console, studies, paths, Flags(None, storage, artifacts=artifacts), target, as_json)
         return
     found: Comparison | None = None
-    with writing(target, folder=True):
+    with writing(target, folder=True), copies_as(_KINDS[charts] if charts else ()):
         if not paths and len(studies) == 1:
             made = _of_study(console, Flags(studies[0], storage, artifacts=artifacts), target)
         elif not studies and len(paths) == 1:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cvaeopt.files import write_bytes, write_text
 from cvaeopt.outcome.report_pictures import Picture
 from cvaeopt.outcome.report_text import setting_text
+from cvaeopt.pictures import curves
 
 PAGE: Final = "report.html"
 
@@ -27,6 +28,8 @@ class Report:
 def write_page(template: str, out: Path, pictures: Sequence[Picture], **facts: Any) -> Report:
     """Write `pictures` and then `out`/report.html, which is made from `template` and `facts`.
 
+    Inside a block of `curves.copies_as`, the files of the other kinds are written beside the charts.
+
     Names and reasons come from a database that other programs may write to, so everything is escaped.
     """
     environment = Environment(
@@ -37,7 +40,13 @@ def write_page(template: str, out: Path, pictures: Sequence[Picture], **facts: A
         lstrip_blocks=True,
     )
     page = environment.get_template(template).render(text=setting_text, **facts)
+    written: list[Path] = []
     for picture in pictures:
-        write_bytes(out / picture.name, picture.data)
+        path = out / picture.name
+        files = {path: picture.data}
+        files |= {path.with_suffix(f".{kind}"): data for kind, data in curves.copies_of(picture.data).items()}
+        for target, data in files.items():
+            write_bytes(target, data)
+        written += files
     write_text(out / PAGE, page)
-    return Report(out / PAGE, tuple(out / picture.name for picture in pictures))
+    return Report(out / PAGE, tuple(written))

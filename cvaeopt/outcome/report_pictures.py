@@ -22,8 +22,10 @@ from cvaeopt.outcome.report_data import ReportData
 from cvaeopt.outcome.report_text import short_name
 from cvaeopt.outcome.run_files import DIPS, RunFiles
 from cvaeopt.pictures import curves, run_pictures
+from cvaeopt.pictures import snapshots as snapshot_chart
 from cvaeopt.pictures.strip import strip_frames
 from cvaeopt.pictures.training_chart import run_curves
+from cvaeopt.vae import snapshots
 
 _SCHEDULE_OF: Final = {"kl_anneal_type": ("beta", "KL weight"), "tfr": ("tfr", "forcing ratio")}
 _RUN_PICTURES: Final = (
@@ -279,6 +281,15 @@ def _curves_of_run(
         )
     else:
         missing.append(run_pictures.PSNR_VALUES)
+    if kept := snapshots.read(files.folder.root):
+        shown.append(
+            Picture(
+                f"{prefix}_snapshots.png",
+                snapshot_chart.chart(kept, levels, name=title),
+                f"{title}: PSNR of each predicted validation frame after the epochs "
+                f"{', '.join(str(epoch) for epoch in sorted(kept))}.",
+            )
+        )
     return shown, missing
 
 

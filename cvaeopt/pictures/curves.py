@@ -44,6 +44,8 @@ Kind = Literal["png", "pdf", "svg"]
 
 _KIND: ContextVar[Kind] = ContextVar("kind", default="png")
 
+_COPIES: ContextVar[dict[Kind, dict[bytes, bytes]]] = ContextVar("copies", default={})  # noqa: B039, never changed
+
 WIDTH_IN: Final = 5.6
 _DPI: Final = 170
 _TITLE_CHARACTERS: Final = 52
@@ -96,14 +98,39 @@ def charts_as(kind: Kind) -> Iterator[None]:
         _KIND.reset(token)
 
 
+@contextlib.contextmanager
+def copies_as(kinds: Sequence[Kind]) -> Iterator[None]:
+    """Inside the block, every chart is drawn as files of `kinds`, too. `copies_of` returns these files."""
+    token = _COPIES.set({kind: {} for kind in kinds})
+    try:
+        yield
+    finally:
+        _COPIES.reset(token)
+
+
+def copies_of(chart: bytes) -> dict[Kind, bytes]:
+    """The other files of a chart that was drawn in this block of `copies_as`; empty outside of a block.
+
+    chart   the bytes that the chart's function returned
+    """
+    return {kind: files[chart] for kind, files in _COPIES.get().items() if chart in files}
+
+
 def encoded(drawing: Figure) -> bytes:
     """The bytes of a file of the figure: a PNG file, or the kind of file that `charts_as` sets.
 
     Equal figures give equal bytes: the file has no date, no random names and no version of matplotlib.
     """
+    chart = _file(drawing, _KIND.get())
+    for kind, files in _COPIES.get().items():
+        files[chart] = _file(drawing, kind)
+    return chart
+
+
+def _file(drawing: Figure, kind: Kind) -> bytes:
     import matplotlib
 
-    kind, stream = _KIND.get(), io.BytesIO()
+    stream = io.BytesIO()
     unnamed = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Creator", "Date")}[kind]
     # In a PDF file, Type 42 fonts can be edited and searched. In an SVG file, a salt makes the names of parts equal.
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "cvaeopt"}):

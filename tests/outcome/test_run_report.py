@@ -14,6 +14,7 @@ from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome import run_summary
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.run_report import run_report, verdict
+from cvaeopt.pictures import curves
 from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
 from tests.support.command import Shop
@@ -39,6 +40,21 @@ def run_in(root: Path, curve: dict[int, float] = CURVE, **settings: Any) -> Path
     RunFolder(root).write_history(history(curve))
     write_json(root / "config.json", tiny.config(**settings).plain())
     return root
+
+
+def test_the_charts_of_a_run_with_snapshots_are_files_of_every_kind(tmp_path: Path) -> None:
+    root = run_in(tmp_path / "a")
+    write_json(root / "snapshots.json", {"1": [20.0, 19.0, 21.0], "3": [27.0, 25.0, 26.0]})
+    with curves.copies_as(["pdf", "svg"]):
+        made = run_report(run_summary.of_folder(root), tmp_path / "out", now=NOON)
+    names = {f"run_{chart}.{kind}" for chart in ("curves", "snapshots") for kind in ("png", "pdf", "svg")}
+    assert {path.name for path in made.pictures} == names
+    for path in made.pictures:
+        magic = {".png": b"\x89PNG", ".pdf": b"%PDF-1", ".svg": b"<?xml"}[path.suffix]
+        assert path.read_bytes().startswith(magic)
+    assert len([one for one in Page(made.page).all("img") if "after the epochs 1, 3" in one["alt"]]) == 1
+    plain = run_report(run_summary.of_folder(root), tmp_path / "plain", now=NOON)
+    assert {path.suffix for path in plain.pictures} == {".png"}
 
 
 def test_a_run_is_as_good_as_its_best_epoch(tmp_path: Path) -> None:
