@@ -164,7 +164,8 @@ def _planned(
     earlier = before.points()
     queued = [point for point in changed.points() if point not in earlier]
     free = _free(connection, study["name"], changed, found)
-    for role in found[:MAX_LEADERS]:
+    newly = [role for role in found if roles.HISTORY not in role.trial.user_attrs]
+    for role in newly[:MAX_LEADERS]:
         # A leader that has to be trained from its first epoch, because the number of epochs matters to it.
         again = role.kind == "partial" or role.epoch is not None
         if again and role.value is not None and role.config is not None:

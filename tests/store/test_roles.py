@@ -184,6 +184,10 @@ def test_schedules_that_depend_on_the_epochs_make_history_and_the_leaders_come_a
     assert done.continues == [0, 1] and done.counts == 1
     assert done.history == [{"number": 3, "reason": "lr of epoch 2 depends on the number of epochs", "epoch": 2}]
     assert done.queued == [{"lr": pytest.approx(2e-3), "lr_scheduler": "cosine"}]
+    wider = {**longer.plain(), "search": {**both.plain()["search"], "lr": {**LR, "high": 1e-1}}}
+    once_more = extension.plan(storage, "main", Definition.parse(wider, "main", "a test"))
+    assert [one["number"] for one in once_more.history] == [3]
+    assert once_more.queued == []  # a leader is queued only when it becomes history
     assert trials(storage)[3].user_attrs[HISTORY]["value"] == 25.0
 
 
