@@ -165,7 +165,7 @@ def _as_latex(block: Block) -> str:
             )
         case Table(columns, rows, caption):
             # The first column is wide enough for names of settings; a cell with long text is broken into lines.
-            first, other = 0.24, 0.62 / max(1, len(columns) - 1)
+            first, other = 0.24, 0.56 / max(1, len(columns) - 1)
             widths = "".join(rf"p{{{width:.3f}\linewidth}}" for width in (first, *[other] * (len(columns) - 1)))
             lines = [" & ".join(map(_tex, row)) + r" \\" for row in rows]
             header = " & ".join(rf"\textbf{{{_tex(name)}}}" for name in columns) + r" \\"
@@ -206,6 +206,8 @@ _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # After the end of a row, a bracket or a star would belong to the command that ends the row.
+    "*": "{*}",
     **{letter: rf"\{letter}" for letter in "&%$#_{}"},
 }
 

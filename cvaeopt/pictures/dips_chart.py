@@ -40,10 +40,7 @@ def dips_chart(psnr: NDArray[np.floating[Any]], strips: Sequence[Strip], worst: 
         every = drawing.subplots(
             1 + len(strips), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [1.7, *[1] * len(strips)]}
         )[:, 0]
-        title(
-            drawing,
-            f"PSNR per frame: {found or 'none'} of {len(strips)} measures {'go' if found > 1 else 'goes'} with it",
-        )
+        title(drawing, f"PSNR per frame: a relation is found for {found or 'none'} of {len(strips)} measures")
         quality = every[0]
         quality.plot(frames, psnr, color=BLUE, linewidth=1.3)
         quality.set_ylabel("PSNR, dB")

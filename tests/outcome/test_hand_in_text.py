@@ -40,6 +40,12 @@ def test_comments_stay_comments_in_both_forms():
     assert lines[at + 1] == '% facts.json: name = "tfr_sde -- x"'
 
 
+def test_a_row_that_begins_with_a_bracket_or_a_star_is_text():
+    text = latex("T", [Table(("a", "b"), (("[1em] x", "*"), ("*", "[")), Said("c"))])
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "&" in line]
+    assert rows[-2:] == [r"{[}1em] x & {*} \\", r"{*} & {[} \\"]
+
+
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
 
 

@@ -154,6 +154,14 @@ def test_the_retrained_run_is_shown_beside_the_searchs_best(tmp_path: Path):
     assert "The retrained run" not in page(tmp_path, shown, artifacts=tmp_path / "artifacts").text
 
 
+def test_the_retrained_run_shows_what_goes_with_its_psnr(tmp_path: Path):
+    folder = retrained_folder(tmp_path / "retrain/made-up-500", trials(6)[0])
+    assert "What may explain a low PSNR" not in page(tmp_path, trials(6), artifacts=tmp_path / "artifacts").text
+    (folder.root / "psnr_explained.png").write_bytes((folder.root / "psnr_per_frame.png").read_bytes())
+    assert "What may explain a low PSNR" in page(tmp_path, trials(6), artifacts=tmp_path / "artifacts").text
+    assert (tmp_path / "out/retrained_psnr_explained.png").exists()
+
+
 def test_the_filmstrip_leads_to_the_best_median_and_worst_frame_without_a_script(tmp_path: Path):
     shown = trials(16)
     assert "frame by frame" not in page(tmp_path, shown).text

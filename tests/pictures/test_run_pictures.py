@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -162,6 +163,19 @@ def test_a_run_whose_steps_are_all_forced_by_the_truth_has_a_chart():
     rows = [{**row, "train_mse": 0.0, "teacher_forced": 1.0} for row in history({1: 20.0, 2: 21.0, 3: 22.0})]
     assert run_curves(rows).startswith(b"\x89PNG")
     assert run_curves([*rows, {**rows[-1], "epoch": 4, "train_mse": 0.01}]).startswith(b"\x89PNG")
+
+
+def test_a_picture_of_frames_keeps_its_pixels_in_every_kind_of_file():
+    picture = run_pictures.film_strip({"truth": frames(9)})
+    assert curves.page_of(picture) == picture
+    with curves.charts_as("pdf"):
+        assert curves.page_of(picture).startswith(b"%PDF")
+    with curves.charts_as("svg"):
+        (inside,) = re.findall(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", curves.page_of(picture))
+    shown, whole = (
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (base64.b64decode(inside), picture)
+    )
+    assert any(np.array_equal(turned, whole) for turned in (shown, shown[::-1]))
 
 
 def test_a_name_is_never_read_as_mathematics():
