@@ -28,6 +28,9 @@ _FORMULAS: Final[tuple[KlFormula, ...]] = ("fu", "seed001", "seed003", "seed000"
 _LENGTH: Final = ("seed000", "seed004")  # the formulas in which kl_anneal_cycle is the length of a cycle
 
 
+_SPELLINGS: Final = {"cyclical": ("Cyclical", "cyclical"), "none": ("None", "none", "Without", "without")}
+
+
 def truth_scored(trainer: Trainer) -> Found:
     """In a forced step the squared error compares the true frame with itself."""
     errors = _of(trainer.step(forced=True), "error", "it computes its squared error without torch's mse_loss")
@@ -130,23 +133,20 @@ def kl_cycle(trainer: Trainer) -> Found:
     line = trainer.line_of("frange_cycle_linear", "frage_cycle_linear", "calculate_beta") or trainer.line_of(
         "kl_annealing"
     )
-    for name in ("Cyclical", "None"):
-        annealing = kind(options(kl_anneal_type=name), current_epoch=0)
-        curve = []
-        for _ in range(EPOCHS):
-            curve.append(float(annealing.get_beta()))
-            annealing.update()
-        fitting = [one for one in _FORMULAS if _near(curve, name.lower(), one)]
-        if "fu" in fitting or (name == "None" and "seed001" in fitting):
+    for name, spellings in _SPELLINGS.items():
+        curves = [_beta(kind, spelling) for spelling in spellings]
+        fitting = [one for curve in curves for one in _FORMULAS if _near(curve, name, one)]
+        if "fu" in fitting or fitting == ["seed001"]:
             continue
-        if name == "None":
+        # A spelling that the class does not know leaves beta as it was at the start.
+        curve = max(curves, key=lambda curve: (max(curve) - min(curve), curve[-1]))
+        if name == "none":
             return line, f"without annealing beta begins with {curve[0]:g} and ends with {curve[-1]:g}, not 1"
         if not fitting:
             return line, f"beta follows no known formula: it is between {min(curve):.3g} and {max(curve):.3g}"
         if fitting[0] in _LENGTH:
             return line, f"kl_anneal_cycle is the length of a cycle (kl_formula {fitting[0]}), not their number"
-        if fitting[0] == "seed003":
-            return line, f"beta never exceeds {max(curve):.3g}: it is divided by the period twice (kl_formula seed003)"
+        return line, f"beta never exceeds {max(curve):.3g}: it is divided by the period twice (kl_formula seed003)"
     return None
 
 
@@ -230,6 +230,16 @@ def _line(draw: Callable[..., object], trainer: Trainer) -> int:
     """The line of `reparameterize`; 0 if it is not in the trainer's file."""
     code = getattr(draw, "__code__", None) or getattr(getattr(draw, "__func__", None), "__code__", None)
     return code.co_firstlineno if code is not None and code.co_filename == trainer.log.file else 0
+
+
+def _beta(kind: Callable[..., Any], spelling: str) -> list[float]:
+    """The KL weight of each epoch, in the template's order of calls."""
+    annealing = kind(options(kl_anneal_type=spelling), current_epoch=0)
+    curve = []
+    for _ in range(EPOCHS):
+        curve.append(float(annealing.get_beta()))
+        annealing.update()
+    return curve
 
 
 def _near(curve: list[float], kind: str, formula: KlFormula) -> bool:

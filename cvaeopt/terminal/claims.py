@@ -34,4 +34,6 @@ def tested(console: Console, sentences: Sequence[str], rows: Sequence[Mapping[st
     console.show(grid(shown, [[row[name] for name in shown] for row in rows], (4,)))
     if without:
         console.result(f"{count(without, 'run')} ended without a value, so that seed is missing in some pairs.")
-    console.result("Pairs are compared seed by seed. With 95 %, no verdict on these claims is wrong (Holm's method).")
+    console.result(
+        "Pairs are compared seed by seed. With a probability of 95 %, no verdict here is wrong (Holm's method)."
+    )

@@ -94,6 +94,21 @@ def test_trainers_that_behave_as_the_reports_code_have_its_findings(tmp_path: Pa
     assert not any(row["unchecked"] for row in found.values())
 
 
+def test_another_spelling_of_the_annealing_is_no_fault(tmp_path: Path) -> None:
+    trainer = written(tmp_path)
+    # As in report 000: only "none" begins with 1, and an unknown word leaves the weight at 0.
+    code = trainer.read_text().replace('== "None":', '== "none":')
+    trainer.write_text(
+        code.replace(
+            "        place = math",
+            '        if self.args.kl_anneal_type != "Cyclical":\n            return 0.0\n        place = math',
+        )
+    )
+    assert "KL cycle" not in checked(trainer)
+    trainer.write_text(trainer.read_text().replace('== "none":', '== "never":'))
+    assert "begins with 0 and ends with 0" in checked(trainer)["KL cycle"]["found"]
+
+
 def test_what_cannot_be_driven_is_not_passed_over(tmp_path: Path) -> None:
     without = checked(written(tmp_path, modules=None))
     assert "is modules.py beside the file?" in without["reparameterization"]["unchecked"] and len(without) == 1
