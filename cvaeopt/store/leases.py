@@ -261,8 +261,8 @@ class LeaseRegistry(LiveStudy):
         locked = select(study_table).where(study_table.c.name == self.study).with_for_update()
         study = connection.execute(locked).mappings().one_or_none()
         row = self._row(connection, lease)
-        if row.token == lease.token and (row.state == "done" or row.owner is None):
-            return  # an earlier call closed the lease, or `settle` opened it again, but the acknowledgement was lost
+        if row.token == lease.token and (row.state == "done" or _reopened(connection, lease, row)):
+            return  # an earlier call closed the lease, and `settle` may have opened it again: the answer was lost
         epochs = min(epochs_done, row.epochs_reserved)
         self._write(
             connection,
@@ -392,3 +392,8 @@ def _held(lease: Lease) -> Any:
         lease_table.c.owner == lease.owner,
         lease_table.c.state == "open",
     )
+
+
+def _reopened(connection: Connection, lease: Lease, row: Row[Any]) -> bool:
+    """Whether `roles.settle` has opened the lease again, because the trial continues in a newer version."""
+    return row.owner is None and versions.of_trial(connection, lease.trial_id) > lease.version
