@@ -87,7 +87,7 @@ def diagnose(trainer: Path, timeout_s: float = TIMEOUT_S) -> Diagnosis:
     with tempfile.TemporaryDirectory(prefix="cvaeopt-doctor-") as folder:
         result, output = Path(folder) / "result.json", Path(folder) / "output.txt"
         code = _run([str(trainer.resolve()), str(result)], Path(folder), output, timeout_s)
-        if code is None:
+        if code is None and not result.exists():
             raise UserError(
                 f"{trainer} ran longer than {timeout_s:g} s.",
                 "Expected: a file that trains only below `if __name__ == '__main__':`.",
@@ -104,7 +104,12 @@ def diagnose(trainer: Path, timeout_s: float = TIMEOUT_S) -> Diagnosis:
     if "error" in found:
         reason = str(found["error"])
         return Diagnosis(tuple(Row(check, 0, "", reason) for check in COSTS), ())
-    return Diagnosis(tuple(Row(**row) for row in found["checks"]), tuple(dict.fromkeys(found["missing"])))
+    rows = [Row(**row) for row in found["checks"]]
+    left = [check for check in COSTS if check not in {row.check for row in rows}]
+    end = f"ran longer than {timeout_s:g} s (--timeout)" if code is None else f"ended the process with code {code}"
+    whys = [f"its code {end}", *["an earlier check did not end"] * (len(left) - 1)]
+    rows += [Row(check, 0, "", why) for check, why in zip(left, whys, strict=False)]
+    return Diagnosis(tuple(rows), tuple(dict.fromkeys(found["missing"])))
 
 
 def _run(arguments: list[str], folder: Path, output: Path, timeout_s: float) -> int | None:

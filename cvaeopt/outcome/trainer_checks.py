@@ -6,7 +6,6 @@ RESULT as JSON, because the user's code may print.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from cvaeopt.config import KlFormula
+from cvaeopt.files import write_json
 from cvaeopt.outcome.trainer_probe import EPOCHS, FRAMES, VAL_FRAMES, Log, Trainer, Unchecked, numbers, opened, options
 from cvaeopt.vae.schedules import kl_beta
 
@@ -112,9 +112,12 @@ def given_frame(trainer: Trainer) -> Found:
         if call.frames == call.labels == (0,):
             return call.line, "PSNR is computed for the given frame, which is exact"
     # Every PSNR is 20 dB here, so a mean over too many frames is lower.
-    wrong = 20 * (VAL_FRAMES - 1) / VAL_FRAMES
-    if any(abs(value - wrong) < 1e-4 for value in numbers(validated.returned)):
+    right, wrong = 20.0, 20 * (VAL_FRAMES - 1) / VAL_FRAMES
+    seen = [*numbers(validated.returned), *(n for value in vars(trainer.model).values() for n in numbers(value))]
+    if any(abs(value - wrong) < 1e-4 for value in seen):
         return trainer.line_of("val_one_step"), f"the sum of {VAL_FRAMES - 1} PSNR values is divided by {VAL_FRAMES}"
+    if not any(abs(value - right) < 1e-4 for value in seen):
+        raise Unchecked("val_one_step neither returns the mean of its PSNR values nor keeps it in the model")
     return None
 
 
@@ -198,10 +201,15 @@ CHECKS: Final[dict[str, Callable[[Trainer], Found]]] = {
 }
 
 
-def examine(trainer: Trainer) -> list[dict[str, Any]]:
-    """The results of all checks as JSON values: check, line, found, unchecked."""
-    rows = []
+def examine(trainer: Trainer, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Make all checks. Before each one and at the end, call `keep` with the results so far.
+
+    A result has the keys check, line, found and unchecked. The user's code may end the process or never return: the
+    results that were kept are then all there is.
+    """
+    rows: list[dict[str, Any]] = []
     for name, check in CHECKS.items():
+        keep(rows)
         row: dict[str, Any] = {"check": name, "line": 0, "found": "", "unchecked": ""}
         try:
             found = check(trainer)
@@ -209,10 +217,10 @@ def examine(trainer: Trainer) -> list[dict[str, Any]]:
                 row["line"], row["found"] = found
         except Unchecked as error:
             row["unchecked"] = str(error)
-        except Exception as error:  # the user's code may raise anything
+        except BaseException as error:  # the user's code may raise anything, and may end the process
             row["unchecked"] = f"its code raised {type(error).__name__}: {error}"
         rows.append(row)
-    return rows
+    keep(rows)
 
 
 def _of(log: Log, what: str, missing: str) -> list[Call]:
@@ -250,12 +258,12 @@ def _near(curve: list[float], kind: str, formula: KlFormula) -> bool:
 def main() -> None:
     """Drive the trainer of the command line and write the results."""
     torch.manual_seed(0)
+    result = Path(sys.argv[2])
     try:
         with opened(Path(sys.argv[1])) as trainer:
-            found = {"checks": examine(trainer), "missing": trainer.missing}
+            examine(trainer, lambda rows: write_json(result, {"checks": rows, "missing": trainer.missing}))
     except Unchecked as error:
-        found = {"error": str(error), "missing": []}
-    Path(sys.argv[2]).write_text(json.dumps(found))
+        write_json(result, {"error": str(error), "missing": []})
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ def written(folder: Path, *faults: str, modules: str | None = NETWORKS) -> Path:
 
 def checked(trainer: Path) -> dict[str, dict[str, Any]]:
     """The rows with a finding or without a check, by name."""
+    kept: list[list[dict[str, Any]]] = []
     with opened(trainer) as driven:
-        return {row["check"]: row for row in examine(driven) if row["found"] or row["unchecked"]}
+        examine(driven, lambda rows: kept.append(list(rows)))
+    assert [len(rows) for rows in kept] == list(range(len(CHECKS) + 1))  # what is known when a check never ends
+    return {row["check"]: row for row in kept[-1] if row["found"] or row["unchecked"]}
 
 
 def test_a_trainer_without_faults_has_no_finding(tmp_path: Path) -> None:
@@ -118,6 +121,39 @@ def test_what_cannot_be_driven_is_not_passed_over(tmp_path: Path) -> None:
     assert checked(trainer)["truth scored"]["unchecked"] == "it computes its squared error without torch's mse_loss"
     trainer.write_text(trainer.read_text().replace("self.optim.step()", "self.nothing.step()"))
     assert "its code raised AttributeError" in checked(trainer)["detach"]["unchecked"]
+
+
+def test_a_mean_that_nobody_sees_is_not_called_right(tmp_path: Path) -> None:
+    trainer = written(tmp_path)
+    code, end = trainer.read_text(), "        return total, psnr /"
+    keeps = "        self.psnr = torch.tensor(psnr / self.val_vi_len)\n        return total\n"
+    trainer.write_text(code.replace(end, keeps + end))
+    assert "629 PSNR values is divided by 630" in checked(trainer)["PSNR of the given frame"]["found"]
+    trainer.write_text(code.replace(end, keeps.replace("self.psnr", "psnr") + end))
+    assert "neither returns the mean" in checked(trainer)["PSNR of the given frame"]["unchecked"]
+
+
+def test_code_that_ends_in_a_step_costs_the_checks_of_that_step_alone(tmp_path: Path) -> None:
+    trainer = written(tmp_path, "frozen")
+    code = trainer.read_text()
+    trainer.write_text(
+        code.replace("        last, total, psnr =", "        raise SystemExit\n        last, total, psnr =", 1)
+    )
+    found = checked(trainer)
+    assert found["frozen learning rate"]["found"] and "SystemExit" in found["posterior leak"]["unchecked"]
+
+
+def test_a_process_that_ends_in_the_validation_leaves_the_checks_before_it(tmp_path: Path) -> None:
+    trainer = written(tmp_path, "scored")
+    code = trainer.read_text().replace(
+        "        last, total, psnr =", "        os._exit(3)\n        last, total, psnr =", 1
+    )
+    trainer.write_text(code.replace("import math\n", "import math\nimport os\n", 1))
+    found = {row.check: row for row in diagnose(trainer).rows}
+    assert found.keys() == CHECKS.keys()
+    assert found["truth scored"].found and not found["posterior input"].unchecked
+    assert found["posterior leak"].unchecked == "its code ended the process with code 3"
+    assert found["label order"].unchecked == "an earlier check did not end"
 
 
 def test_the_command_says_that_it_runs_the_code_and_names_lines_and_costs(tmp_path: Path) -> None:
