@@ -43,7 +43,7 @@ LABELS: Final[dict[Name, str]] = {
     "speed": "speed of the pose, pixels a frame",
     "outside": "share of the pose outside the picture",
     "distance": "distance to the nearest training pose",
-    "drift": "drift of the background, levels of 255",
+    "drift": "drift of the background in the frame before, levels of 255",
 }
 
 MIN_EFFECTIVE: Final = 6.0

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from cvaeopt import __version__
+from cvaeopt.config import Config
 from cvaeopt.errors import CvaeoptError, UserError
 from cvaeopt.files import whole_folder, write_bytes, write_json, write_text
 from cvaeopt.outcome import recipe, score, submission
@@ -45,6 +46,7 @@ from cvaeopt.vae import checkpoint
 from cvaeopt.vae.checkpoint import Loaded
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.rollout import Output
+from cvaeopt.vae.schedules import tfr_at
 from cvaeopt.vae.sequences import count_test_sequences
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ def make(
         write_json(folder / "facts.json", facts.values)
         _write_report(folder, facts, _charts(loaded, sheet, data, study))
         notes = tuple(dict.fromkeys((*sheet.notes, *different)))
-        write_text(folder / "README.md", _readme(missing, notes))
+        write_text(folder / "README.md", _readme(missing, notes, predicted=prediction is not None))
         files = _digests(folder)
         write_text(folder / SUMS, "".join(f"{value}  {name}\n" for name, value in files.items()))
         files = _digests(folder)
@@ -272,11 +274,22 @@ def _facts(
                 "lowest": round(float(sheet.psnr_frames[worst]), 4),
             },
             "prediction": predicted,
-            "run": {"settings": loaded.config.plain() if loaded.config else None, "provenance": loaded.provenance},
+            "run": {
+                "settings": loaded.config.plain() if loaded.config else None,
+                "forcing": forcing(loaded.config) if loaded.config else None,
+                "provenance": loaded.provenance,
+            },
             "study": study.facts if study else None,
             **more,
         }
     )
+
+
+def forcing(config: Config) -> dict[str, Any]:
+    """The forcing ratio of the first epoch, and the first epoch with a lower one, counted from 1 (None: no epoch)."""
+    first = tfr_at(config, 0)
+    falls = (epoch + 1 for epoch in range(config.num_epoch) if tfr_at(config, epoch) < first)
+    return {"first": first, "falls_in": next(falls, None)}
 
 
 def _charts(
@@ -308,15 +321,16 @@ def _write_report(folder: Path, facts: Facts, charts: dict[str, Callable[[], byt
     write_text(folder / "report.tex", latex(TITLE, document))
 
 
-def _readme(missing: list[str], notes: tuple[str, ...]) -> str:
+def _readme(missing: list[str], notes: tuple[str, ...], *, predicted: bool) -> str:
     listed = "\n".join(f"- {text}" for text in missing) or "- Nothing."
     differences = "\n".join(f"- {text}" for text in notes) or "- Nothing."
+    made = "the predicted test sequences; `prediction.json` says how they were made"
+    sequences = f"| `{SUBMISSION}`, `pred_seqK.gif` | {made} |\n" if predicted else ""
     return f"""# What is handed in
 
 | file | what it is |
 |---|---|
-| `{SUBMISSION}`, `pred_seqK.gif` | the predicted test sequences; `prediction.json` says how they were made |
-| `{CHECKPOINT}` | the weights in the lab's format |
+{sequences}| `{CHECKPOINT}` | the weights in the lab's format |
 | `recipe.toml` | the settings of the run |
 | `report.md`, `report.tex`, `figures/` | a skeleton of the report; AUTHOR marks what you must write |
 | `facts.json` | every number of the report; a comment after each sentence names its place |

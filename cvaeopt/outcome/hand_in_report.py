@@ -155,12 +155,15 @@ def _settings(facts: Facts) -> Table:
 def _forcing(facts: Facts) -> list[Block]:
     made: list[Block] = [Heading("How do you set your teacher forcing strategy", 2)]
     if facts.at("run/settings") is not None:
-        made.append(
-            facts.say(
-                "The forcing ratio begins at {run/settings/tfr} and falls by {run/settings/tfr_d_step} an epoch from "
-                "epoch {run/settings/tfr_sde} on."
+        if facts.at("run/forcing/falls_in") is None:
+            made.append(facts.say("The forcing ratio is {run/forcing/first} in every epoch."))
+        else:
+            made.append(
+                facts.say(
+                    "The forcing ratio begins at {run/forcing/first}. It falls by {run/settings/tfr_d_step} an epoch, "
+                    "and is lower in epoch {run/forcing/falls_in} for the first time."
+                )
             )
-        )
         made.append(
             Figure("schedules", Said("The forcing ratio, the KL weight and the learning rate over the epochs."))
         )

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+from cvaeopt.config import Config
+from cvaeopt.outcome.hand_in import forcing
 from cvaeopt.outcome.hand_in_report import TITLE, blocks
 from cvaeopt.outcome.hand_in_study import StudyPart, study_part
 from cvaeopt.outcome.hand_in_text import Facts, Said, latex
@@ -21,6 +23,7 @@ from cvaeopt.store.identity import of
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, open_existing
+from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
 from tests.support.made_up import BASELINES, NOON, definition, registered, run_all, run_folder, trials
 from tests.support.tex import faults
@@ -55,14 +58,25 @@ def part(storage: Storage, tmp_path: Path, name: str = "made-up") -> StudyPart:
     return study_part(storage, name, tmp_path / "artifacts", NOON)
 
 
-def sentences(study: dict[str, Any] | None, **score: Any) -> str:
+def sentences(study: dict[str, Any] | None, config: Config | None = None, **score: Any) -> str:
     """All sentences of the report; its LaTeX is checked, and that its facts can be stored."""
-    run = {"settings": tiny.config().plain(), "provenance": {}}
+    config = config or tiny.config()
+    run = {"settings": config.plain(), "forcing": forcing(config), "provenance": {}}
     values = {"confidence_percent": 95, "score": {**SCORE, **score}, "prediction": None, "run": run, "study": study}
     facts = Facts(json.loads(json.dumps(values, allow_nan=False)))
     made = blocks(facts, ["search", "importance", "arms_loss"])
     assert faults(latex(TITLE, made)) == []
     return "\n".join(one.text for one in made if isinstance(one, Said))
+
+
+def test_the_epoch_in_which_the_forcing_ratio_falls_is_that_of_the_history() -> None:
+    config = tiny.config(tfr=1.0, tfr_sde=1, tfr_d_step=0.4, num_epoch=4)
+    trainer = Trainer(config, tiny.DATA)
+    rows = [result.row() for result in trainer.run()]
+    lower = next(row["epoch"] for row in rows if row["tfr"] < rows[0]["tfr"])
+    assert f"It falls by 0.4 an epoch, and is lower in epoch {lower} for the first time." in sentences(None, config)
+    never = tiny.config(tfr=1.0, tfr_sde=9, tfr_d_step=0.4, num_epoch=4)
+    assert "The forcing ratio is 1 in every epoch." in sentences(None, never)
 
 
 def test_without_a_study_it_says_so() -> None:
