@@ -14,6 +14,7 @@ from cvaeopt.commands.options import (
     CheckpointStore,
     Data,
     DryRun,
+    GpuHere,
     Json,
     Quiet,
     StorageUrl,
@@ -40,9 +41,7 @@ def claims(
         int | None,
         typer.Option("--seeds", min=2, max=100, help="Runs of each arm. Default: those registered, or 5 at first."),
     ] = None,
-    gpu: Annotated[  # Not read from CVAEOPT_GPU: a variable that was exported for workers must not start training here.
-        str | None, typer.Option("--gpu", help="Train the runs here, too, on this GPU (or cpu). Default: plan only.")
-    ] = None,
+    gpu: GpuHere = None,
     storage: StorageUrl = None,
     data: Data = None,
     artifacts: Artifacts = None,

@@ -23,6 +23,10 @@ Gpu = Annotated[
     str | None,
     typer.Option("--gpu", envvar="CVAEOPT_GPU", help="Index of the GPU, or cpu. Default: the first GPU, else cpu."),
 ]
+GpuHere = Annotated[
+    str | None, typer.Option("--gpu", help="Train the runs here, too, on this GPU (or cpu). Default: plan only.")
+]
+"""Not read from CVAEOPT_GPU: a variable that was exported for workers must not start training here."""
 StorageUrl = Annotated[
     str | None,
     typer.Option("--storage", envvar="CVAEOPT_STORAGE", help=f"URL of the SQL storage. Default: {DEFAULT_STORAGE}."),
@@ -93,7 +97,10 @@ def shown(**values: Any) -> dict[str, str]:
 
 
 def assignments(given: Sequence[str]) -> list[tuple[str, Any]]:
-    """The settings in the texts of --set: `lr=0.001` gives ("lr", 0.001). A value that is not TOML is a string."""
+    """The settings in the texts of --set: `lr=0.001` gives ("lr", 0.001). A value that is not TOML is a string.
+
+    Truth values may also be spelled as Python spells them: True, False.
+    """
     import tomllib
 
     found: list[tuple[str, Any]] = []
@@ -104,5 +111,6 @@ def assignments(given: Sequence[str]) -> list[tuple[str, Any]]:
         try:
             found.append((name.strip(), tomllib.loads(f"value = {value}")["value"]))
         except tomllib.TOMLDecodeError:
-            found.append((name.strip(), value.strip()))
+            word = value.strip()
+            found.append((name.strip(), {"True": True, "False": False}.get(word, word)))
     return found

@@ -23,6 +23,7 @@ from cvaeopt.commands.options import (
     Data,
     DryRun,
     Gpu,
+    GpuHere,
     Json,
     Quiet,
     StorageUrl,
@@ -160,9 +161,7 @@ def confirm(
         int | None,
         typer.Option("--seeds", min=1, max=100, help="Runs of each. Default: one of each, then the best two twice."),
     ] = None,
-    gpu: Annotated[  # Not read from CVAEOPT_GPU: a variable that was exported for workers must not start training here.
-        str | None, typer.Option("--gpu", help="Train the runs here, too, on this GPU (or cpu). Default: plan only.")
-    ] = None,
+    gpu: GpuHere = None,
     storage: StorageUrl = None,
     data: Data = None,
     artifacts: Artifacts = None,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from cvaeopt.pictures.curves import (
+    DASHES,
     SERIES,
     draw_baselines,
     encoded,
@@ -20,7 +21,6 @@ from cvaeopt.pictures.curves import (
 )
 from cvaeopt.text import count
 
-_DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 _MIN_HOURS: Final = 0.5  # a chart of a shorter training counts minutes
 
 Axis = Literal["epochs", "hours"]
@@ -104,7 +104,7 @@ def _chart(
                 across,
                 up,
                 color=SERIES[place % len(SERIES)],
-                linestyle=_DASHES[place // len(SERIES) % len(_DASHES)],
+                linestyle=DASHES[place // len(SERIES) % len(DASHES)],
                 linewidth=1.4,
                 drawstyle=style,
                 marker="o" if len(across) < 3 else "",

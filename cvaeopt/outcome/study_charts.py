@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from cvaeopt.outcome.trials import TrialFacts, best_of
 from cvaeopt.pictures.curves import (
     AMBER,
     BLUE,
+    DASHES,
     FAINT,
     GREEN,
     ORANGE,
@@ -36,11 +37,7 @@ from cvaeopt.pictures.curves import (
 from cvaeopt.pictures.run_pictures import thinned
 from cvaeopt.text import BASELINES
 
-if TYPE_CHECKING:
-    pass
-
 _MAX_CURVES: Final = 160
-_DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 
 
 def history(trials: Sequence[TrialFacts], baselines: Mapping[str, float], metric: str) -> bytes:
@@ -219,7 +216,7 @@ def ablation(
         drawn = ((key, what, True), *((name, label, False) for name, label in beside))
         for axes, (name, label, main) in zip(panels, drawn, strict=True):
             for (variant, rows), colour, dashes in zip(
-                runs.items(), itertools.cycle(SERIES), itertools.cycle(_DASHES), strict=False
+                runs.items(), itertools.cycle(SERIES), itertools.cycle(DASHES), strict=False
             ):
                 epochs = column(rows, "epoch")
                 axes.plot(

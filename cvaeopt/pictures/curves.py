@@ -38,6 +38,7 @@ INK: Final = "#222222"
 QUIET: Final = "#6B6B6B"
 FAINT: Final = "#C9CDD2"
 SERIES: Final = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
+DASHES: Final[tuple[Any, ...]] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 
 Kind = Literal["png", "pdf", "svg"]
 """The kinds of files in which charts can be drawn."""
