@@ -61,6 +61,9 @@ def test_without_a_recipe_the_settings_are_the_template_s(shop: Shop) -> None:
     assert shown.code == 0
     assert "storage/train/template-70-" in shown.text
     assert "lr = 0.005" in shown.out and "F_dim = 128" in shown.out
+    for spelling in ("False", "false"):
+        shown = shop.run("train", "--set", f"detach={spelling}", "--dry-run")
+        assert (shown.code, "detach = false" in shown.out) == (0, True), shown.text
 
 
 @pytest.mark.parametrize(
@@ -76,8 +79,9 @@ def test_without_a_recipe_the_settings_are_the_template_s(shop: Shop) -> None:
 )
 def test_wrong_input_is_one_message(shop: Shop, arguments: list[str], said: str) -> None:
     before = shop.files()
-    refused = shop.run("train", *arguments)
-    assert (refused.code, said in refused.text) == (2, True), refused.text
+    for data in (str(shop.data), ""):  # what is wrong is named without a data folder, too
+        refused = shop.run("train", *arguments, DATA=data)
+        assert (refused.code, said in refused.text) == (2, True), refused.text
     assert shop.files() == before
 
 

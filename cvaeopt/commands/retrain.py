@@ -261,7 +261,6 @@ def _plan(
     output = options.output
     if options.start is not None:
         require_checkpoint(options.start)
-    root = data_folder(options.data)
     device = "cpu" if options.dry_run else devices.use(options.gpu, options.threads)
     from cvaeopt.outcome.retrain import resolve
     from cvaeopt.vae.snapshots import epochs_of
@@ -276,6 +275,7 @@ def _plan(
     config = resolve(recipe, epochs, mode, changes)
     given = options.snapshots
     kept = frozenset[int]() if given is None else epochs_of(given, config.num_epoch, "--snapshots")
+    root = data_folder(options.data)  # last: a wrong setting is named without data, too
     return _Plan(file, recipe, options, root, device, mode, carried, changes, config, kept)
 
 
