@@ -46,7 +46,7 @@ from cvaeopt.run.retention import delete_leftovers
 from cvaeopt.run.timing import Timing
 from cvaeopt.store import damage
 from cvaeopt.store.identity import of
-from cvaeopt.store.leases import CONSTRAINTS, Lease, LeaseRegistry, Outcome
+from cvaeopt.store.leases import CONSTRAINTS, Lease, LeaseRegistry, Outcome, lost
 from cvaeopt.store.optuna_private import forget_trials
 from cvaeopt.store.optuna_rows import STOP
 from cvaeopt.store.status import BY_HAND
@@ -228,9 +228,9 @@ class Attempt:
                 raise
             except Exception as error:
                 self._fail(trial, run, error)
-        except LeaseLost as lost:
+        except LeaseLost as error:
             self._session.leases.check_lost(lease)
-            self._emit(TrialLeft(lease.number, run.epoch if run is not None else 0, str(lost)))
+            self._emit(TrialLeft(lease.number, run.epoch if run is not None else 0, str(error)))
 
     def _fail(self, trial: Trial, run: Trainable | None, error: Exception) -> None:
         """End the trial as failed; TryAgain if the device is faulty.
@@ -280,7 +280,7 @@ class Attempt:
                 verdict = self._reporter.report(result.epoch, value)
                 self._emit(EpochDone(lease.number, result.epoch, run.epochs, value, row, verdict == "pending"))
                 if verdict == "lost":
-                    raise _lost(lease)
+                    raise lost(lease)
                 if verdict == "ended":
                     self._close(self._session.storage.get_trial(lease.trial_id))
                     return
@@ -330,7 +330,7 @@ class Attempt:
         session, lease = self._session, self.lease
         self._reporter.expect(session.timing.limit_s + _MAX_FINISH_S)
         if self._reporter.drain(session.is_stopping) == "lost":
-            raise _lost(lease)
+            raise lost(lease)
         self._reporter.check_lease()
         epochs_done = lease.epochs_done if run is None else run.epoch
         if run is not None:
@@ -378,10 +378,6 @@ class Attempt:
             self.released = True
         except (LeaseLost, StorageUnreachable, StorageRefused) as error:
             self._emit(Warned(f"Trial {self.lease.number} could not be released: {error}"))
-
-
-def _lost(lease: Lease) -> LeaseLost:
-    return LeaseLost(f"Trial {lease.number} is being trained by another worker now.")
 
 
 def _missing_checkpoint(lease: Lease, epoch: int, artifacts: Path) -> str:
