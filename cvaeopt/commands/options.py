@@ -31,6 +31,9 @@ StorageUrl = Annotated[
     str | None,
     typer.Option("--storage", envvar="CVAEOPT_STORAGE", help=f"URL of the SQL storage. Default: {DEFAULT_STORAGE}."),
 ]
+Price = Annotated[
+    float | None, typer.Option("--price", min=0, help="Price of one hour of a GPU, to say what more trials cost.")
+]
 Data = Annotated[Path | None, typer.Option("--data", envvar="CVAEOPT_DATA", help="Data folder in the lab's layout.")]
 Artifacts = Annotated[
     Path | None,

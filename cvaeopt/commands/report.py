@@ -13,7 +13,7 @@ import typer
 from cvaeopt.commands.failure import writing
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import load_data, open_console, open_study
-from cvaeopt.commands.options import Artifacts, Data, DryRun, Gpu, Json, Quiet, StorageUrl, Verbose
+from cvaeopt.commands.options import Artifacts, Data, DryRun, Gpu, Json, Price, Quiet, StorageUrl, Verbose
 from cvaeopt.commands.places import Flags
 from cvaeopt.errors import UserError
 from cvaeopt.terminal.console import Console
@@ -47,6 +47,7 @@ def report(
     artifacts: Artifacts = None,
     data: Data = None,
     gpu: Gpu = None,
+    price: Price = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -70,7 +71,7 @@ def report(
     found: Comparison | None = None
     with writing(target, folder=True), copies_as(_KINDS[charts] if charts else ()):
         if not paths and len(studies) == 1:
-            made = _of_study(console, Flags(studies[0], storage, artifacts=artifacts), target)
+            made = _of_study(console, Flags(studies[0], storage, artifacts=artifacts), target, price)
         elif not studies and len(paths) == 1:
             (run,) = _summaries(console, paths, data, gpu, target)
             made = run_report(run, target, now=datetime.now(UTC))
@@ -119,11 +120,12 @@ def _show_plan(
         console.result(f"Would write {out / 'report.html'} about {', '.join(named)}.")
 
 
-def _of_study(console: Console, flags: Flags, out: Path) -> Report:
+def _of_study(console: Console, flags: Flags, out: Path, price: float | None) -> Report:
     from cvaeopt.outcome import report as reports
 
     places, store = open_study(console, flags, needs=("storage", "artifacts"))
-    return reports.report(store, places.study, out, artifacts=places.artifact_folder(), now=datetime.now(UTC))
+    folder = places.artifact_folder()
+    return reports.report(store, places.study, out, artifacts=folder, now=datetime.now(UTC), price=price)
 
 
 def _compared(console: Console, studies: Sequence[str], paths: Sequence[Path], flags: Flags, out: Path) -> Comparison:

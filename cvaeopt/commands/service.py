@@ -13,7 +13,7 @@ import typer
 from cvaeopt.commands import opening
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import open_console, open_existing, open_or_create, open_study, stated_service
-from cvaeopt.commands.options import Artifacts, DryRun, Json, Quiet, StorageUrl, Study, Verbose
+from cvaeopt.commands.options import Artifacts, DryRun, Json, Price, Quiet, StorageUrl, Study, Verbose
 from cvaeopt.commands.places import Flags, Places
 from cvaeopt.errors import UserError
 from cvaeopt.run.signals import Stop
@@ -31,19 +31,29 @@ def status(
     study: Study,
     storage: StorageUrl = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    more: Annotated[
+        int | None, typer.Option("--more", min=1, max=200, help="Say what so many more trials may be expected to gain.")
+    ] = None,
+    price: Price = None,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Show a study: its trials, best and workers.
 
-    The best value is compared with the baselines of the data.
+    The best value is compared with the baselines of the data. When a study has ended, its status says what more trials
+    may be expected to gain; --more says it earlier.
     """
+    if watch and more is not None:
+        raise UserError("--more and --watch were given.", "Expected: one of them, as --more takes seconds.")
     console = open_console(verbose, quiet)
     places, store = open_study(console, Flags(study, storage))
 
     def read() -> dict[str, Any]:
-        return _facts(store, places.study)
+        facts = _facts(store, places.study)
+        if more is not None or (facts["over"] and not watch):
+            facts["gain"] = _gain(store, places.study, more, price)
+        return facts
 
     if watch:
         with Stop(raise_at=1):
@@ -59,12 +69,27 @@ def status(
 
 def _facts(store: Storage, name: str) -> dict[str, Any]:
     """The facts that `status` shows about a study and its confirmation."""
+    from cvaeopt.outcome.bounds import BEST, at_bounds
     from cvaeopt.outcome.leaders import confirmation, table
+    from cvaeopt.store.status import best_trials
     from cvaeopt.store.status import status as read_status
+    from cvaeopt.store.study import stored_definition
 
     fresh = confirmation(store, name)
     shown = None if fresh is None else {**fresh.plain(), "table": table(fresh)}
-    return {**read_status(store, name), "confirmation": shown}
+    bounds = at_bounds(stored_definition(store, name), best_trials(store, name, BEST))
+    return {**read_status(store, name), "confirmation": shown, "bounds": bounds}
+
+
+def _gain(store: Storage, name: str, more: int | None, price: float | None) -> dict[str, Any] | None:
+    """What more trials may be expected to gain, as numbers and as `text`; None if the trials do not tell it."""
+    from cvaeopt.outcome.gain import default_more, expected_gain
+    from cvaeopt.store.study import open_existing
+
+    study, definition = open_existing(store, name)
+    trials = study.get_trials(deepcopy=False)
+    found = expected_gain(definition, trials, [more or default_more(trials)])
+    return {**found[0].plain(price), "text": found[0].text(price)} if found else None
 
 
 def workers(

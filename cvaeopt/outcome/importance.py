@@ -1,4 +1,4 @@
-"""The importance of each searched setting, its effect on the value, and the bounds that should be wider.
+"""The importance of each searched setting, and its effect on the value.
 
 The importance is computed from the Gaussian process that the sampler uses. The main effect of a setting is the mean of
 the process over all other settings of the whole space. So the effect is not biased towards the region in which the
@@ -10,16 +10,14 @@ than the interval, because the forecasts may be too close to the values of the c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from cvaeopt.config import Config
 from cvaeopt.search.definition import Definition
 from cvaeopt.suggest.bayesian import MAX_LEARNED_FROM, MAX_OBSERVATIONS, MIN_COMPLETE
 from cvaeopt.suggest.cube import Cube
@@ -33,8 +31,6 @@ _PLACES: Final = 11  # number of values of a numeric setting at which the effect
 _POOL: Final = 512  # number of random points of the space
 _OTHERS: Final = 48  # largest number of these points over which an effect is averaged
 _DRAWS: Final = 400  # number of random draws of all effects, from which the quantiles are computed
-_BEST: Final = 10  # number of trials that are compared with the bounds of the space
-_EDGE: Final = 0.05  # a value in this fraction of the range at an end is close to the bound
 
 
 @dataclass(frozen=True)
@@ -147,35 +143,3 @@ def _scale(one: BaseDistribution) -> Literal["linear", "log", "categorical"]:
     if isinstance(one, CategoricalDistribution):
         return "categorical"
     return "log" if getattr(one, "log", False) else "linear"
-
-
-def at_bounds(definition: Definition, trials: Sequence[FrozenTrial]) -> list[str]:
-    """A sentence for each bound of the search space that should be moved, because most of the best trials lie near it.
-
-    A bound is named if more than half of the ten best complete trials lie within 5 % of the range from the bound. A
-    bound is left out if the setting allows no value beyond the bound: for example, a ratio cannot be below 0. A range
-    with fewer than ten values is left out, too, because trials often lie at its ends by chance.
-    """
-    complete = [one for one in trials if one.state == TrialState.COMPLETE and math.isfinite(one.value or math.nan)]
-    best = sorted(complete, key=lambda one: (-(one.value or 0.0), one.number))[:_BEST]
-    cube, found = cube_of(definition), []
-    for name, one in cube.space.items():
-        points = [cube.point({name: trial.params[name]}) for trial in best if name in trial.params]
-        few = isinstance(one, CategoricalDistribution) or one.single() or len(points) < _BEST // 2
-        if few or 0 < len(definition.search[name].every()) < 0.5 / _EDGE:
-            continue
-        places = np.array(points)[:, cube.columns[name]]
-        for end, word, near, todo in (
-            ("high", "upper", places > 1 - _EDGE, "raise"),
-            ("low", "lower", places < _EDGE, "lower"),
-        ):
-            bound, count = getattr(one, end), int(near.sum())
-            if count > len(best) / 2 and not _is_limit(name, bound, "le" if end == "high" else "ge"):
-                near_bound = f"lie within {_EDGE:.0%} of its {word} end, {bound:g}"
-                found.append(f"{name}: {count} of the best {len(best)} trials {near_bound}; {todo} it.")
-    return found
-
-
-def _is_limit(name: str, value: float, kind: str) -> bool:
-    """Whether the setting allows no value beyond `value`. `kind` is the name of pydantic's constraint, le or ge."""
-    return value in [getattr(one, kind, None) for one in Config.model_fields[name].metadata]

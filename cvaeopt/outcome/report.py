@@ -14,8 +14,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from cvaeopt.outcome.bounds import at_bounds
 from cvaeopt.outcome.claims import assess
-from cvaeopt.outcome.importance import at_bounds, importances
+from cvaeopt.outcome.gain import MAX_MORE, default_more, expected_gain
+from cvaeopt.outcome.importance import importances
 from cvaeopt.outcome.leaders import confirmation
 from cvaeopt.outcome.page import Report, write_page
 from cvaeopt.outcome.report_data import report_data
@@ -29,13 +31,16 @@ from cvaeopt.store.study import open_existing
 
 
 @named
-def report(storage: Storage, name: str, out: Path, *, artifacts: Path, now: datetime) -> Report:
+def report(
+    storage: Storage, name: str, out: Path, *, artifacts: Path, now: datetime, price: float | None = None
+) -> Report:
     """Write `out`/report.html and its pictures for study `name`. StudyError for an unknown study.
 
     artifacts   folder of the studies' run folders; the page names the files of the best trial that are missing there
     now         the date on the page
+    price       of one hour of a device, in any currency
     """
-    return write(*read(storage, name), out, artifacts=artifacts, now=now)
+    return write(*read(storage, name), out, artifacts=artifacts, now=now, price=price)
 
 
 @named
@@ -60,13 +65,16 @@ def write(
     *,
     artifacts: Path,
     now: datetime,
+    price: float | None = None,
 ) -> Report:
     """Write the report of a study from `trials` that were read before.
 
-    overview          as in `report_data`
-    artifacts, now    as in `report`
+    overview                as in `report_data`
+    artifacts, now, price   as in `report`
     """
     data = report_data(definition, trials, overview, artifacts=artifacts, now=now)
     shown = report_pictures(data, importances(definition, trials))
     bounds = at_bounds(definition, trials)
-    return write_page("report.html.j2", out, shown.all, data=data, shown=shown, bounds=bounds)
+    some = default_more(trials)
+    gains = [gain.text(price) for gain in expected_gain(definition, trials, sorted({5, some, min(2 * some, MAX_MORE)}))]
+    return write_page("report.html.j2", out, shown.all, data=data, shown=shown, bounds=bounds, gains=gains)

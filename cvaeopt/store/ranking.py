@@ -58,6 +58,11 @@ def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
 def best_row(connection: Connection, study_id: int) -> Best | None:
     """The best trial of the study, or None if no trial is ranked."""
+    return next(iter(best_rows(connection, study_id, 1)), None)
+
+
+def best_rows(connection: Connection, study_id: int, count: int) -> list[Best]:
+    """The best `count` ranked trials of the study, best first; fewer if the study has fewer."""
     query = (
         select(TRIALS.c.trial_id, TRIALS.c.number, VALUES.c.value)
         .select_from(VALUES.join(TRIALS, TRIALS.c.trial_id == VALUES.c.trial_id))
@@ -67,15 +72,16 @@ def best_row(connection: Connection, study_id: int) -> Best | None:
             cast(VALUES.c.value_type, String) == "FINITE",
         )
         .order_by(VALUES.c.value.desc(), TRIALS.c.number)
-        .limit(1)
+        .limit(count)
     )
-    for infeasible in itertools.count():
-        row = connection.execute(query.offset(infeasible)).one_or_none()
-        if row is None:
-            return None
-        if is_feasible(_constraints(connection, row.trial_id)):
-            return Best(row.trial_id, row.number, float(row.value))
-    return None
+    found: list[Best] = []
+    for offset in itertools.count(0, count):
+        rows = connection.execute(query.offset(offset)).all()
+        feasible = (row for row in rows if is_feasible(_constraints(connection, row.trial_id)))
+        found += [Best(row.trial_id, row.number, float(row.value)) for row in feasible]
+        if len(found) >= count or len(rows) < count:
+            break
+    return found[:count]
 
 
 def _constraints(connection: Connection, trial_id: int) -> dict[str, float]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, String, cast, func, select
 
 from cvaeopt.search.definition import Definition
 from cvaeopt.store import versions
 from cvaeopt.store.damage import named
-from cvaeopt.store.optuna_rows import STEPS, TRIALS, USER_ATTRS, VALUES, trial_attributes, trial_states
-from cvaeopt.store.ranking import Best, best_row
+from cvaeopt.store.optuna_rows import STEPS, TRIALS, USER_ATTRS, VALUES, read_trials, trial_attributes, trial_states
+from cvaeopt.store.ranking import Best, best_row, best_rows, ranked
 from cvaeopt.store.roles import HISTORY
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import require
@@ -109,12 +111,26 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
         "failures": trials.failures,
         "stopped_by_hand": trials.by_hand,
         "stopped": None if _is_met(entry, trials) else entry["stopped_reason"],
+        "over": _is_met(entry, trials) or (entry["stopped_reason"] is not None and not trials.is_open),
         "workers": [
             {key: getattr(worker, key) for key in ("id", "host", "device", "state", "trial", "epoch")}
             | {"beat_age_s": round(worker.beat_age_s, 1)}
             for worker in workers(storage, name)
         ],
     }
+
+
+@named
+def best_trials(storage: Storage, name: str, count: int) -> list[FrozenTrial]:
+    """The best `count` ranked trials with their settings and curves, best first; StudyError for an unknown study."""
+    study_id = require(storage, name)["study_id"]
+
+    def read() -> list[FrozenTrial]:
+        with storage.reading() as connection:
+            ids = {one.trial_id for one in best_rows(connection, study_id, count)}
+            return ranked(read_trials(connection, study_id, None, ids, sys.maxsize) if ids else [])
+
+    return storage.retry(read)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cvaeopt.search.space import stream
 from cvaeopt.suggest.cube import Cube
 from cvaeopt.suggest.forecast import Forecaster, diverged
-from cvaeopt.suggest.gaussian_process import distances, fit, log_expected_improvement, log_news
+from cvaeopt.suggest.gaussian_process import Posterior, distances, fit, log_expected_improvement, log_news
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
 
 CANDIDATES = 1024
@@ -86,43 +87,15 @@ class GaussianProcessSampler(BaseSampler):
     ) -> dict[str, Any]:
         draw = np.random.default_rng(stream(self._seed, trial.number, "sampler together"))
         trials = [one for one in self._forecaster.trials(study) if one.number != trial.number]
-        estimates = self._forecaster.estimates(trials)
-        if len(estimates) < max(2, self._n_startup_trials):
+        found = learn(self._cube, self._forecaster, trials, self._seed_noise_db, self._n_startup_trials)
+        if found is None:
             return {name: value_at(one, self._halton(trial.number, name)) for name, one in self._space.items()}
-        known = [one for one in trials if one.number in estimates]
-        values = np.array([estimates[one.number].mean for one in known])
-        kept = best_and_latest(values, MAX_OBSERVATIONS)
-        known, values = [known[index] for index in kept], values[kept]
-        points = self._points(known)
-        errors = np.array([estimates[one.number].error for one in known])
-        process = fit(points, values, errors, best_and_latest(values, MAX_LEARNED_FROM))
-        means = process.at(points)[0]
-        best = float(means.max())
-        # The measurement error of one more complete trial. The errors of forecasts do not count here.
-        whole = np.array([one.state == TrialState.COMPLETE for one in known])
-        noise = math.sqrt(float(np.median(process.noise[whole]))) if whole.any() else self._seed_noise_db
-        silent = self._points(
-            [one for one in trials if one.state == TrialState.RUNNING and one.number not in estimates]
-        )
-        if len(silent):
-            process = process.believing(silent, np.full(len(silent), self._seed_noise_db))
-        lost = self._points([one for one in trials if diverged(one)][-MAX_OBSERVATIONS:])
-
-        def worth(candidates: np.ndarray) -> np.ndarray:
-            mean, deviation = process.at(candidates)
-            gain = log_expected_improvement(mean, deviation, best) + log_news(deviation, noise)
-            total: np.ndarray = gain + log_survival(candidates, points, lost, process.lengths)
-            return total
-
-        return self._cube.values(self._best(worth, points[np.argsort(-means)[:3]], draw))
+        return self._cube.values(self._best(found.worth_at, found.points[np.argsort(-found.means)[:3]], draw))
 
     def _halton(self, number: int, name: str) -> float:
         if name not in self._bases:  # a parameter outside the space, which the caller's own objective asks for
             return stream(self._seed, number, f"sampler {name}") / 2**32
         return radical_inverse(number, self._bases[name], self._seed)
-
-    def _points(self, trials: Sequence[FrozenTrial]) -> np.ndarray:
-        return self._cube.points(one.params for one in trials)
 
     def _best(
         self, worth: Callable[[np.ndarray], np.ndarray], leaders: np.ndarray, draw: np.random.Generator
@@ -144,6 +117,73 @@ class GaussianProcessSampler(BaseSampler):
             points, scores = np.vstack([points, around]), np.concatenate([scores, worth(around)])
         best: np.ndarray = points[int(np.argmax(scores))]
         return best
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The knowledge of a search, which decides the next point.
+
+    known     the trials of which the process knows a value or a forecast
+    points    (n, d) their points
+    means     (n,) the process's means at these points, dB; the highest is the value of the best point
+    process   the process of their values; it has also observed its own mean at the points of silent running trials
+    noise     standard deviation of the value of one more complete trial about the value of its settings, dB
+    lost      (k, d) points of trials that diverged
+    """
+
+    known: list[FrozenTrial]
+    points: np.ndarray
+    means: np.ndarray
+    process: Posterior
+    noise: float
+    lost: np.ndarray
+
+    def worth(self, mean: np.ndarray, deviation: np.ndarray, best: float | np.ndarray) -> np.ndarray:
+        """How much the search wants to train at points, from the process's mean and deviation there.
+
+        All arrays have one shape, or shapes that broadcast to one. `best` is the mean of the best point.
+        """
+        total: np.ndarray = log_expected_improvement(mean, deviation, best) + log_news(deviation, self.noise)
+        return total
+
+    def chances(self, candidates: np.ndarray) -> np.ndarray:
+        """What `log_survival` says about (m, d) candidates: (m,)."""
+        return log_survival(candidates, self.points, self.lost, self.process.lengths)
+
+    def worth_at(self, candidates: np.ndarray) -> np.ndarray:
+        """The worth of (m, d) candidates, of which the highest is the next point: (m,)."""
+        mean, deviation = self.process.at(candidates)
+        total: np.ndarray = self.worth(mean, deviation, float(self.means.max())) + self.chances(candidates)
+        return total
+
+
+def learn(
+    cube: Cube, forecaster: Forecaster, trials: Sequence[FrozenTrial], seed_noise_db: float, least: int
+) -> Learned | None:
+    """What a search knows from `trials`, from which `forecaster` has learned.
+
+    None if fewer than `least` trials, or fewer than two, have a value or a forecast.
+    """
+    estimates = forecaster.estimates(trials)
+    if len(estimates) < max(2, least):
+        return None
+    known = [one for one in trials if one.number in estimates]
+    values = np.array([estimates[one.number].mean for one in known])
+    kept = best_and_latest(values, MAX_OBSERVATIONS)
+    known, values = [known[index] for index in kept], values[kept]
+    points = cube.points(one.params for one in known)
+    errors = np.array([estimates[one.number].error for one in known])
+    process = fit(points, values, errors, best_and_latest(values, MAX_LEARNED_FROM))
+    means = process.at(points)[0]
+    # The measurement error of one more complete trial. The errors of forecasts do not count here.
+    whole = np.array([one.state == TrialState.COMPLETE for one in known])
+    noise = math.sqrt(float(np.median(process.noise[whole]))) if whole.any() else seed_noise_db
+    running = [one for one in trials if one.state == TrialState.RUNNING and one.number not in estimates]
+    if running:
+        silent = cube.points(one.params for one in running)
+        process = process.believing(silent, np.full(len(silent), seed_noise_db))
+    lost = cube.points(one.params for one in [one for one in trials if diverged(one)][-MAX_OBSERVATIONS:])
+    return Learned(known, points, means, process, noise, lost)
 
 
 def best_and_latest(values: np.ndarray, limit: int) -> np.ndarray:

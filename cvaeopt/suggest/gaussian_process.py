@@ -119,7 +119,7 @@ def fit(
     return _posterior(inputs, values, variances * scale**2, lengths, signal * scale**2, centre + scale * mean)
 
 
-def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
+def log_expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float | np.ndarray) -> np.ndarray:
     """Logarithm of the expected improvement over `best` at each point. It is accurate for improvements near 0 too."""
     z = (mean - best) / deviation
     log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)

@@ -167,6 +167,11 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
         whole.add_row("best", Text("no complete trial yet"))
     if facts["baselines"]:
         whole.add_row("baselines", Text(baseline_texts(facts["baselines"]) + " dB"))
+    for index, sentence in enumerate(facts.get("bounds", ())):
+        whole.add_row("" if index else "at a bound", Text(sentence, style="yellow"))
+    if "gain" in facts:
+        text = facts["gain"]["text"] if facts["gain"] else "the trials so far do not tell what more trials would gain"
+        whole.add_row("more trials", Text(text))
     last = facts["last"]
     if last:
         value = "" if last["value"] is None else f" {last['value']:.2f} dB"

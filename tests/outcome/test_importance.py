@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cvaeopt.outcome import report
-from cvaeopt.outcome.importance import MIN_CERTAINTY, at_bounds, importances
+from cvaeopt.outcome.bounds import at_bounds
+from cvaeopt.outcome.importance import MIN_CERTAINTY, importances
 from cvaeopt.search.definition import Definition
 from cvaeopt.suggest.sampler import cube_of
-from tests.support.made_up import BASELINES, NOON, definition, trials
+from tests.support.made_up import definition, trials
 
 RATIO = {"type": "float", "low": 0.0, "high": 1.0}
 SIX = {
@@ -138,12 +137,3 @@ def test_a_bound_that_the_best_trials_lie_at_is_named_and_a_limit_of_the_setting
     for trial in made:
         trial.params["tfr"] = 0.0  # a ratio: nothing lies below
     assert not [one for one in at_bounds(chosen, made) if one.startswith("tfr:")]
-
-
-def test_the_report_warns_of_a_bound(tmp_path: Path) -> None:
-    chosen = six_settings()
-    for place, warned in ((1.2, True), (0.5, False)):
-        made = searched(chosen, 1, 8.0, best_at=place)
-        overview = {"storage": "sqlite:///x.db", "baselines": BASELINES, "stopped": None}
-        page = report.write(chosen, made, overview, tmp_path, artifacts=tmp_path / "none", now=NOON).page
-        assert ("of its upper end, 0.01; raise it." in page.read_text()) == warned

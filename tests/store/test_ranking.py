@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cvaeopt.outcome.trials import best_of, facts
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.optuna_private import id_of
-from cvaeopt.store.ranking import best_row, progress, ranked
+from cvaeopt.store.ranking import best_row, best_rows, progress, ranked
 from tests.support.fakes import make_study
 
 
@@ -38,7 +38,9 @@ def test_every_way_to_the_best_trial_leads_to_the_same(ready_url: str, seed: int
         best = next(iter(ranked(study.trials)), None)
         with storage.reading() as connection:
             row = best_row(connection, id_of(study))
+            several = [one.number for one in best_rows(connection, id_of(study), 3)]
             value, since = progress(connection, id_of(study))
+        assert several == [trial.number for trial in ranked(study.trials)[:3]]
         known = best_of(facts(study.trials))
         if best is None:
             assert (row, value, known) == (None, None, None)
