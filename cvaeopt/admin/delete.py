@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 
 from cvaeopt.admin import studies
 from cvaeopt.admin.rows import tables_of
@@ -81,9 +81,9 @@ def delete_rows(storage: Storage, name: str) -> None:
     study. These rows are deleted, too. A new study may get the same ids meanwhile; its rows are kept. UserError if
     another program still writes rows of the deleted study.
     """
-    study_id, trial_ids = storage.retry(lambda: _delete_all(storage, name))
+    study_id, trial_ids = storage.write(lambda connection: _delete_all(connection, name))
     for _ in range(_ROUNDS):
-        if not storage.retry(lambda: _delete_orphans(storage, study_id, trial_ids)):
+        if not storage.write(lambda connection: _delete_orphans(connection, study_id, trial_ids)):
             return
     raise UserError(
         f"Some program still writes rows of study {name!r}, which is deleted, into {storage.url}.",
@@ -92,54 +92,50 @@ def delete_rows(storage: Storage, name: str) -> None:
     )
 
 
-def _delete_all(storage: Storage, name: str) -> tuple[int, list[int]]:
+def _delete_all(connection: Connection, name: str) -> tuple[int, list[int]]:
     """Delete the rows of the study; returns the study's id and the ids of its trials."""
-    with storage.transaction() as connection:
-        tables = tables_of(connection)
-        study_rows, trials = tables.tables["studies"], tables.tables["trials"]
-        of_name = select(study_rows.c.study_id).where(study_rows.c.study_name == name).with_for_update()
-        study_id = connection.execute(of_name).scalar_one_or_none()
-        # None: an earlier attempt has deleted the rows, but its answer was lost.
-        study_id = -1 if study_id is None else int(study_id)
-        of_study = select(trials.c.trial_id).where(trials.c.study_id == study_id).with_for_update()
-        trial_ids = list(connection.execute(of_study).scalars())
-        for table in reversed(tables.sorted_tables):
-            if table.name in (study_table.name, lease_table.name):
-                continue
-            if "study_id" in table.c:
-                connection.execute(delete(table).where(table.c.study_id == study_id))
-            elif "trial_id" in table.c:
-                for some in _portions(trial_ids):
-                    connection.execute(delete(table).where(table.c.trial_id.in_(some)))
-        connection.execute(delete(lease_table).where(lease_table.c.study == name))
-        connection.execute(delete(worker_table).where(worker_table.c.study == name))
-        connection.execute(delete(study_table).where(study_table.c.name == name))
-        return study_id, trial_ids
+    tables = tables_of(connection)
+    study_rows, trials = tables.tables["studies"], tables.tables["trials"]
+    of_name = select(study_rows.c.study_id).where(study_rows.c.study_name == name).with_for_update()
+    study_id = connection.execute(of_name).scalar_one_or_none()
+    # None: an earlier attempt has deleted the rows, but its answer was lost.
+    study_id = -1 if study_id is None else int(study_id)
+    of_study = select(trials.c.trial_id).where(trials.c.study_id == study_id).with_for_update()
+    trial_ids = list(connection.execute(of_study).scalars())
+    for table in reversed(tables.sorted_tables):
+        if table.name in (study_table.name, lease_table.name):
+            continue
+        if "study_id" in table.c:
+            connection.execute(delete(table).where(table.c.study_id == study_id))
+        elif "trial_id" in table.c:
+            for some in _portions(trial_ids):
+                connection.execute(delete(table).where(table.c.trial_id.in_(some)))
+    connection.execute(delete(lease_table).where(lease_table.c.study == name))
+    connection.execute(delete(worker_table).where(worker_table.c.study == name))
+    connection.execute(delete(study_table).where(study_table.c.name == name))
+    return study_id, trial_ids
 
 
-def _delete_orphans(storage: Storage, study_id: int, trial_ids: list[int]) -> int:
+def _delete_orphans(connection: Connection, study_id: int, trial_ids: list[int]) -> int:
     """Delete rows of a study that no longer exists; returns the number of deleted rows."""
-    with storage.transaction() as connection:
-        tables = tables_of(connection)
-        study_rows, trials = tables.tables["studies"], tables.tables["trials"]
-        deleted = 0
-        orphan = trials.c.study_id.not_in(select(study_rows.c.study_id))
-        late = list(
-            connection.execute(select(trials.c.trial_id).where(trials.c.study_id == study_id, orphan)).scalars()
-        )
-        for table in reversed(tables.sorted_tables):
-            if table.name in (study_table.name, lease_table.name, study_rows.name):
-                continue
-            if table.name == trials.name or "trial_id" not in table.c:
-                if "study_id" in table.c:
-                    no_study = table.c.study_id.not_in(select(study_rows.c.study_id))
-                    deleted += connection.execute(delete(table).where(table.c.study_id == study_id, no_study)).rowcount
-                continue
-            for some in _portions([*trial_ids, *late]):
-                kept = select(trials.c.trial_id).where(trials.c.trial_id.not_in(late))
-                statement = delete(table).where(table.c.trial_id.in_(some), table.c.trial_id.not_in(kept))
-                deleted += connection.execute(statement).rowcount
-        return deleted
+    tables = tables_of(connection)
+    study_rows, trials = tables.tables["studies"], tables.tables["trials"]
+    deleted = 0
+    orphan = trials.c.study_id.not_in(select(study_rows.c.study_id))
+    late = list(connection.execute(select(trials.c.trial_id).where(trials.c.study_id == study_id, orphan)).scalars())
+    for table in reversed(tables.sorted_tables):
+        if table.name in (study_table.name, lease_table.name, study_rows.name):
+            continue
+        if table.name == trials.name or "trial_id" not in table.c:
+            if "study_id" in table.c:
+                no_study = table.c.study_id.not_in(select(study_rows.c.study_id))
+                deleted += connection.execute(delete(table).where(table.c.study_id == study_id, no_study)).rowcount
+            continue
+        for some in _portions([*trial_ids, *late]):
+            kept = select(trials.c.trial_id).where(trials.c.trial_id.not_in(late))
+            statement = delete(table).where(table.c.trial_id.in_(some), table.c.trial_id.not_in(kept))
+            deleted += connection.execute(statement).rowcount
+    return deleted
 
 
 def _portions(ids: list[int]) -> Iterator[list[int]]:

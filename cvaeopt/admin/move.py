@@ -21,9 +21,4 @@ def move(source: Storage, target: Storage, wanted: list[str]) -> dict[str, dict[
         names = studies.with_confirmations(rows, wanted, source.url)
         for name in names:
             studies.refuse_live_workers(source, name)
-
-        def put() -> dict[str, dict[str, int]]:
-            with target.transaction() as connection:
-                return {name: copy(rows, connection, name, target.url) for name in names}
-
-        return target.retry(put)
+        return target.write(lambda connection: {name: copy(rows, connection, name, target.url) for name in names})

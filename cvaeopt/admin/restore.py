@@ -76,12 +76,11 @@ def restore(
                 _upload(objects, owner, remote, keep_files)
                 objects = []
 
-            def put(owner: Identity = owner, objects: list[Path] = objects) -> None:
-                with target.transaction() as connection:
-                    copy(rows, connection, owner.study, target.url)
-                    _place_files(rows, owner, unpacked, artifacts, objects)
+            def put(connection: Connection, owner: Identity = owner, objects: list[Path] = objects) -> None:
+                copy(rows, connection, owner.study, target.url)
+                _place_files(rows, owner, unpacked, artifacts, objects)
 
-            target.retry(put)
+            target.write(put)
     return names
 
 

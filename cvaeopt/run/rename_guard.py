@@ -45,10 +45,5 @@ def refuse_renames(application: WSGIApplication, storage: Storage) -> WSGIApplic
 
 def _name(storage: Storage, study_id: int) -> str | None:
     """The name of the study if this program made the study; None otherwise."""
-
-    def read() -> str | None:
-        with storage.reading() as connection:
-            names = connection.execute(select(study_table.c.name).where(study_table.c.study_id == study_id)).scalars()
-            return next(iter(names), None)
-
-    return storage.retry(read)
+    query = select(study_table.c.name).where(study_table.c.study_id == study_id)
+    return storage.read(lambda connection: connection.execute(query).scalars().first())

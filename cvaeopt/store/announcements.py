@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, func, select, update
 
-from cvaeopt.store.optuna_rows import STUDY_ATTRS
+from cvaeopt.store.optuna_rows import STUDY_ATTRS, read_attribute, write_attribute
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import lease_table, worker_table
 
@@ -26,21 +25,17 @@ def may_announce_end(storage: Storage, study: str) -> bool:
     """
     mine = secrets.token_hex(8)
 
-    def claim() -> bool:
-        with storage.transaction() as connection:
-            row = storage.lock_study(connection, study)
-            begun = select(func.count()).where(lease_table.c.study == study)
-            trials = connection.execute(begun).scalar_one()
-            known = _read(connection, row.study_id)
-            if known.get("trials") == trials:
-                return bool(known.get("by") == mine)  # True if the acknowledgement of an earlier attempt was lost
-            place = (STUDY_ATTRS.c.study_id == row.study_id) & (STUDY_ATTRS.c.key == _END)
-            connection.execute(delete(STUDY_ATTRS).where(place))
-            value = json.dumps({"trials": trials, "by": mine})
-            connection.execute(insert(STUDY_ATTRS).values(study_id=row.study_id, key=_END, value_json=value))
-            return True
+    def claim(connection: Connection) -> bool:
+        row = storage.lock_study(connection, study)
+        begun = select(func.count()).where(lease_table.c.study == study)
+        trials = connection.execute(begun).scalar_one()
+        known = read_attribute(connection, STUDY_ATTRS, row.study_id, _END) or {}
+        if known.get("trials") == trials:
+            return bool(known.get("by") == mine)  # True if the acknowledgement of an earlier attempt was lost
+        write_attribute(connection, STUDY_ATTRS, row.study_id, _END, {"trials": trials, "by": mine})
+        return True
 
-    return storage.retry(claim)
+    return storage.write(claim)
 
 
 def dead_to_announce(storage: Storage, study: str, trial: int) -> list[dict[str, Any]]:
@@ -49,27 +44,18 @@ def dead_to_announce(storage: Storage, study: str, trial: int) -> list[dict[str,
     Each of them is returned to one caller only, which announces its death.
     """
 
-    def claim() -> list[dict[str, Any]]:
-        with storage.transaction() as connection:
-            storage.lock_study(connection, study)
-            rows = connection.execute(
-                select(worker_table).where(
-                    worker_table.c.study == study,
-                    worker_table.c.trial == trial,
-                    worker_table.c.state == "dead",
-                    worker_table.c.message != _ANNOUNCED,
-                )
-            ).all()
-            ids = [row.id for row in rows]
-            connection.execute(update(worker_table).where(worker_table.c.id.in_(ids)).values(message=_ANNOUNCED))
-            return [{key: getattr(row, key) for key in ("id", "host", "device", "epoch")} for row in rows]
+    def claim(connection: Connection) -> list[dict[str, Any]]:
+        storage.lock_study(connection, study)
+        rows = connection.execute(
+            select(worker_table).where(
+                worker_table.c.study == study,
+                worker_table.c.trial == trial,
+                worker_table.c.state == "dead",
+                worker_table.c.message != _ANNOUNCED,
+            )
+        ).all()
+        ids = [row.id for row in rows]
+        connection.execute(update(worker_table).where(worker_table.c.id.in_(ids)).values(message=_ANNOUNCED))
+        return [{key: getattr(row, key) for key in ("id", "host", "device", "epoch")} for row in rows]
 
-    return storage.retry(claim)
-
-
-def _read(connection: Connection, study_id: int) -> dict[str, Any]:
-    text = connection.execute(
-        select(STUDY_ATTRS.c.value_json).where(STUDY_ATTRS.c.study_id == study_id, STUDY_ATTRS.c.key == _END)
-    ).scalar_one_or_none()
-    found = None if text is None else json.loads(text)
-    return found if isinstance(found, dict) else {}
+    return storage.write(claim)

@@ -10,14 +10,13 @@ from typing import Any, Final
 
 from optuna.trial import FrozenTrial
 
-from cvaeopt.errors import SettingsError, StudyError
+from cvaeopt.errors import SettingsError
 from cvaeopt.search.claims import Claim
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import key_of
-from cvaeopt.store.confirmation import Leader, Plan, confirmations, plan_runs, runs
+from cvaeopt.store.confirmation import Leader, Plan, confirmations, plan_runs, refuse_confirmation, runs
 from cvaeopt.store.damage import damaged, named
 from cvaeopt.store.storage import Storage
-from cvaeopt.text import Advice
 
 SEEDS: Final = 5
 """Number of runs of each arm, unless the user asks for another number."""
@@ -37,13 +36,7 @@ def arms(definition: Definition) -> list[Leader]:
 
 def require_claims(definition: Definition, where: str) -> None:
     """Raise an error if the study has no claims, or if it is a confirmation."""
-    if definition.confirms is not None:
-        parent = definition.confirms.partition("@")[0]
-        raise StudyError(
-            f"Study '{definition.name}' is a confirmation itself.",
-            "Expected: the study whose arms it trains again.",
-            Advice("Name that study:", "claims", "--study", parent),
-        )
+    refuse_confirmation(definition, "arms")
     if not definition.claims:
         raise SettingsError(
             f"{where} has no [[claims]].",

@@ -106,6 +106,18 @@ class Plan:
         }
 
 
+def refuse_confirmation(definition: Definition, what: str = "leaders") -> None:
+    """StudyError if the study is a confirmation. `what` says what its study trains again: "leaders" or "arms"."""
+    if definition.confirms is not None:
+        parent = definition.confirms.partition("@")[0]
+        more = Advice("For more leaders or seeds:", "confirm", "--study", parent, "--top", "N", "--seeds", "M")
+        raise StudyError(
+            f"Study '{definition.name}' is a confirmation itself, whose runs are planned.",
+            f"Expected: the study whose {what} it trains again.",
+            more if what == "leaders" else Advice("Name that study:", "claims", "--study", parent),
+        )
+
+
 @named
 def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Plan:
     """The plan for confirming the best `top` settings of study `name`.
@@ -119,13 +131,7 @@ def plan(storage: Storage, name: str, top: int, seeds: int | None = None) -> Pla
         if value is not None and value < 1:
             raise SettingsError(f"{option} {value}.", "Expected: at least 1.")
     study, definition = studies.open_existing(storage, name)
-    if definition.confirms is not None:
-        parent = definition.confirms.partition("@")[0]
-        raise StudyError(
-            f"Study '{name}' is a confirmation itself.",
-            "Expected: the study whose leaders it trains again.",
-            Advice("For more leaders or seeds:", "confirm", "--study", parent, "--top", "N", "--seeds", "M"),
-        )
+    refuse_confirmation(definition)
     found = leaders(definition, study.get_trials(deepcopy=False))[:top]
     if not found:
         raise StudyError(

@@ -69,12 +69,7 @@ def named(function: F) -> F:
 
 def find(storage: Storage, study: str) -> StudyDamaged | None:
     """The first damaged row of study `study`, or None."""
-
-    def look() -> StudyDamaged | None:
-        with storage.reading() as connection:
-            return next(_damaged(connection, study), None)
-
-    return storage.retry(look)
+    return storage.read(lambda connection: next(_damaged(connection, study), None))
 
 
 def _integer(value: Any) -> bool:

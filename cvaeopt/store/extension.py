@@ -24,7 +24,7 @@ from cvaeopt.search.changes import changes, check
 from cvaeopt.search.definition import Definition
 from cvaeopt.store import roles, versions
 from cvaeopt.store.damage import named
-from cvaeopt.store.optuna_rows import STUDY_ATTRS, SYSTEM_ATTRS, TRIALS
+from cvaeopt.store.optuna_rows import STUDY_ATTRS, SYSTEM_ATTRS, TRIALS, write_attribute
 from cvaeopt.store.roles import Role
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import ENQUEUED, MARK, stored_definition
@@ -77,12 +77,11 @@ def plan(
     """What `extend` would do now. Raises the errors of `extend`."""
     before = _before(storage, name, changed)
 
-    def read() -> Extension:
-        with storage.reading() as connection:
-            study = connection.execute(select(study_table).where(study_table.c.name == name)).mappings().one()
-            return _planned(connection, dict(study), before, changed, has_checkpoint)[0]
+    def read(connection: Connection) -> Extension:
+        study = connection.execute(select(study_table).where(study_table.c.name == name)).mappings().one()
+        return _planned(connection, dict(study), before, changed, has_checkpoint)[0]
 
-    return storage.retry(read)
+    return storage.read(read)
 
 
 @named
@@ -106,26 +105,25 @@ def extend(
     mark = secrets.token_hex(6)
     planned: Extension | None = None
 
-    def write() -> Extension:
+    def write(connection: Connection) -> Extension:
         nonlocal planned
-        with storage.transaction() as connection:
-            study = dict(storage.lock_study(connection, name)._mapping)
-            known = versions.chain(connection, study)
-            if planned is not None and known[-1].mark == mark:
-                return planned  # an earlier attempt was committed, but its acknowledgement was lost
-            if study["digest"] != before.digest():
-                raise _overtaken(name, known)
-            planned, found = _planned(connection, study, before, changed, has_checkpoint)
-            made = Version(
-                planned.version, planned.digest, planned.before, by, storage.now(connection), changed.plain(), mark
-            )
-            for version in [*known, made] if len(known) == 1 else [made]:
-                versions.write(connection, study["study_id"], version)
-            _write(connection, storage, study["study_id"], before, changed, planned)
-            roles.apply(storage, connection, name, found, changed, planned.version)
-            return planned
+        study = dict(storage.lock_study(connection, name)._mapping)
+        known = versions.chain(connection, study)
+        if planned is not None and known[-1].mark == mark:
+            return planned  # an earlier attempt was committed, but its acknowledgement was lost
+        if study["digest"] != before.digest():
+            raise _overtaken(name, known)
+        planned, found = _planned(connection, study, before, changed, has_checkpoint)
+        made = Version(
+            planned.version, planned.digest, planned.before, by, storage.now(connection), changed.plain(), mark
+        )
+        for version in [*known, made] if len(known) == 1 else [made]:
+            versions.write(connection, study["study_id"], version)
+        _write(connection, storage, study["study_id"], before, changed, planned)
+        roles.apply(storage, connection, name, found, changed, planned.version)
+        return planned
 
-    return storage.retry(write)
+    return storage.write(write)
 
 
 def _before(storage: Storage, name: str, changed: Definition) -> Definition:
@@ -234,11 +232,7 @@ def _write(
             wall_clock_s=None if budget.wall_clock_h is None else budget.wall_clock_h * 3600,
         )
     )
-    connection.execute(
-        update(STUDY_ATTRS)
-        .where(STUDY_ATTRS.c.study_id == study_id, STUDY_ATTRS.c.key == MARK)
-        .values(value_json=json.dumps(digest))
-    )
+    write_attribute(connection, STUDY_ATTRS, study_id, MARK, digest)
     if before.pruner != changed.pruner:
         # These attributes hold values at the rungs of the earlier pruner, whose epochs may differ.
         of_study = select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)

@@ -299,17 +299,12 @@ class LeaseRegistry(LiveStudy):
 
         StudyGone if the study was deleted, StudyError if the row of the lease was deleted.
         """
-
-        def is_listed() -> bool:
-            listed = select(func.count()).where(
-                lease_table.c.study == lease.study, lease_table.c.trial_id == lease.trial_id
-            )
-            with self.storage.reading() as connection:
-                return bool(connection.execute(listed).scalar_one())
-
+        listed = select(func.count()).where(
+            lease_table.c.study == lease.study, lease_table.c.trial_id == lease.trial_id
+        )
         with contextlib.suppress(StorageUnreachable), self.storage.patience(10.0):
             self.check_study()
-            if not self.storage.retry(is_listed):
+            if not self.storage.read(lambda connection: connection.execute(listed).scalar_one()):
                 raise _row_gone(lease)
 
     # ---- workers

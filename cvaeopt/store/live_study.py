@@ -41,13 +41,8 @@ class LiveStudy:
 
     def check_study(self) -> None:
         """StudyGone if the study was deleted since the first call, even if a new study has the same name now."""
-
-        def check() -> None:
-            with self.storage.reading() as connection:
-                if not self._exists(connection):
-                    raise self._gone()
-
-        self.storage.retry(check)
+        if not self.storage.read(self._exists):
+            raise self._gone()
 
     def _exists(self, connection: Connection) -> bool:
         row = connection.execute(
@@ -103,11 +98,7 @@ def in_transaction(method: Callable[Concatenate[S, Connection, P], T]) -> Callab
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        def attempt() -> T:
-            with self.storage.transaction() as connection:
-                return method(self, connection, *args, **kwargs)
-
         with explained(self.storage, self.study):
-            return self.storage.retry(attempt)
+            return self.storage.write(lambda connection: method(self, connection, *args, **kwargs))
 
     return call

@@ -79,8 +79,12 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         """A connection in one writing transaction. The transaction is committed when the block ends."""
 
     @abc.abstractmethod
-    def reading(self) -> AbstractContextManager[Connection]:
-        """A connection in one reading transaction."""
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """The result of `query` in one reading transaction, which is repeated during an outage."""
+
+    @abc.abstractmethod
+    def write(self, change: Callable[[Connection], T]) -> T:
+        """The result of `change` in one writing transaction, which is repeated during an outage."""
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """True if this call has put the trial into `state`.
@@ -106,11 +110,8 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        def read(_: int) -> list[FrozenTrial]:
-            with self.reading() as connection:
-                return read_trials(connection, study_id, states, included_trial_ids, trial_id_greater_than)
-
-        return self.persist(read)
+        ids, newer_than = included_trial_ids, trial_id_greater_than
+        return self.read(lambda connection: read_trials(connection, study_id, states, ids, newer_than))
 
     def _has(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
         trial = self.get_trial(trial_id)
@@ -247,16 +248,13 @@ class RepeatedStorage(RDBStorage, abc.ABC):
     def artifacts(self, study_id: int) -> dict[int, dict[str, dict[str, Any]]]:
         """The files that the dashboard shows: id of the trial -> id of the file -> the file's `ArtifactMeta`."""
 
-        def read(_: int) -> dict[int, dict[str, dict[str, Any]]]:
-            listed: dict[int, dict[str, dict[str, Any]]] = {}
-            with self.reading() as connection:
-                for (trial_id, key), value in trial_attributes(connection, study_id, SYSTEM_ATTRS, _ARTIFACT).items():
-                    entry = json.loads(value)
-                    if entry is not None:
-                        listed.setdefault(trial_id, {})[key.removeprefix(_ARTIFACT)] = entry
-            return listed
-
-        return self.persist(read)
+        listed: dict[int, dict[str, dict[str, Any]]] = {}
+        stored = self.read(lambda connection: trial_attributes(connection, study_id, SYSTEM_ATTRS, _ARTIFACT))
+        for (trial_id, key), value in stored.items():
+            entry = json.loads(value)
+            if entry is not None:
+                listed.setdefault(trial_id, {})[key.removeprefix(_ARTIFACT)] = entry
+        return listed
 
     def forget_artifacts(self, trial_id: int, artifact_ids: Sequence[str]) -> int:
         """Remove files from the dashboard's list of a trial; returns the number of removed entries.
@@ -266,12 +264,7 @@ class RepeatedStorage(RDBStorage, abc.ABC):
         """
         keys = [f"{_ARTIFACT}{artifact_id}" for artifact_id in artifact_ids]
         query = sqlalchemy.delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key.in_(keys))
-
-        def forget(_: int) -> int:
-            with self.transaction() as connection:
-                return int(connection.execute(query).rowcount)
-
-        return self.persist(forget)
+        return self.write(lambda connection: int(connection.execute(query).rowcount))
 
 
 def _repeated(name: str, reading: bool) -> Callable[..., Any]:

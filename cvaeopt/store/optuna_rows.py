@@ -17,7 +17,20 @@ from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnElement, Connection, DateTime, String, cast, column, or_, select, table, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    String,
+    cast,
+    column,
+    delete,
+    insert,
+    or_,
+    select,
+    table,
+    true,
+)
 from sqlalchemy.sql.expression import TableClause
 
 STUDIES: Final = table("studies", column("study_id"), column("study_name"))
@@ -157,6 +170,22 @@ def _number(value: Any, kind: str) -> float:
 def _distribution(text: str) -> BaseDistribution:
     """The distribution from its JSON text. Trials whose texts are equal share one object."""
     return json_to_distribution(text)
+
+
+def read_attribute(connection: Connection, of: TableClause, owner: int, key: str) -> Any:
+    """The value of one attribute of a study or a trial, whose id is `owner`; None if it has no such attribute."""
+    owners, *_ = of.c
+    text = connection.execute(select(of.c.value_json).where(owners == owner, of.c.key == key)).scalar_one_or_none()
+    return None if text is None else json.loads(text)
+
+
+def write_attribute(connection: Connection, of: TableClause, owner: int, key: str, value: Any) -> None:
+    """Store one attribute of a study or a trial, whose id is `owner`; the value None deletes it."""
+    owners, *_ = of.c
+    connection.execute(delete(of).where(owners == owner, of.c.key == key))
+    if value is not None:
+        row = {owners.name: owner, "key": key, "value_json": json.dumps(value, allow_nan=False)}
+        connection.execute(insert(of).values(row))
 
 
 def trial_states(connection: Connection, study_id: int) -> list[tuple[int, int, str]]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
@@ -30,7 +30,7 @@ from cvaeopt.search.definition import Definition
 from cvaeopt.search.parsing import parse_enqueue
 from cvaeopt.store import versions
 from cvaeopt.store.optuna_private import RepeatedStorage, trial_id_of
-from cvaeopt.store.optuna_rows import STOP, SYSTEM_ATTRS, USER_ATTRS, read_trials
+from cvaeopt.store.optuna_rows import STOP, SYSTEM_ATTRS, USER_ATTRS, read_trials, write_attribute
 from cvaeopt.store.ranking import is_feasible, place
 from cvaeopt.store.tables import lease_table
 from cvaeopt.vae.schedules import first_differences
@@ -222,7 +222,7 @@ def apply(
         elif role.kind == "partial":
             state, value = TrialState.PRUNED, trial.intermediate_values[trial.last_step or 0]
             reason = f"{trial.last_step} of {changed.epochs} epochs trained; its checkpoint is not kept"
-            _set_attribute(connection, trial_id, "reason", reason)
+            write_attribute(connection, USER_ATTRS, trial_id, "reason", reason)
             _set_lease(connection, study, trial_id, outcome="pruned", reason=reason)
         entries = trial.params if role.config is None else role.params
         storage.rewrite_trial(
@@ -257,7 +257,7 @@ def _make_history(storage: RepeatedStorage, connection: Connection, study: str, 
         "outcome": outcome,
         "reason": role.reason,
     }
-    _set_attribute(connection, trial_id, HISTORY, kept)
+    write_attribute(connection, USER_ATTRS, trial_id, HISTORY, kept)
     _forget(connection, SYSTEM_ATTRS, trial_id, RUNG)
     done = lease_table.c.epochs_done
     _set_lease(connection, study, trial_id, state="done", outcome=HISTORY, epochs_reserved=done)
@@ -269,11 +269,6 @@ def _set_lease(connection: Connection, study: str, trial_id: int, **values: Any)
     connection.execute(
         update(lease_table).where(lease_table.c.study == study, lease_table.c.trial_id == trial_id).values(**values)
     )
-
-
-def _set_attribute(connection: Connection, trial_id: int, key: str, value: Any) -> None:
-    connection.execute(delete(USER_ATTRS).where(USER_ATTRS.c.trial_id == trial_id, USER_ATTRS.c.key == key))
-    connection.execute(insert(USER_ATTRS).values(trial_id=trial_id, key=key, value_json=json.dumps(value)))
 
 
 def _forget(connection: Connection, table: Any, trial_id: int, beginning: str) -> None:

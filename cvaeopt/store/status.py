@@ -42,14 +42,13 @@ def counts(storage: Storage, name: str) -> dict[str, int]:
     """
     study_id = require(storage, name)["study_id"]
 
-    def read() -> dict[str, int]:
-        with storage.reading() as connection:
-            notes = trial_attributes(connection, study_id, USER_ATTRS, (FAILED, HISTORY))
-            return _count(
-                trial_states(connection, study_id), set(notes), _open_leases(connection, name, storage.now(connection))
-            )
+    def read(connection: Connection) -> dict[str, int]:
+        notes = trial_attributes(connection, study_id, USER_ATTRS, (FAILED, HISTORY))
+        return _count(
+            trial_states(connection, study_id), set(notes), _open_leases(connection, name, storage.now(connection))
+        )
 
-    return storage.retry(read)
+    return storage.read(read)
 
 
 @named
@@ -59,15 +58,12 @@ def without_worker(storage: Storage, name: str) -> frozenset[int]:
     These trials have Optuna's state RUNNING. Their training continues when a worker takes them.
     """
 
-    def read() -> frozenset[int]:
-        with storage.reading() as connection:
-            trial_ids = _open_leases(connection, name, storage.now(connection)).free
-            query = select(lease_table.c.number).where(
-                lease_table.c.study == name, lease_table.c.trial_id.in_(trial_ids)
-            )
-            return frozenset(connection.execute(query).scalars())
+    def read(connection: Connection) -> frozenset[int]:
+        trial_ids = _open_leases(connection, name, storage.now(connection)).free
+        query = select(lease_table.c.number).where(lease_table.c.study == name, lease_table.c.trial_id.in_(trial_ids))
+        return frozenset(connection.execute(query).scalars())
 
-    return storage.retry(read)
+    return storage.read(read)
 
 
 @named
@@ -78,12 +74,8 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
     """
     entry = require(storage, name)
     definition = Definition.parse(json.loads(entry["definition"]), name, f"study '{name}' in {storage.url}")
-
-    def read() -> _Trials:
-        with storage.reading() as connection:
-            return _read_trials(connection, name, entry["study_id"], storage.now(connection))
-
-    trials = storage.retry(read)
+    study_id = entry["study_id"]
+    trials = storage.read(lambda connection: _read_trials(connection, name, study_id, storage.now(connection)))
     best = None
     if trials.best is not None:
         params = storage.get_trial(trials.best.trial_id).params

@@ -17,6 +17,7 @@ from cvaeopt.search.definition import Definition
 from cvaeopt.search.parsing import parse_enqueue
 from cvaeopt.search.tables import GridSampler
 from cvaeopt.store.budget import taken
+from cvaeopt.store.confirmation import refuse_confirmation
 from cvaeopt.store.damage import named
 from cvaeopt.store.optuna_rows import STOP, SYSTEM_ATTRS, USER_ATTRS, trial_attributes, trial_states
 from cvaeopt.store.roles import settle
@@ -24,7 +25,7 @@ from cvaeopt.store.status import BY_HAND
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import open_existing
 from cvaeopt.store.tables import lease_table
-from cvaeopt.text import STATES, Advice
+from cvaeopt.text import STATES
 
 _POINT: Final = "fixed_params"  # Optuna's own system attribute of an enqueued trial
 _REQUEST: Final = "cvaeopt:request"  # system attribute of an enqueued trial: the same text for the points of one call
@@ -90,23 +91,22 @@ def enqueue(storage: Storage, name: str, given: Sequence[dict[str, Any]], *, dry
     points = _checked(given, definition)
     request = secrets.token_hex(8)
 
-    def add() -> Enqueued:
-        with storage.transaction() as connection:
-            row = storage.lock_study(connection, name)
-            states = trial_states(connection, row.study_id)
-            marks = trial_attributes(connection, row.study_id, SYSTEM_ATTRS, (_POINT, _REQUEST))
-            waiting = sum(state == "WAITING" for _, _, state in states)
-            mine = [marks[trial_id, _POINT] for (trial_id, _), mark in marks.items() if mark == request]
-            if not mine:  # otherwise an earlier attempt has added them, and its acknowledgement was lost
-                waits = [marks.get((trial_id, _POINT)) for trial_id, _, state in states if state == "WAITING"]
-                mine = [point for point in points if point not in waits]
-                if not dry_run:
-                    storage.add_waiting(connection, row.study_id, [{_POINT: one, _REQUEST: request} for one in mine])
-                waiting += len(mine)
-            free = None if row.trials is None else max(row.trials - taken(connection, name), 0)
-            return Enqueued(name, points, mine, waiting, free)
+    def add(connection: Connection) -> Enqueued:
+        row = storage.lock_study(connection, name)
+        states = trial_states(connection, row.study_id)
+        marks = trial_attributes(connection, row.study_id, SYSTEM_ATTRS, (_POINT, _REQUEST))
+        waiting = sum(state == "WAITING" for _, _, state in states)
+        mine = [marks[trial_id, _POINT] for (trial_id, _), mark in marks.items() if mark == request]
+        if not mine:  # otherwise an earlier attempt has added them, and its acknowledgement was lost
+            waits = [marks.get((trial_id, _POINT)) for trial_id, _, state in states if state == "WAITING"]
+            mine = [point for point in points if point not in waits]
+            if not dry_run:
+                storage.add_waiting(connection, row.study_id, [{_POINT: one, _REQUEST: request} for one in mine])
+            waiting += len(mine)
+        free = None if row.trials is None else max(row.trials - taken(connection, name), 0)
+        return Enqueued(name, points, mine, waiting, free)
 
-    return storage.retry(add)
+    return storage.write(add)
 
 
 def _check_kind(definition: Definition) -> None:
@@ -117,13 +117,7 @@ def _check_kind(definition: Definition) -> None:
             "Expected: a study whose sampler suggests points.",
             "Search more values under a new name.",
         )
-    if definition.confirms is not None:
-        parent = definition.confirms.partition("@")[0]
-        raise StudyError(
-            f"Study '{definition.name}' is a confirmation, whose runs are planned.",
-            "Expected: the study whose leaders it trains again.",
-            Advice("For more leaders or seeds:", "confirm", "--study", parent, "--top", "N", "--seeds", "M"),
-        )
+    refuse_confirmation(definition)
 
 
 def _checked(given: Sequence[dict[str, Any]], definition: Definition) -> list[dict[str, Any]]:
@@ -157,42 +151,41 @@ def stop_trial(storage: Storage, name: str, number: int, *, dry_run: bool = Fals
     """
     attempts = itertools.count()
 
-    def stop() -> TrialStop:
+    def stop(connection: Connection) -> TrialStop:
         is_repeated = next(attempts) > 0
-        with storage.transaction() as connection:
-            row = storage.lock_study(connection, name)
-            states = {number: (trial_id, state) for trial_id, number, state in trial_states(connection, row.study_id)}
-            if number not in states:
-                there = f"the trials 0 to {max(states)}" if states else "no trial yet"
-                raise StudyError(f"Study '{name}' has no trial {number}.", f"It has {there}.")
-            trial_id, state = states[number]
-            lease = connection.execute(
-                select(lease_table).where(lease_table.c.study == name, lease_table.c.trial_id == trial_id)
-            ).one_or_none()
-            if state not in ("RUNNING", "WAITING"):
-                reason = trial_attributes(connection, row.study_id, USER_ATTRS, ("reason",)).get((trial_id, "reason"))
-                # If the acknowledgement of an earlier attempt was lost, that attempt has ended the trial.
-                if not is_repeated or not str(reason).startswith(BY_HAND):
-                    raise _has_ended(name, number, state, reason)
-                return TrialStop(name, number, True, 0 if lease is None else lease.epochs_done)
-            if lease is None and state == "RUNNING":
-                raise UserError(
-                    f"Trial {number} of study '{name}' is trained by another program, not by a worker of cvaeopt.",
-                    "Expected: a trial that a worker trains, or that waits.",
-                    "Stop it where it runs.",
-                )
-            if lease is not None and lease.owner is not None:
-                if not dry_run:
-                    storage.mark_trial(connection, trial_id, STOP)
-                return TrialStop(name, number, False, lease.epochs_done, lease.owner)
-            epochs_done = 0 if lease is None else lease.epochs_done
+        row = storage.lock_study(connection, name)
+        states = {number: (trial_id, state) for trial_id, number, state in trial_states(connection, row.study_id)}
+        if number not in states:
+            there = f"the trials 0 to {max(states)}" if states else "no trial yet"
+            raise StudyError(f"Study '{name}' has no trial {number}.", f"It has {there}.")
+        trial_id, state = states[number]
+        lease = connection.execute(
+            select(lease_table).where(lease_table.c.study == name, lease_table.c.trial_id == trial_id)
+        ).one_or_none()
+        if state not in ("RUNNING", "WAITING"):
+            reason = trial_attributes(connection, row.study_id, USER_ATTRS, ("reason",)).get((trial_id, "reason"))
+            # If the acknowledgement of an earlier attempt was lost, that attempt has ended the trial.
+            if not is_repeated or not str(reason).startswith(BY_HAND):
+                raise _has_ended(name, number, state, reason)
+            return TrialStop(name, number, True, 0 if lease is None else lease.epochs_done)
+        if lease is None and state == "RUNNING":
+            raise UserError(
+                f"Trial {number} of study '{name}' is trained by another program, not by a worker of cvaeopt.",
+                "Expected: a trial that a worker trains, or that waits.",
+                "Stop it where it runs.",
+            )
+        if lease is not None and lease.owner is not None:
             if not dry_run:
-                _close_lease(connection, row, trial_id, number, lease)
-                storage.prune_waiting(connection, trial_id, {"reason": BY_HAND, "epochs_done": epochs_done})
-                settle(storage, connection, dict(row._mapping), trial_id)
-            return TrialStop(name, number, True, epochs_done)
+                storage.mark_trial(connection, trial_id, STOP)
+            return TrialStop(name, number, False, lease.epochs_done, lease.owner)
+        epochs_done = 0 if lease is None else lease.epochs_done
+        if not dry_run:
+            _close_lease(connection, row, trial_id, number, lease)
+            storage.prune_waiting(connection, trial_id, {"reason": BY_HAND, "epochs_done": epochs_done})
+            settle(storage, connection, dict(row._mapping), trial_id)
+        return TrialStop(name, number, True, epochs_done)
 
-    return storage.retry(stop)
+    return storage.write(stop)
 
 
 def _has_ended(name: str, number: int, state: str, reason: Any) -> UserError:

@@ -198,7 +198,7 @@ class Storage(RepeatedStorage):
         """A connection in one writing transaction. The transaction is committed when the block ends.
 
         SQLite runs only one writing transaction at a time. In PostgreSQL, lock the rows that you read (`lock_study`).
-        The block is not repeated during an outage: put it into a function, and give this function to `retry`.
+        The block is not repeated during an outage; `write` repeats it.
         """
         with self._mode(False), self.engine.begin() as connection:
             yield connection
@@ -208,6 +208,24 @@ class Storage(RepeatedStorage):
         """A connection in one reading transaction. No writer waits for this transaction."""
         with self._mode(True), self.engine.begin() as connection:
             yield connection
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """The result of `query` in one reading transaction, which is repeated as in `retry`."""
+
+        def attempt() -> T:
+            with self.reading() as connection:
+                return query(connection)
+
+        return self.retry(attempt)
+
+    def write(self, change: Callable[[Connection], T]) -> T:
+        """The result of `change` in one writing transaction, which is repeated as in `retry`."""
+
+        def attempt() -> T:
+            with self.transaction() as connection:
+                return change(connection)
+
+        return self.retry(attempt)
 
     def now(self, connection: Connection) -> float:
         """The present time of the database's clock, not the start of the transaction; seconds since 1970, UTC."""

@@ -23,7 +23,7 @@ from cvaeopt.search.changes import differences
 from cvaeopt.search.definition import Definition
 from cvaeopt.store import identity, ranking, versions
 from cvaeopt.store.damage import named
-from cvaeopt.store.optuna_rows import STUDIES, STUDY_ATTRS, trial_states
+from cvaeopt.store.optuna_rows import STUDIES, STUDY_ATTRS, trial_states, write_attribute
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import lease_table, study_table
 from cvaeopt.suggest.sampler import pruner_for, sampler_for
@@ -125,12 +125,8 @@ def stored_definition(storage: Storage, name: str) -> Definition:
 
 def names(storage: Storage) -> list[str]:
     """The sorted names of all studies that have a row in cvaeopt_study."""
-
-    def read() -> list[str]:
-        with storage.reading() as connection:
-            return list(connection.execute(select(study_table.c.name).order_by(study_table.c.name)).scalars())
-
-    return storage.retry(read)
+    query = select(study_table.c.name).order_by(study_table.c.name)
+    return storage.read(lambda connection: list(connection.execute(query).scalars()))
 
 
 @named
@@ -146,19 +142,18 @@ def record_facts(
     if "data_digest" not in facts:
         measured = {"data_digest": data_digest, "baselines": measure()}
 
-        def record() -> dict[str, Any]:
-            with storage.transaction() as connection:
-                stored: dict[str, Any] = json.loads(storage.lock_study(connection, name).facts)
-                if "data_digest" not in stored:
-                    stored |= measured
-                    connection.execute(
-                        update(study_table)
-                        .where(study_table.c.name == name)
-                        .values(facts=json.dumps(stored, allow_nan=False))
-                    )
-                return stored
+        def record(connection: Connection) -> dict[str, Any]:
+            stored: dict[str, Any] = json.loads(storage.lock_study(connection, name).facts)
+            if "data_digest" not in stored:
+                stored |= measured
+                connection.execute(
+                    update(study_table)
+                    .where(study_table.c.name == name)
+                    .values(facts=json.dumps(stored, allow_nan=False))
+                )
+            return stored
 
-        facts = storage.retry(record)
+        facts = storage.write(record)
     if facts["data_digest"] != data_digest:
         raise StudyError(
             f"Study '{name}' was measured on other data (stored {facts['data_digest']}, here {data_digest}).",
@@ -194,12 +189,7 @@ def require(storage: Storage, name: str) -> dict[str, Any]:
 
 def _entry(storage: Storage, name: str) -> dict[str, Any] | None:
     """The study's row with its identity; None if there is no row, or if the study was deleted from Optuna's tables."""
-
-    def read() -> dict[str, Any] | None:
-        with storage.reading() as connection:
-            return _current(connection, name)
-
-    return storage.retry(read)
+    return storage.read(lambda connection: _current(connection, name))
 
 
 def _identify(storage: Storage, entry: dict[str, Any]) -> None:
@@ -207,16 +197,13 @@ def _identify(storage: Storage, entry: dict[str, Any]) -> None:
     mine = identity.of_older(entry["name"], entry["created_at"])
     study_id = entry["study_id"]
 
-    def enter() -> None:
-        with storage.transaction() as connection:
-            storage.lock_study(connection, entry["name"])
-            current = _current(connection, entry["name"])
-            if current is not None and current["identity"] is None and current["study_id"] == study_id:
-                connection.execute(
-                    insert(STUDY_ATTRS).values(study_id=study_id, key=identity.KEY, value_json=json.dumps(mine))
-                )
+    def enter(connection: Connection) -> None:
+        storage.lock_study(connection, entry["name"])
+        current = _current(connection, entry["name"])
+        if current is not None and current["identity"] is None and current["study_id"] == study_id:
+            write_attribute(connection, STUDY_ATTRS, study_id, identity.KEY, mine)
 
-    storage.retry(enter)
+    storage.write(enter)
 
 
 @named
@@ -265,12 +252,7 @@ def _create(storage: Storage, definition: Definition) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([definition.metric])
-
-    def enter() -> None:
-        with storage.transaction() as connection:
-            _enter(connection, storage, definition, study_id, points)
-
-    storage.retry(enter)
+    storage.write(lambda connection: _enter(connection, storage, definition, study_id, points))
 
 
 def _earlier_points(storage: Storage, definition: Definition) -> list[dict[str, Any]]:
@@ -329,12 +311,8 @@ def _enter(
             stopped_reason=None,
         )
     )
-    attributes = {MARK: definition.digest(), identity.KEY: identity.new()}
-    connection.execute(
-        delete(STUDY_ATTRS).where(STUDY_ATTRS.c.study_id == study_id, STUDY_ATTRS.c.key.in_(list(attributes)))
-    )
-    for key, value in attributes.items():
-        connection.execute(insert(STUDY_ATTRS).values(study_id=study_id, key=key, value_json=json.dumps(value)))
+    write_attribute(connection, STUDY_ATTRS, study_id, MARK, definition.digest())
+    write_attribute(connection, STUDY_ATTRS, study_id, identity.KEY, identity.new())
     storage.add_waiting(
         connection, study_id, [{"fixed_params": point, ENQUEUED: index} for index, point in enumerate(points)]
     )

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, select
 
 from cvaeopt.search.changes import changes
 from cvaeopt.search.definition import Definition
-from cvaeopt.store.optuna_rows import STUDY_ATTRS, SYSTEM_ATTRS
+from cvaeopt.store.optuna_rows import STUDY_ATTRS, SYSTEM_ATTRS, read_attribute, write_attribute
 from cvaeopt.store.storage import Storage
 
 PREFIX: Final = "cvaeopt:version:"
@@ -70,20 +70,12 @@ def chain(connection: Connection, study: Mapping[str, Any]) -> list[Version]:
 
 def read(storage: Storage, study: Mapping[str, Any]) -> list[Version]:
     """All versions of a study, oldest first; `study` is the study's row in cvaeopt_study."""
-
-    def attempt() -> list[Version]:
-        with storage.reading() as connection:
-            return chain(connection, study)
-
-    return storage.retry(attempt)
+    return storage.read(lambda connection: chain(connection, study))
 
 
 def write(connection: Connection, study_id: int, version: Version) -> None:
     """Store a version, in place of a version that has the same number."""
-    key = f"{PREFIX}{version.number:05d}"
-    connection.execute(delete(STUDY_ATTRS).where(STUDY_ATTRS.c.study_id == study_id, STUDY_ATTRS.c.key == key))
-    text = json.dumps(asdict(version), allow_nan=False)
-    connection.execute(insert(STUDY_ATTRS).values(study_id=study_id, key=key, value_json=text))
+    write_attribute(connection, STUDY_ATTRS, study_id, f"{PREFIX}{version.number:05d}", asdict(version))
 
 
 def newest_number(connection: Connection, study_id: int) -> int:
@@ -99,17 +91,12 @@ def newest_number(connection: Connection, study_id: int) -> int:
 
 def of_trial(connection: Connection, trial_id: int) -> int:
     """The number of the version under which a trial was begun."""
-    text = connection.execute(
-        select(SYSTEM_ATTRS.c.value_json).where(SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key == OF_TRIAL)
-    ).scalar_one_or_none()
-    return 1 if text is None else int(json.loads(text))
+    return int(read_attribute(connection, SYSTEM_ATTRS, trial_id, OF_TRIAL) or 1)
 
 
 def set_of_trial(connection: Connection, trial_id: int, number: int) -> None:
     """Record the version of a trial. Version 1 needs no record."""
-    connection.execute(delete(SYSTEM_ATTRS).where(SYSTEM_ATTRS.c.trial_id == trial_id, SYSTEM_ATTRS.c.key == OF_TRIAL))
-    if number > 1:
-        connection.execute(insert(SYSTEM_ATTRS).values(trial_id=trial_id, key=OF_TRIAL, value_json=json.dumps(number)))
+    write_attribute(connection, SYSTEM_ATTRS, trial_id, OF_TRIAL, number if number > 1 else None)
 
 
 def plain(versions: list[Version]) -> list[dict[str, Any]]:

@@ -146,17 +146,16 @@ def mark_dead(connection: Connection, workers: Iterable[str]) -> None:
 def workers(storage: Storage, study: str | None = None) -> list[WorkerRow]:
     """The workers of `study` in the order of their start; without `study`, the workers of all studies."""
 
-    def read() -> list[WorkerRow]:
-        query = select(worker_table).order_by(worker_table.c.started_at, worker_table.c.id)
-        if study is not None:
-            query = query.where(worker_table.c.study == study)
-        with storage.reading() as connection:
-            now = storage.now(connection)
-            rows = connection.execute(query).all()
-        return [_shown(row, now) for row in rows]
+    query = select(worker_table).order_by(worker_table.c.started_at, worker_table.c.id)
+    if study is not None:
+        query = query.where(worker_table.c.study == study)
+
+    def read(connection: Connection) -> list[WorkerRow]:
+        now = storage.now(connection)
+        return [_shown(row, now) for row in connection.execute(query).all()]
 
     with explained(storage, study) if study is not None else contextlib.nullcontext():
-        return storage.retry(read)
+        return storage.read(read)
 
 
 def ask_stop(storage: Storage, study: str, worker: str | None = None, *, dry_run: bool = False) -> list[str]:
@@ -166,27 +165,26 @@ def ask_stop(storage: Storage, study: str, worker: str | None = None, *, dry_run
     asked. UserError if `worker` does not run.
     """
 
-    def ask() -> list[str]:
-        with storage.transaction() as connection:
-            storage.lock_study(connection, study)
-            now = storage.now(connection)
-            rows = connection.execute(select(worker_table).where(worker_table.c.study == study)).all()
-            live = [row for row in rows if _shown(row, now).state not in ("stopped", "dead")]
-            asked = [row.id for row in live if worker in (None, row.id)]
-            if worker is not None and not asked:
-                names = ", ".join(row.id for row in live) or "none"
-                raise UserError(f"No worker {worker!r} runs for study {study!r}.", f"Running: {names}.")
-            if dry_run:
-                return asked
-            connection.execute(update(worker_table).where(worker_table.c.id.in_(asked)).values(stop=1))
-            if worker is None and asked:
-                connection.execute(
-                    update(study_table).where(study_table.c.name == study).values(stopped_reason="asked to stop")
-                )
+    def ask(connection: Connection) -> list[str]:
+        storage.lock_study(connection, study)
+        now = storage.now(connection)
+        rows = connection.execute(select(worker_table).where(worker_table.c.study == study)).all()
+        live = [row for row in rows if _shown(row, now).state not in ("stopped", "dead")]
+        asked = [row.id for row in live if worker in (None, row.id)]
+        if worker is not None and not asked:
+            names = ", ".join(row.id for row in live) or "none"
+            raise UserError(f"No worker {worker!r} runs for study {study!r}.", f"Running: {names}.")
+        if dry_run:
             return asked
+        connection.execute(update(worker_table).where(worker_table.c.id.in_(asked)).values(stop=1))
+        if worker is None and asked:
+            connection.execute(
+                update(study_table).where(study_table.c.name == study).values(stopped_reason="asked to stop")
+            )
+        return asked
 
     with explained(storage, study):
-        return storage.retry(ask)
+        return storage.write(ask)
 
 
 def _shown(row: Row[Any], now: float) -> WorkerRow:
