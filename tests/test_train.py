@@ -70,7 +70,7 @@ def test_without_a_recipe_the_settings_are_the_template_s(shop: Shop) -> None:
     ("arguments", "said"),
     [
         (["--set", "lrr=1"], "lrr"),
-        (["--epochs", "2", "--set", "num_epoch=3"], "num_epoch is set beside --epochs 2"),
+        (["--epochs", "2", "--set", "num_epoch=3"], "num_epoch = 3 is set beside --epochs 2"),
         (["missing.toml"], "There is no recipe missing.toml"),
         (["studies/tiny.toml"], "is the definition of a study"),
         (["short.toml", "--from", "none.pt"], "none.pt does not exist"),

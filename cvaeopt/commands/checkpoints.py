@@ -7,23 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cvaeopt.commands import options as opt
 from cvaeopt.commands.failure import writing
 from cvaeopt.commands.opening import data_folder, load_data, open_console, require_checkpoint
-from cvaeopt.commands.options import (
-    Checkpoint,
-    Data,
-    DryRun,
-    Gpu,
-    IgnoreExtra,
-    Json,
-    NoiseKind,
-    NoiseScale,
-    OutputKind,
-    Quiet,
-    Seed,
-    Threads,
-    Verbose,
-)
 from cvaeopt.terminal import results as show
 from cvaeopt.terminal.console import Console
 from cvaeopt.text import count
@@ -36,21 +22,21 @@ if TYPE_CHECKING:
 
 
 def predict(
-    checkpoint: Checkpoint,
+    checkpoint: opt.Checkpoint,
     out: Annotated[Path, typer.Option(help="Folder of submission.csv and the GIFs.")],
-    data: Data = None,
-    noise: NoiseKind = None,
-    noise_scale: NoiseScale = 0.5,
-    seed: Seed = 0,
+    data: opt.Data = None,
+    noise: opt.NoiseKind = None,
+    noise_scale: opt.NoiseScale = 0.5,
+    seed: opt.Seed = 0,
     average: Annotated[int, typer.Option(min=1, help="Roll-outs whose frames are averaged.")] = 1,
-    output: OutputKind = None,
-    ignore_extra: IgnoreExtra = False,
-    gpu: Gpu = None,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    output: opt.OutputKind = None,
+    ignore_extra: opt.IgnoreExtra = False,
+    gpu: opt.Gpu = None,
+    threads: opt.Threads = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Predict the test sequences of a data folder.
 
@@ -111,22 +97,22 @@ def _show_predictions(console: Console, made: Prediction, out: Path, as_json: bo
 
 
 def score(
-    checkpoint: Checkpoint,
-    data: Data = None,
+    checkpoint: opt.Checkpoint,
+    data: opt.Data = None,
     out: Annotated[Path | None, typer.Option(help="Also write score.json and the pictures here.")] = None,
     public: Annotated[
         bool, typer.Option("--public", help="The competition's score, where true frames are known.")
     ] = False,
-    noise: NoiseKind = None,
-    noise_scale: NoiseScale = 0.5,
-    seed: Seed = 0,
-    output: OutputKind = None,
-    ignore_extra: IgnoreExtra = False,
-    gpu: Gpu = None,
-    threads: Threads = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    noise: opt.NoiseKind = None,
+    noise_scale: opt.NoiseScale = 0.5,
+    seed: opt.Seed = 0,
+    output: opt.OutputKind = None,
+    ignore_extra: opt.IgnoreExtra = False,
+    gpu: opt.Gpu = None,
+    threads: opt.Threads = None,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Score a checkpoint on the validation video.
 
@@ -158,19 +144,19 @@ def score(
 
 
 def recalibrate(
-    checkpoint: Checkpoint,
-    data: Data = None,
+    checkpoint: opt.Checkpoint,
+    data: opt.Data = None,
     out: Annotated[
         Path | None,
         typer.Option(help="New checkpoint. Default: NAME.recalibrated.ckpt (or .pt, as the given one ends) beside it."),
     ] = None,
-    output: OutputKind = None,
-    ignore_extra: IgnoreExtra = False,
-    gpu: Gpu = None,
-    threads: Threads = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    output: opt.OutputKind = None,
+    ignore_extra: opt.IgnoreExtra = False,
+    gpu: opt.Gpu = None,
+    threads: opt.Threads = None,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Recompute a checkpoint's BatchNorm statistics.
 

@@ -53,14 +53,15 @@ def _of_a_path(error: OSError) -> CvaeoptError | None:
 
 
 def _of_the_device(error: Exception) -> CvaeoptError | None:
-    name, message = type(error).__name__, str(error).strip()
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+    from cvaeopt.run.failures import kind_of
+
+    kind, reason = kind_of(error)
+    if kind == "out of memory":
         return CvaeoptError(
-            f"Out of memory ({(message or name).splitlines()[0]}).",
-            todo="Use a device with more memory, or a smaller batch_size.",
+            f"Out of memory ({reason}).", todo="Use a device with more memory, or a smaller batch_size."
         )
-    if name == "AcceleratorError" or "CUDA error" in message:
-        return TryAgain(f"The device failed ({message.splitlines()[0]}).", todo="Run the same command again.")
+    if kind == "device fault":
+        return TryAgain(f"The device failed ({reason}).", todo="Run the same command again.")
     return None
 
 

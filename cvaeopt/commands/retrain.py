@@ -12,27 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cvaeopt.commands import continuing
+from cvaeopt.commands import options as opt
 from cvaeopt.commands.checkpoints import shown_output
 from cvaeopt.commands.continuing import TrialToContinue
 from cvaeopt.commands.failure import writing
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import data_folder, load_data, open_console, require_checkpoint
-from cvaeopt.commands.options import (
-    Artifacts,
-    CheckpointStore,
-    Data,
-    DryRun,
-    Gpu,
-    IgnoreExtra,
-    Json,
-    OutputKind,
-    Quiet,
-    StorageUrl,
-    Threads,
-    Verbose,
-    assignments,
-    shown,
-)
 from cvaeopt.commands.places import Flags
 from cvaeopt.errors import DataError, Interrupted, SettingsError
 from cvaeopt.run.signals import Stop
@@ -65,20 +50,20 @@ def train(
         Path | None, typer.Argument(help="A recipe; what its [settings] lacks has the template's value.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the run, as num_epoch.")] = None,
-    gpu: Gpu = None,
-    data: Data = None,
+    gpu: opt.Gpu = None,
+    data: opt.Data = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: storage/train/NAME-EPOCHS-DIGEST.")] = None,
     start: StartFrom = None,
-    output: OutputKind = None,
-    ignore_extra: IgnoreExtra = False,
+    output: opt.OutputKind = None,
+    ignore_extra: opt.IgnoreExtra = False,
     patience: Patience = None,
     snapshots: Snapshots = None,
     override: Override = None,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    threads: opt.Threads = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train once, without a search.
 
@@ -91,11 +76,8 @@ def train(
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
     chosen = recipes.Recipe(Config()) if recipe is None else recipes.read(recipe, partial=True)
-    changes = dict(assignments(override or []))
-    if epochs is not None and "num_epoch" in changes:
-        raise SettingsError(
-            f"num_epoch is set beside --epochs {epochs}.", "Expected: the number of epochs once.", "Leave one out."
-        )
+    changes = dict(opt.assignments(override or []))
+    recipes.require_one_length(epochs, changes)
     changes |= {} if epochs is None else {"num_epoch": epochs}
     options = _Options(data, gpu, threads, start, output, ignore_extra, patience, snapshots, dry_run, as_json)
     file = recipe or Path("template")
@@ -112,29 +94,29 @@ def retrain(
         str | None, typer.Option("--study", help="Continue a trial of this study.", autocompletion=study_names)
     ] = None,
     trial: Annotated[int | None, typer.Option("--trial", min=0, help="The number of the trial.")] = None,
-    gpu: Gpu = None,
-    data: Data = None,
+    gpu: opt.Gpu = None,
+    data: opt.Data = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: storage/retrain/NAME-EPOCHS, or STUDY-TRIAL-EPOCHS.")
     ] = None,
-    storage: StorageUrl = None,
-    artifacts: Artifacts = None,
-    checkpoints: CheckpointStore = None,
+    storage: opt.StorageUrl = None,
+    artifacts: opt.Artifacts = None,
+    checkpoints: opt.CheckpointStore = None,
     transfer: Annotated[
         Literal["proportional", "absolute"] | None,
         typer.Option(help="How schedules carry over to another number of epochs: fractions of the run, or epochs."),
     ] = None,
     start: StartFrom = None,
-    output: OutputKind = None,
-    ignore_extra: IgnoreExtra = False,
+    output: opt.OutputKind = None,
+    ignore_extra: opt.IgnoreExtra = False,
     patience: Patience = None,
     snapshots: Snapshots = None,
     override: Override = None,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    threads: opt.Threads = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train a recipe, or a finished trial, for longer.
 
@@ -147,7 +129,7 @@ def retrain(
 
     console = open_console(verbose, quiet, results=as_json or dry_run)
     options = _Options(data, gpu, threads, start, output, ignore_extra, patience, snapshots, dry_run, as_json)
-    changes = dict(assignments(override or []))
+    changes = dict(opt.assignments(override or []))
     if study is not None or trial is not None:
         continuing.require_alone(recipe, start, output)
         flags = Flags(study, storage, data, artifacts, checkpoints, gpu)
@@ -287,7 +269,7 @@ def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
     options = plan.options
     if not plan.root.is_dir():
         raise DataError(f"{plan.root} is no folder.", "Expected: a data folder.", "Name another one with --data.")
-    tables: dict[str, dict[str, Any]] = {"run": shown(data=options.data, gpu=options.gpu, start=options.start)}
+    tables: dict[str, dict[str, Any]] = {"run": opt.shown(data=options.data, gpu=options.gpu, start=options.start)}
     if options.start is not None:
         loaded = load_model(options.start, output=options.output, ignore_extra=options.ignore_extra)
         require_widths(loaded, plan.config, options.start)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cvaeopt.commands import opening
+from cvaeopt.commands import options as opt
 from cvaeopt.commands.opening import (
     conceal_password,
     load_data,
@@ -16,22 +17,6 @@ from cvaeopt.commands.opening import (
     open_object_store,
     open_or_create,
     open_study,
-)
-from cvaeopt.commands.options import (
-    Artifacts,
-    CheckpointStore,
-    Data,
-    DryRun,
-    Gpu,
-    GpuHere,
-    Json,
-    Quiet,
-    StorageUrl,
-    Study,
-    Threads,
-    TrialsPerGpu,
-    Verbose,
-    shown,
 )
 from cvaeopt.commands.places import Flags, Places, definition_file
 from cvaeopt.terminal import results as show
@@ -48,17 +33,17 @@ if TYPE_CHECKING:
 
 
 def worker(
-    study: Study,
-    gpu: Gpu = None,
-    storage: StorageUrl = None,
-    data: Data = None,
-    artifacts: Artifacts = None,
-    checkpoints: CheckpointStore = None,
-    threads: Threads = None,
-    trials_per_gpu: TrialsPerGpu = 1,
-    dry_run: DryRun = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    study: opt.Study,
+    gpu: opt.Gpu = None,
+    storage: opt.StorageUrl = None,
+    data: opt.Data = None,
+    artifacts: opt.Artifacts = None,
+    checkpoints: opt.CheckpointStore = None,
+    threads: opt.Threads = None,
+    trials_per_gpu: opt.TrialsPerGpu = 1,
+    dry_run: opt.DryRun = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train trials of a study until its budget is met."""
     from cvaeopt.run import processes
@@ -131,7 +116,7 @@ def _show_worker(console: Console, definition: Definition, places: Places, trial
         {
             "service": {
                 "storage": mask(places.storage),
-                **shown(data=places.data, artifacts=places.artifacts, checkpoints=store, gpu=places.device),
+                **opt.shown(data=places.data, artifacts=places.artifacts, checkpoints=store, gpu=places.device),
                 "trials_per_gpu": trials_per_gpu,
                 "keep_best": service.keep_best,
                 "keep_pictures": service.keep_pictures,
@@ -155,22 +140,22 @@ def _show_worker(console: Console, definition: Definition, places: Places, trial
 
 
 def confirm(
-    study: Study,
+    study: opt.Study,
     top: Annotated[int, typer.Option("--top", min=1, max=100, help="Leaders of the search: different settings.")] = 5,
     seeds: Annotated[
         int | None,
         typer.Option("--seeds", min=1, max=100, help="Runs of each. Default: one of each, then the best two twice."),
     ] = None,
-    gpu: GpuHere = None,
-    storage: StorageUrl = None,
-    data: Data = None,
-    artifacts: Artifacts = None,
-    checkpoints: CheckpointStore = None,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    gpu: opt.GpuHere = None,
+    storage: opt.StorageUrl = None,
+    data: opt.Data = None,
+    artifacts: opt.Artifacts = None,
+    checkpoints: opt.CheckpointStore = None,
+    threads: opt.Threads = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train the best settings again with new seeds.
 

@@ -203,9 +203,8 @@ def dashboard(
             f"The dashboard has no password, and on {host} others can reach it: whoever does can {can}. "
             f"Better: leave it on 127.0.0.1 and use `ssh -L {port}:127.0.0.1:{port}`."
         )
-    from cvaeopt.run.dashboard import Server, application
+    from cvaeopt.run.dashboard import Server, application, refuse_renames
     from cvaeopt.run.dashboard_notes import artifact_store
-    from cvaeopt.run.rename_guard import refuse_renames
 
     with Server(host, port) as server:
         store = open_or_create(console, places.storage, opening.READ_LIMIT_S)

@@ -91,6 +91,16 @@ def read(path: Path, *, partial: bool = False) -> Recipe:
     return parse(tables, str(path), partial=partial)
 
 
+def require_one_length(epochs: int | None, changes: dict[str, Any]) -> None:
+    """Raise SettingsError if both `epochs` (the flag) and `changes` set the number of epochs."""
+    if epochs is not None and "num_epoch" in changes:
+        raise SettingsError(
+            f"num_epoch = {changes['num_epoch']!r} is set beside --epochs {epochs}.",
+            "Expected: the number of epochs once.",
+            "Leave num_epoch out: --epochs sets it.",
+        )
+
+
 def parse(tables: dict[str, Any], where: str, *, partial: bool = False) -> Recipe:
     """The recipe in parsed TOML `tables`. SettingsError if the recipe is not valid; its message names `where`.
 

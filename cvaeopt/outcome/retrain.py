@@ -27,7 +27,7 @@ from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome.predict import file_digest
-from cvaeopt.outcome.recipe import Recipe
+from cvaeopt.outcome.recipe import Recipe, require_one_length
 from cvaeopt.outcome.rolling import Noise, notes, with_output_decided
 from cvaeopt.outcome.run_files import CONTINUED, RETRAIN
 from cvaeopt.outcome.score import ScoreSheet, score, write
@@ -52,12 +52,7 @@ def resolve(
 
     SettingsError if a setting is not valid, or if both `epochs` and `changes` set the number of epochs.
     """
-    if epochs is not None and changes and "num_epoch" in changes:
-        raise SettingsError(
-            f"num_epoch = {changes['num_epoch']!r} is set beside --epochs {epochs}.",
-            "Expected: the number of epochs once.",
-            "Leave num_epoch out: --epochs sets it and carries the schedules over.",
-        )
+    require_one_length(epochs, changes or {})
     settings = recipe.settings if epochs is None else transfer(recipe.settings, epochs, mode)
     return Config.parse({**settings.plain(), **(changes or {})}, "The recipe with the given changes")
 

@@ -13,13 +13,18 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any, ClassVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from sqlalchemy import select
+
 from cvaeopt.errors import SettingsError
+from cvaeopt.store.tables import study_table
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from optuna.artifacts import FileSystemArtifactStore
     from optuna.storages import BaseStorage
+
+    from cvaeopt.store.storage import Storage
 
 Layer = Callable[["WSGIApplication"], "WSGIApplication"]
 """A WSGI middleware. It gets each request before the application, and may answer the request itself."""
@@ -32,6 +37,7 @@ _NETLOC = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([\w.-]+))(?::\d*)?", re.IGNORECASE
 _LOCAL_ADDRESS = "cvaeopt.local_address"
 # Paths of the dashboard's own pages and data. All other paths belong to uploaded files.
 _OWN = re.compile(r"/|/favicon\.ico|/(?:dashboard|static|api|csv|incompatible-rdb-schema)(?:/.*)?", re.DOTALL)
+_RENAME = re.compile(r"/api/studies/(\d+)/rename/?")
 # Media types that no browser runs as a page. Browsers show these files instead of downloading them. Parameters that
 # were stored with the type are removed.
 _SHOWN = re.compile(r"image/(?:png|jpeg|gif|webp|bmp)|audio/[\w.+-]+|video/[\w.+-]+")
@@ -161,6 +167,31 @@ def without_writing(app: WSGIApplication) -> WSGIApplication:
                 "Start one without --read-only for that.",
             )
         return app(environ, start_response)
+
+    return checked
+
+
+def refuse_renames(app: WSGIApplication, storage: Storage) -> WSGIApplication:
+    """`app` behind a layer that refuses to rename studies of this program. Other studies can be renamed.
+
+    To rename a study, the dashboard copies the trials to a new study and deletes the old study. It does not copy
+    definition, budget and leases, and the copied trials have other ids. So no worker could continue the new study.
+    """
+
+    def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        name = None
+        if asked := _RENAME.fullmatch(environ.get("PATH_INFO", "")):
+            query = select(study_table.c.name).where(study_table.c.study_id == int(asked[1]))
+            name = storage.read(lambda connection: connection.execute(query).scalars().first())
+        if name is None:
+            return app(environ, start_response)
+        return refuse(
+            environ,
+            start_response,
+            f"Study '{name}' was not renamed: its workers, budget and files go by its name.",
+            "Start a study under the other name instead;",
+            f'[warm_start] study = "{name}" in its file begins with the best points of this one.',
+        )
 
     return checked
 

@@ -13,7 +13,7 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from cvaeopt.run.rename_guard import refuse_renames
+from cvaeopt.run.dashboard import refuse_renames
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
@@ -50,7 +50,7 @@ def test_a_study_of_ours_is_not_renamed_and_the_answer_says_why(storage: Storage
     ours = storage.get_study_id_from_name("tiny")
     for path in (f"/api/studies/{ours}/rename", f"/api/studies/0{ours}/rename"):
         answer, body = ask(application, path, {"study_name": "other"})
-        assert answer.startswith("400") and "'tiny' was not renamed" in body["reason"]
+        assert answer.startswith("403") and "'tiny' was not renamed" in body["reason"]
     assert status(storage, "tiny")["study"] == "tiny"
     answer, body = ask(application, f"/api/studies/{theirs._study_id}/rename", {"study_name": "other"})
     assert answer.startswith("201") and body["study_name"] == "other"
