@@ -248,10 +248,9 @@ def _of(storage: Storage, parent: Definition, namesakes: Mapping[str, Definition
     return sorted(found, key=lambda definition: _index(definition.name, parent.name))
 
 
-def _missing(known: Iterable[Definition], found: Iterable[Leader], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def _missing(known: Iterable[Definition], found: Sequence[Leader], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """One point for each pair of leader and seed, without the pairs that a confirmation in `known` has."""
     have = {(key_of(one, point), point["seed"]) for one in known for point in one.points()}
-    found = list(found)
     return [{**leader.params, "seed": seed} for seed in seeds for leader in found if (leader.key, seed) not in have]
 
 
@@ -286,14 +285,10 @@ def _second_stage(
     ]
     if unregistered or not all(trial.state.is_finished() for _, trial in stage):
         return [], min(finalists, len(stage) + unregistered) * len(others)
-    ranked = sorted(((value, leader) for leader, trial in stage if (value := value_of(trial)) is not None), key=_first)
-    points = _missing(known, [leader for _, leader in ranked[:finalists]], others)
+    values = [(-value, leader.key, leader) for leader, trial in stage if (value := value_of(trial)) is not None]
+    ranked = sorted(values, key=lambda one: one[:2])  # equal values have the same order on every machine
+    points = _missing(known, [leader for *_, leader in ranked[:finalists]], others)
     return points, len(points)
-
-
-def _first(ranked: tuple[float, Leader]) -> tuple[float, str]:
-    """A sort key: higher values come first, and equal values have the same order on every machine."""
-    return -ranked[0], ranked[1].key
 
 
 @named
@@ -308,16 +303,13 @@ def stop(storage: Storage, name: str, worker: str | None = None, *, dry_run: boo
 
     The workers of a study also train its confirmations. `worker` and `dry_run` have the same meaning as in `ask_stop`.
     """
-    asked: list[str] = []
     parent = studies.stored_definition(storage, name)
     running = {
         one: [row.id for row in workers(storage, one)]
         for one in (name, *(one.name for one in confirmations(storage, parent)))
     }
     holders = [one for one, ids in running.items() if worker in ids] if worker is not None else list(running)
-    for one in holders or [name]:
-        asked += ask_stop(storage, one, worker, dry_run=dry_run)
-    return asked
+    return [asked for one in holders or [name] for asked in ask_stop(storage, one, worker, dry_run=dry_run)]
 
 
 def leaders(definition: Definition, trials: Iterable[FrozenTrial]) -> list[Leader]:
