@@ -23,7 +23,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cvaeopt.errors import StorageUnreachable
-from cvaeopt.store.optuna_private import id_of, storage_of, trial_for_note, trial_id_of
+from cvaeopt.store.optuna_private import id_of, storage_of, trial_id_of
 from cvaeopt.store.ranking import ranked
 from cvaeopt.store.status import FAILED, status
 from cvaeopt.store.storage import Storage
@@ -48,6 +48,7 @@ _PATIENCE_S: Final = 2.0  # how long `keep_up` waits for a database that does no
 _MAX_REASON_CHARACTERS: Final = 160
 _MAX_FAILURES: Final = 3  # largest number of failures in the study's note
 _MAX_NOTE_CHARACTERS: Final = 2000  # the dashboard splits longer notes, so a reader could see only a part of a note
+_PIECE_CHARACTERS: Final = 2045  # largest number of characters of a note in one attribute
 _MAX_TRIALS_AT_ONCE: Final = 20  # largest number of trials that one call changes; the next trial waits for this call
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -130,7 +131,7 @@ def thin_out(storage: Storage, study: optuna.Study, store: FileSystemArtifactSto
                 f"Its pictures left the dashboard, which keeps those of the best {keep} and the latest {keep} trials; "
                 "the files are still in its folder."
             )
-            _save(storage, study, trial_id, f"{body}\n{addition}\n")
+            save_note(study, trial_id, f"{body}\n{addition}\n")
     return thinned
 
 
@@ -152,12 +153,12 @@ def write_notes(storage: Storage, study: optuna.Study) -> None:
         if best is not None and trial.number == best.number:
             body = f"{BEST}: {_of_baselines(facts)}.\n\n{body}"
         if body != before:
-            _save(storage, study, trial_id_of(trial), body)
+            save_note(study, trial_id_of(trial), body)
     before = notes.get(None, "")
     theirs = before.partition(BELOW)[2] if BELOW in before else (f"\n\n{before}" if before else "")
     body = f"{summary(facts, id_of(study))}\n\n---\n{BELOW}{theirs}"
     if body != before:
-        _save(storage, study, None, body)
+        save_note(study, None, body)
 
 
 def summary(facts: Mapping[str, Any], study_id: int) -> str:
@@ -250,8 +251,17 @@ def _notes(attributes: Mapping[str, Any]) -> dict[int | None, str]:
     return {owner: "".join(parts[index] for index in sorted(parts)) for owner, parts in pieces.items()}
 
 
-def _save(storage: Storage, study: optuna.Study, trial_id: int | None, body: str) -> None:
-    """Replace the note of a trial, which may have ended, or the note of the study if `trial_id` is None."""
-    from optuna_dashboard import save_note
+def save_note(study: optuna.Study, trial_id: int | None, body: str) -> None:
+    """Replace the note of a trial, which may have ended, or the note of the study if `trial_id` is None.
 
-    save_note(study if trial_id is None else trial_for_note(storage, study, trial_id), body)
+    The attributes are those that `optuna_dashboard.save_note` writes. Its import would load the dashboard's web server,
+    which costs a worker more than a second, and it takes no trial that has ended.
+    """
+    storage, study_id = storage_of(study), id_of(study)
+    prefix = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
+    before = storage.get_study_system_attrs(study_id)
+    written = sum(key.startswith(f"{prefix}note_str:") for key in before)
+    storage.set_study_system_attr(study_id, f"{prefix}note_ver", before.get(f"{prefix}note_ver", 0) + 1)
+    for piece in range(max(written, -(-len(body) // _PIECE_CHARACTERS))):
+        text = body[piece * _PIECE_CHARACTERS : (piece + 1) * _PIECE_CHARACTERS]
+        storage.set_study_system_attr(study_id, f"{prefix}note_str:{piece}", text)

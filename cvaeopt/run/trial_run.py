@@ -25,13 +25,14 @@ from cvaeopt.errors import CheckpointError
 from cvaeopt.files import RunFolder, trouble, write_json
 from cvaeopt.pictures import snapshots as snapshot_chart
 from cvaeopt.pictures.run_pictures import trial_artifacts
-from cvaeopt.run.dashboard_notes import attach, note_text
+from cvaeopt.run.dashboard_notes import attach, note_text, save_note
 from cvaeopt.run.object_store import Checkpoints
 from cvaeopt.run.retention import delete_older
 from cvaeopt.search.claims import MEASURES, measures
 from cvaeopt.search.definition import Definition
 from cvaeopt.store.identity import Identity
 from cvaeopt.store.leases import Lease
+from cvaeopt.store.optuna_private import trial_id_of
 from cvaeopt.suggest.estimate import Estimate, estimate
 from cvaeopt.text import short
 from cvaeopt.vae import checkpoint, snapshots
@@ -351,8 +352,6 @@ def _checkpoints_in(folder: RunFolder) -> list[Path]:
 
 def _save_note(run: TrialRun, state: str, reason: str) -> None:
     """Save the note that optuna-dashboard shows beside the trial."""
-    from optuna_dashboard import save_note
-
     settings = ", ".join(f"{name} {short(value)}" for name, value in run.trial.params.items())
     lines = [
         f"**{state}** after {run.epoch} of {run.epochs} epochs: {note_text(reason)}",
@@ -367,4 +366,4 @@ def _save_note(run: TrialRun, state: str, reason: str) -> None:
     place = f"{run.folder.root.parent.name}/{run.folder.root.name}"
     where = f"{socket.gethostname()}, {run._device_name}"
     lines.append(f"Run on {note_text(where)}; its files are in {note_text(place)} of the artifact folder.")
-    save_note(run.trial, "\n\n".join(lines) + "\n")
+    save_note(run.trial.study, trial_id_of(run.trial), "\n\n".join(lines) + "\n")

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 import sqlalchemy
@@ -305,11 +304,3 @@ def forget_trials(study: Study) -> None:
 def contains(distribution: BaseDistribution, value: float) -> bool:
     """Whether `value` is in the range of the distribution; `value` has the form that the database stores."""
     return distribution._contains(value)
-
-
-def trial_for_note(storage: BaseStorage, study: Study, trial_id: int) -> Any:
-    """An object with the attributes of a trial that `optuna_dashboard.save_note` reads.
-
-    `optuna.Trial` is not used, because its constructor asks the sampler for parameters.
-    """
-    return SimpleNamespace(storage=storage, study=study, _trial_id=trial_id)

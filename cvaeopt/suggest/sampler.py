@@ -32,7 +32,6 @@ from cvaeopt.search.tables import (
     TpeSampler,
 )
 from cvaeopt.suggest import pruner
-from cvaeopt.suggest.bayesian import GaussianProcessSampler
 from cvaeopt.suggest.cube import Cube
 from cvaeopt.suggest.quasirandom import primes, radical_inverse, value_at
 
@@ -118,7 +117,9 @@ def cube_of(definition: Definition) -> Cube:
     return Cube(space, active if conditional else None, sorted(deciding))
 
 
-def _gaussian_process(definition: Definition, chosen: GpSampler) -> GaussianProcessSampler:
+def _gaussian_process(definition: Definition, chosen: GpSampler) -> BaseSampler:
+    from cvaeopt.suggest.bayesian import GaussianProcessSampler  # loads SciPy, which reading a study does not need
+
     return GaussianProcessSampler(
         cube_of(definition),
         seed=definition.seed,

@@ -6,6 +6,8 @@ from typing import Any
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import Trial, TrialState
 from optuna_dashboard import get_note, save_note
@@ -165,6 +167,18 @@ def test_a_long_summary_leaves_out_what_is_not_needed(room: Showroom) -> None:
     found["best"]["params"] = {f"a_setting_with_a_long_name_{index}": 0.12345 for index in range(60)}
     text = dashboard_notes.summary(found, 1)
     assert len(text) + len(dashboard_notes.BELOW) < 2045 and "30.00 dB" in text
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.characters()), min_size=1, max_size=4), st.booleans())
+def test_a_note_is_stored_as_the_dashboard_itself_stores_it(notes: list[tuple[int, str]], of_trial: bool) -> None:
+    ours, theirs = (optuna.create_study() for _ in range(2))
+    trials = [study.ask() for study in (ours, theirs)]
+    for length, letter in notes:
+        text = letter * length
+        dashboard_notes.save_note(ours, trials[0]._trial_id if of_trial else None, text)
+        save_note(trials[1] if of_trial else theirs, text)
+        assert get_note(trials[0] if of_trial else ours) == text
+    assert ours._storage.get_study_system_attrs(0) == theirs._storage.get_study_system_attrs(0)
 
 
 def test_keeping_up_never_raises(room: Showroom, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
