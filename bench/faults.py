@@ -146,21 +146,14 @@ def schedule(seed: int, size: Size, long_outage: bool, network: bool = False) ->
     """
     rng = random.Random(seed)
     faults = []
+    lasts = {"stop": (1.5 * size.ttl_s, 2.5 * size.ttl_s), "database": size.away_s, "disk": size.full_s}
+    lasts |= {"freeze": size.freeze_s}
     for window in range(4):
-        first = window * size.total
         kinds = ["term", "stop", "database", "disk", *(("freeze", "drop", "reset") if network else ())]
         rng.shuffle(kinds)
         for index, kind in enumerate(kinds):
-            at = first + round((index + rng.uniform(0.2, 0.8)) * size.total / len(kinds))
-            seconds = {
-                "term": 0.0,
-                "stop": rng.uniform(1.5, 2.5) * size.ttl_s,
-                "database": rng.uniform(*size.away_s),
-                "disk": rng.uniform(*size.full_s),
-                "freeze": rng.uniform(*size.freeze_s),
-                "drop": 0.0,
-                "reset": 0.0,
-            }[kind]
+            at = window * size.total + round((index + rng.uniform(0.2, 0.8)) * size.total / len(kinds))
+            seconds = rng.uniform(*lasts.get(kind, (0.0, 0.0)))
             if kind == "database" and long_outage and window == 0:
                 seconds = size.long_away_s
             faults.append(Fault(at, kind, seconds))
@@ -815,36 +808,15 @@ def play_round(
     return found
 
 
-SUMS = (
-    "passed",
-    "finished",
-    "failed",
-    "lost",
-    "duplicates",
-    "stuck",
-    "overshoot_trials",
-    "overshoot_epochs",
-    "identical_curves",
-    "whole_checkpoints",
-    "half_checkpoints",
-    "epochs_needed",
-    "epochs_begun",
-    "epochs_trained",
-    "retries",
-    "takeovers",
-    "left",
-    "checkpoints_skipped",
-    "seconds",
-)
-
-
 def summary(rounds: list[dict[str, Any]], size: Size) -> dict[str, Any]:
-    """The campaign in one row."""
+    """The campaign in one row: the sums of the rounds' numbers, and the share of useful epochs."""
+    numbers = [key for key, value in rounds[0].items() if isinstance(value, int | float) and key != "round"]
     needed = sum(found["epochs_needed"] for found in rounds)
     total: Counter[str] = Counter()
     for found in rounds:
         total.update(found["faults"])
-    row: dict[str, Any] = {
+    return {
+        **{key: round(sum(found.get(key, 0) for found in rounds), 1) for key in numbers},
         "rounds": len(rounds),
         "faults": dict(sorted(total.items())),
         "trials_expected": size.trials * len(rounds),
@@ -854,10 +826,6 @@ def summary(rounds: list[dict[str, Any]], size: Size) -> dict[str, Any]:
         "useful_of_begun": round(needed / max(sum(found["epochs_begun"] for found in rounds), 1), 4),
         "worst_useful": min(found["useful"] for found in rounds),
     }
-    for key in SUMS:
-        if key in rounds[0]:
-            row[key] = round(sum(found[key] for found in rounds), 1)
-    return row
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ def facts(device: str = "cpu") -> dict[str, Any]:
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
     ).stdout.strip()
     return {
-        "processor": _processor(),
+        "processor": of_kernel("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
@@ -88,11 +88,10 @@ def pack(path: Path, rows: list[dict[str, Any]]) -> None:
     write_bytes(path.with_name(path.name + ".gz"), gzip.compress("".join(lines).encode(), mtime=0))
 
 
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def of_kernel(path: str, key: str) -> str:
+    """The value of `key` in a file of /proc, without its unit; "" where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].removesuffix("kB").strip()
+    return ""

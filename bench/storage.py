@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import warnings
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import optuna
 import psycopg
-from optuna.storages._rdb import models
 from optuna.trial import Trial, TrialState
-from sqlalchemy import insert, select
+from sqlalchemy import select
 
 from bench import machine
+from bench.filled import Finished, write
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import suggest
 from cvaeopt.store.leases import Lease, LeaseRegistry
 from cvaeopt.store.opening import open_storage
+from cvaeopt.store.optuna_rows import STEPS
 from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
@@ -86,17 +87,23 @@ def value_of(number: int, epoch: int) -> float:
 # ---- load
 
 
-def simulate(
-    url: str,
-    study_id: int,
-    count: int,
-    epochs: int,
-    seconds: float,
-    epoch_s: float,
-    ramp_s: float,
-    gate: Any,
-    answers: Any,
-) -> None:
+@dataclass(frozen=True)
+class Load:
+    """What every worker of a run does.
+
+    epochs    epochs of a trial
+    seconds   length of the run
+    epoch_s   length of an epoch, seconds
+    ramp_s    the workers come one after the other in this time, seconds; 0: all at once
+    """
+
+    epochs: int
+    seconds: float
+    epoch_s: float = 1.0
+    ramp_s: float = 0.0
+
+
+def simulate(url: str, count: int, asked: Load, gate: Any, answers: Any) -> None:
     """`count` workers in threads of this process; what they measured goes to `answers`."""
     found: list[dict[str, Any]] = [{} for _ in range(count)]
     with contextlib.ExitStack() as stack:
@@ -104,7 +111,7 @@ def simulate(
         gate.wait(timeout=300)
         began = time.monotonic()
         threads = [
-            threading.Thread(target=_work, args=(storage, epochs, began, seconds, epoch_s, ramp_s, found[index], index))
+            threading.Thread(target=_work, args=(storage, asked, began, found[index], index))
             for index, storage in enumerate(storages)
         ]
         for thread in threads:
@@ -114,92 +121,66 @@ def simulate(
     answers.put(found)
 
 
-def _work(
-    storage: Storage,
-    epochs: int,
-    began: float,
-    seconds: float,
-    epoch_s: float,
-    ramp_s: float,
-    found: dict[str, Any],
-    index: int,
-) -> None:
+def _work(storage: Storage, asked: Load, began: float, found: dict[str, Any], index: int) -> None:
     retries: list[str] = []
     storage.on_retry = lambda outage_s, said: retries.append(said)
     found |= {"reports": [], "claims": [], "acknowledged": [], "errors": [], "retries": retries}
     try:
-        _trials(storage, epochs, began, seconds, epoch_s, ramp_s, found, index)
+        _trials(storage, asked, began, found, index)
     except Exception as error:
         found["errors"].append(f"{type(error).__name__}: {error}")
 
 
-def _trials(
-    storage: Storage,
-    epochs: int,
-    began: float,
-    seconds: float,
-    epoch_s: float,
-    ramp_s: float,
-    found: dict[str, Any],
-    index: int,
-) -> None:
+def _trials(storage: Storage, asked: Load, began: float, found: dict[str, Any], index: int) -> None:
     registry = LeaseRegistry(storage, NAME)
     place = Place.here()
     worker = f"{place.new_id()}-{index}"
-    due = began + random.Random(f"{os.getpid()}-{index}").uniform(0.0, ramp_s or 1.0)
-    if ramp_s:
+    ends = began + asked.seconds + asked.epoch_s
+    due = began + random.Random(f"{os.getpid()}-{index}").uniform(0.0, asked.ramp_s or 1.0)
+    if asked.ramp_s:
         time.sleep(max(due - time.monotonic(), 0.0))
     registry.register(worker, place, "none")
     beat_at = time.monotonic()
-    while due + epochs * epoch_s <= began + seconds + epoch_s:
+    while due + asked.epochs * asked.epoch_s <= ends:
         asked_at = time.monotonic()
         lease = registry.claim(worker, place)
         found["claims"].append(time.monotonic() - asked_at)
         if not isinstance(lease, Lease):
             raise RuntimeError(lease.reason)
         due = max(due, time.monotonic())
-        for epoch in range(1, epochs + 1):
-            due += epoch_s
+        for epoch in range(1, asked.epochs + 1):
+            due += asked.epoch_s
             while (left := due - time.monotonic()) > 0:
                 time.sleep(min(left, max(beat_at + 10.0 - time.monotonic(), 0.0)))
                 if time.monotonic() - beat_at >= 10.0:
                     beat_at = time.monotonic()
                     registry.beat(worker, Beat("running", lease.number, epoch - 1), lease)
-            if time.monotonic() > began + seconds + epoch_s + PATIENCE_S:
+            if time.monotonic() > ends + PATIENCE_S:
                 raise TimeoutError("too late to go on")
             registry.report(lease, epoch, value_of(lease.number, epoch))
             storage.get_trial(lease.trial_id)  # what the pruner is asked about
             found["reports"].append(time.monotonic() - due)
             found["acknowledged"].append((lease.number, epoch))
-        storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [value_of(lease.number, epochs)])
-        registry.finish(lease, "complete", "all epochs trained", epochs)
+        storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [value_of(lease.number, asked.epochs)])
+        registry.finish(lease, "complete", "all epochs trained", asked.epochs)
 
 
-def load(
-    url: str, workers: int, seconds: float, epochs: int, epoch_s: float = 1.0, ramp_s: float = 0.0
-) -> dict[str, Any]:
+def load(url: str, workers: int, asked: Load) -> dict[str, Any]:
     """One row of the table: `workers` on a fresh database at `url`."""
     with open_storage(url) as storage:
-        return _load(storage, url, workers, seconds, epochs, epoch_s, ramp_s)
+        return _load(storage, url, workers, asked)
 
 
-def _load(
-    storage: Storage, url: str, workers: int, seconds: float, epochs: int, epoch_s: float, ramp_s: float
-) -> dict[str, Any]:
-    study = create_or_open(storage, definition(100_000, epochs))
+def _load(storage: Storage, url: str, workers: int, asked: Load) -> dict[str, Any]:
+    study = create_or_open(storage, definition(100_000, asked.epochs))
     processes = min(PROCESSES, workers)
     shares = [workers // processes + (index < workers % processes) for index in range(processes)]
     gate, answers = _context.Barrier(processes), _context.Queue()
-    running = [
-        _context.Process(
-            target=simulate, args=(url, study._study_id, share, epochs, seconds, epoch_s, ramp_s, gate, answers)
-        )
-        for share in shares
-    ]
+    running = [_context.Process(target=simulate, args=(url, share, asked, gate, answers)) for share in shares]
     for process in running:
         process.start()
     with _Connections(url) as connections:
-        found = [one for _ in running for one in answers.get(timeout=seconds + PATIENCE_S + 400)]
+        found = [one for _ in running for one in answers.get(timeout=asked.seconds + PATIENCE_S + 400)]
     for process in running:
         process.join()
     answers.close()
@@ -210,16 +191,16 @@ def _load(
         for epoch, value in trial.intermediate_values.items()
     }
     with storage.reading() as connection:
-        rows = connection.execute(select(models.TrialIntermediateValueModel.trial_id)).all()
+        rows = connection.execute(select(STEPS.c.trial_id)).all()
         numbers = connection.execute(select(lease_table.c.number)).scalars().all()
     acknowledged = [entry for one in found for entry in one["acknowledged"]]
     reports = sorted(late for one in found for late in one["reports"])
     claims = sorted(late for one in found for late in one["claims"])
     return {
         "workers": workers,
-        "epoch_s": epoch_s,
-        "ramp_s": ramp_s,
-        "seconds": seconds,
+        "epoch_s": asked.epoch_s,
+        "ramp_s": asked.ramp_s,
+        "seconds": asked.seconds,
         "connections": connections.most,
         "reports": len(reports),
         "p50_s": _quantile(reports, 0.50),
@@ -276,115 +257,37 @@ def _quantile(values: list[float], share: float) -> float | None:
 def fill(storage: Storage, trials: int, epochs: int) -> None:
     """`trials` finished trials of `epochs` epochs in the study, with what a worker leaves behind each."""
     chosen = definition(trials + 1000, epochs)
-    study = create_or_open(storage, chosen)
-    study_id = study._study_id
+    study_id = create_or_open(storage, chosen)._study_id
     rng = random.Random(0)
-    space = {
-        "lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
-        "tfr": optuna.distributions.FloatDistribution(0.0, 1.0),
-        "kl_anneal_ratio": optuna.distributions.FloatDistribution(0.1, 1.0),
-        "kl_anneal_cycle": optuna.distributions.IntDistribution(1, 9),
+    found = [
+        Finished(
+            {
+                name: rng.uniform(1, 9) if name == "kl_anneal_cycle" else rng.uniform(0.0011, 0.0099)
+                for name in chosen.search
+            },
+            [value_of(number, epoch) for epoch in range(1, epochs + 1)],
+            value_of(number, epochs),
+        )
+        for number in range(trials)
+    ]
+    notes = {"reason": "all epochs trained", "epochs_done": epochs, "seed": 1, "device": "cpu", "host": "here"}
+    closed = {
+        "study": NAME,
+        "state": "done",
+        "token": 1,
+        "expires_at": 0.0,
+        "attempt": 1,
+        "attempt_epoch": 0,
+        "epochs_reserved": epochs,
+        "epochs_done": epochs,
+        "outcome": "complete",
     }
-    as_json = {name: optuna.distributions.distribution_to_json(one) for name, one in space.items()}
-    now = datetime.now()
     with storage.transaction() as connection:
-        connection.execute(
-            insert(models.TrialModel),
-            [
-                {
-                    "study_id": study_id,
-                    "number": number,
-                    "state": TrialState.COMPLETE,
-                    "datetime_start": now,
-                    "datetime_complete": now,
-                }
-                for number in range(trials)
-            ],
-        )
-        ids = connection.execute(
-            select(models.TrialModel.trial_id)
-            .where(models.TrialModel.study_id == study_id)
-            .order_by(models.TrialModel.number)
-        ).scalars()
-        trial_ids = list(ids)
-        kind = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
-        for first in range(0, trials, 100):
-            connection.execute(
-                insert(models.TrialIntermediateValueModel),
-                [
-                    {
-                        "trial_id": trial_id,
-                        "step": epoch,
-                        "intermediate_value": value_of(number, epoch),
-                        "intermediate_value_type": kind,
-                    }
-                    for number, trial_id in enumerate(trial_ids[first : first + 100], first)
-                    for epoch in range(1, epochs + 1)
-                ],
-            )
-        connection.execute(
-            insert(models.TrialValueModel),
-            [
-                {
-                    "trial_id": trial_id,
-                    "objective": 0,
-                    "value": value_of(number, epochs),
-                    "value_type": models.TrialValueModel.TrialValueType.FINITE,
-                }
-                for number, trial_id in enumerate(trial_ids)
-            ],
-        )
-        connection.execute(
-            insert(models.TrialParamModel),
-            [
-                {
-                    "trial_id": trial_id,
-                    "param_name": name,
-                    "param_value": rng.uniform(1, 9) if name == "kl_anneal_cycle" else rng.uniform(0.0011, 0.0099),
-                    "distribution_json": text,
-                }
-                for trial_id in trial_ids
-                for name, text in as_json.items()
-            ],
-        )
-        notes = {"reason": "all epochs trained", "epochs_done": epochs, "seed": 1, "device": "cpu", "host": "here"}
-        connection.execute(
-            insert(models.TrialUserAttributeModel),
-            [
-                {"trial_id": trial_id, "key": key, "value_json": json.dumps(note)}
-                for trial_id in trial_ids
-                for key, note in notes.items()
-            ],
-        )
-        connection.execute(
-            insert(models.TrialSystemAttributeModel),
-            [
-                {"trial_id": trial_id, "key": f"constraints:{key}", "value_json": "0.0"}
-                for trial_id in trial_ids
-                for key in ("diverged", "out_of_memory", "crashed")
-            ],
-        )
-        connection.execute(
-            lease_table.insert(),
-            [
-                {
-                    "study": NAME,
-                    "slot": number,
-                    "trial_id": trial_id,
-                    "number": number,
-                    "state": "done",
-                    "token": 1,
-                    "expires_at": 0.0,
-                    "attempt": 1,
-                    "attempt_epoch": 0,
-                    "epochs_reserved": epochs,
-                    "epochs_done": epochs,
-                    "folder": f"{NAME}/{number:05d}",
-                    "outcome": "complete",
-                }
-                for number, trial_id in enumerate(trial_ids)
-            ],
-        )
+        leases = [
+            {**closed, "slot": number, "number": number, "trial_id": trial_id, "folder": f"{NAME}/{number:05d}"}
+            for number, trial_id in enumerate(write(connection, study_id, chosen, found, notes))
+        ]
+        connection.execute(lease_table.insert(), leases)
 
 
 def start_worker(url: str, trials: int, epochs: int, answers: Any) -> None:
@@ -453,15 +356,7 @@ def large(url: str, trials: int, epochs: int, repeats: int) -> dict[str, Any]:
 # ---- all of it
 
 
-def measure(
-    backend: str,
-    counts: list[int],
-    seconds: float,
-    epochs: int,
-    study: tuple[int, int] | None,
-    epoch_s: float = 1.0,
-    ramp_s: float = 0.0,
-) -> dict[str, Any]:
+def measure(backend: str, counts: list[int], asked: Load, study: tuple[int, int] | None) -> dict[str, Any]:
     """Everything about one back end; without `study` the load alone."""
     home = Path(tempfile.mkdtemp(prefix="cvaeopt-load-"))
     server = None
@@ -484,7 +379,7 @@ def measure(
             return f"sqlite:///{home / name}.db" if server is None else server.new_database(name)
 
         for count in counts:
-            row = load(url(f"load_{count}"), count, seconds, epochs, epoch_s, ramp_s)
+            row = load(url(f"load_{count}"), count, asked)
             result["load"].append(row)
             print(_row(backend, row), flush=True)
         over = [row["workers"] for row in result["load"] if row["p95_s"] is None or row["p95_s"] > BEND_S]
@@ -537,7 +432,7 @@ def main(words: list[str] | None = None) -> int:
         counts, seconds, epochs, study = [1, 6], 2.0, 1, (40, 10)
     results = []
     for backend in ("sqlite", "postgres") if options.backend == "both" else (options.backend,):
-        result = measure(backend, counts, seconds, epochs, study, options.epoch_s, options.ramp_s)
+        result = measure(backend, counts, Load(epochs, seconds, options.epoch_s, options.ramp_s), study)
         result["command"] = " ".join(["python -m bench.storage", *(sys.argv[1:] if words is None else words)])
         results.append(result)
         if not options.quick:

@@ -13,14 +13,11 @@ bench/results/suggest.json.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import optuna
-from optuna.distributions import distribution_to_json
-from optuna.storages._rdb import models
-from optuna.trial import TrialState
-from sqlalchemy import insert, select
 
 from bench import machine
+from bench.filled import Finished, write
 from cvaeopt.search.definition import Definition, load_definition
 from cvaeopt.search.space import distribution, suggest
 from cvaeopt.store.opening import open_storage
@@ -57,74 +51,24 @@ def fill(storage: Storage, chosen: Definition, trials: int) -> None:
     study_id = create_or_open(storage, chosen)._study_id
     generator = np.random.default_rng(trials)
     distributions = {name: distribution(dimension) for name, dimension in chosen.search.items()}
-    numbers, now = range(trials), datetime.now()
     kinds = generator.choice(["complete", "pruned", "diverged"], trials, p=[0.25, 0.7, 0.05])
     lasts = np.where(kinds == "complete", EPOCHS, 5 * generator.integers(5, 19, trials))
     places = generator.random((trials, len(distributions)))
     levels = 28 - 20 * (places[:, 0] - 0.7) ** 2 - 2 * places[:, 1] + generator.normal(0, 0.4, trials)
     steps = np.arange(1, EPOCHS + 1)
     curves = levels[:, None] - 6 * np.exp(-steps / 30) + generator.normal(0, 0.3, (trials, EPOCHS))
+    found = [
+        Finished(
+            {name: _value(one, float(place)) for place, (name, one) in zip(row, distributions.items(), strict=True)},
+            curve[: int(last)].tolist(),
+            float(curve[-5:].mean()) if kind == "complete" else None,
+            str(kind),
+        )
+        for kind, last, row, curve in zip(kinds, lasts, places, curves, strict=True)
+    ]
+    notes = {"reason": "all epochs trained", "epochs_done": EPOCHS, "seed": 1, "device": "cpu", "host": "here"}
     with storage.transaction() as connection:
-        states = [TrialState.COMPLETE if kind == "complete" else TrialState.PRUNED for kind in kinds]
-        common = {"study_id": study_id, "datetime_start": now, "datetime_complete": now}
-        rows = [{**common, "number": number, "state": states[number]} for number in numbers]
-        connection.execute(insert(models.TrialModel), rows)
-        query = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study_id)
-        ids = connection.execute(query.order_by(models.TrialModel.number)).scalars().all()
-
-        def write(model: Any, rows: list[dict[str, Any]]) -> None:
-            connection.execute(insert(model), rows)
-
-        finite = models.TrialValueModel.TrialValueType.FINITE
-        ends = [(ids[n], float(curves[n, -5:].mean())) for n in numbers if kinds[n] == "complete"]
-        write(
-            models.TrialValueModel,
-            [{"trial_id": i, "objective": 0, "value": value, "value_type": finite} for i, value in ends],
-        )
-        finite = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
-        write(
-            models.TrialIntermediateValueModel,
-            [
-                {
-                    "trial_id": ids[n],
-                    "step": step + 1,
-                    "intermediate_value": float(curves[n, step]),
-                    "intermediate_value_type": finite,
-                }
-                for n in numbers
-                for step in range(int(lasts[n]))
-            ],
-        )
-        write(
-            models.TrialParamModel,
-            [
-                {
-                    "trial_id": ids[n],
-                    "param_name": name,
-                    "param_value": _value(one, float(places[n, column])),
-                    "distribution_json": distribution_to_json(one),
-                }
-                for n in numbers
-                for column, (name, one) in enumerate(distributions.items())
-            ],
-        )
-        write(
-            models.TrialSystemAttributeModel,
-            [
-                {"trial_id": ids[n], "key": f"constraints:{key}", "value_json": json.dumps(float(kinds[n] == key))}
-                for n in numbers
-                for key in ("diverged", "out_of_memory", "crashed")
-            ],
-        )
-        notes = {"reason": "all epochs trained", "epochs_done": EPOCHS, "seed": 1, "device": "cpu", "host": "here"}
-        write(
-            models.TrialUserAttributeModel,
-            [
-                {"trial_id": ids[n], "key": key, "value_json": json.dumps(note)}
-                for n in numbers
-                for key, note in notes.items()
-            ],
-        )
+        write(connection, study_id, chosen, found, notes)
 
 
 def _value(one: Any, fraction: float) -> float:
@@ -150,11 +94,8 @@ def ask(url: str, answers: Any) -> None:
 def _peak_mb() -> float | None:
     """The most memory that this process has held so far; None where the system does not tell."""
     # Not from getrusage: there a new process begins with the peak of the one that started it.
-    with contextlib.suppress(OSError):
-        for row in Path("/proc/self/status").read_text().splitlines():
-            if row.startswith("VmHWM:"):
-                return round(int(row.split()[1]) / 1024)
-    return None
+    kilobytes = machine.of_kernel("/proc/self/status", "VmHWM:")
+    return round(int(kilobytes) / 1024) if kilobytes else None
 
 
 def measure(trials: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import WIDTHS
-from bench.machine import facts, keep, spread
+from bench.machine import facts, keep, of_kernel, spread
 
 _HOME = Path(__file__).parent.parent
 
@@ -137,23 +137,11 @@ def _trainer(data: Any, index: int, steps: int, options: argparse.Namespace, dev
 
 def _pss_mb(pid: int) -> float:
     """Memory of a process in MB, its share of pages that others map too; 0 where /proc does not say it."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return 0.0
+    return float(of_kernel(f"/proc/{pid}/smaps_rollup", "Pss:") or 0) / 1024
 
 
 def _free_mb() -> float:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return float("inf")
+    return float(of_kernel("/proc/meminfo", "MemAvailable:") or "inf") / 1024
 
 
 # ---- the whole

@@ -47,7 +47,7 @@ def test_a_schedule_depends_on_its_seed_alone_and_kills_as_often_as_it_says() ->
 
 
 def test_a_load_run_loses_and_doubles_nothing() -> None:
-    result = storage.measure("sqlite", [2], seconds=1.0, epochs=1, study=(10, 3))
+    result = storage.measure("sqlite", [2], storage.Load(epochs=1, seconds=1.0), study=(10, 3))
     (row,) = result["load"]
     assert row["reports"] == 2
     assert row["lost"] == row["doubled"] == row["shared_trials"] == 0
