@@ -100,5 +100,14 @@ class Advice(str):
 
 
 def short(value: Any) -> str:
-    """The value of a setting as short text. A float has at most four significant digits."""
+    """The value of a setting as short text: true or false as in TOML, a float with four significant digits at most."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(short, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def settings_text(params: Mapping[str, Any]) -> str:
+    """Settings and their values in one line: 'lr 0.001, tfr 0.4'."""
+    return ", ".join(f"{name} {short(value)}" for name, value in params.items())

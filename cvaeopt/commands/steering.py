@@ -12,7 +12,7 @@ from cvaeopt.commands.opening import open_console, open_study
 from cvaeopt.commands.options import DryRun, Json, Quiet, StorageUrl, Study, Verbose, assignments
 from cvaeopt.commands.places import Flags
 from cvaeopt.errors import SettingsError
-from cvaeopt.text import Advice, count, short
+from cvaeopt.text import Advice, count, settings_text
 
 
 def enqueue(
@@ -51,7 +51,7 @@ def enqueue(
     else:
         for point in made.points:
             will = ("Would enqueue" if dry_run else "Enqueued") if point in made.added else "Waits already:"
-            console.result(f"{will} {', '.join(f'{name} {short(value)}' for name, value in point.items())}")
+            console.result(f"{will} {settings_text(point)}")
     if made.free is not None and made.waiting > made.free:
         wait = f"{count(made.waiting, 'point')} wait{'s' if made.waiting == 1 else ''}"
         text = f"{wait}, and the budget has room for {count(made.free, 'more trial')}. Give it more:"

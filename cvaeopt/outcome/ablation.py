@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cvaeopt.outcome.report_text import setting_text, short_name
+from cvaeopt.outcome.report_text import short_name
 from cvaeopt.outcome.run_files import RunFiles
 from cvaeopt.outcome.trials import TrialFacts
 from cvaeopt.search.claims import measures
 from cvaeopt.search.definition import Definition
+from cvaeopt.text import short
 
 _MAX_VARIANTS: Final = 8
 _COMPARED: Final = ("kl_anneal_type", "tfr")
@@ -43,7 +44,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Ablation:
     """The arms of an ablation study. Both fields are empty for a study of another kind.
 
     varied   the settings that differ between the arms
@@ -53,13 +54,13 @@ class Comparison:
     variants: list[Variant]
 
 
-def comparison(definition: Definition, known: Sequence[TrialFacts], folder: Path) -> Comparison:
+def ablation(definition: Definition, known: Sequence[TrialFacts], folder: Path) -> Ablation:
     """The first complete trials of an ablation study as arms, eight at most. `folder` contains their run folders."""
     varied = tuple(name for name in _COMPARED if name in definition.search)
     if definition.sampler.kind != "grid" or not varied:
-        return Comparison((), [])
+        return Ablation((), [])
     complete = [trial for trial in known if trial.state == "complete"][:_MAX_VARIANTS]
-    return Comparison(varied, [_variant(trial, folder) for trial in complete])
+    return Ablation(varied, [_variant(trial, folder) for trial in complete])
 
 
 def _variant(trial: TrialFacts, folder: Path) -> Variant:
@@ -68,7 +69,7 @@ def _variant(trial: TrialFacts, folder: Path) -> Variant:
     last = rows[-1] if rows else {}
     measured = measures(rows) if rows else {}
     return Variant(
-        label=", ".join(f"{short_name(name)} {setting_text(value)}" for name, value in trial.params.items()),
+        label=", ".join(f"{short_name(name)} {short(value)}" for name, value in trial.params.items()),
         number=trial.number,
         value=trial.value,
         best=measured.get("best_psnr"),

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cvaeopt import __version__
-from cvaeopt.outcome.comparison_charts import Line, lines_over, lines_per_frame
+from cvaeopt.outcome.comparison_charts import Axis, Line, lines_over, lines_per_frame
 from cvaeopt.outcome.differences import Arm, Difference, arms, difference, differences
 from cvaeopt.outcome.page import Report, write_page
 from cvaeopt.outcome.report_pictures import Picture
-from cvaeopt.outcome.report_text import setting_text
 from cvaeopt.outcome.run_summary import RunSummary
 from cvaeopt.outcome.study_summary import Search
-from cvaeopt.text import BASELINES_LONG
+from cvaeopt.text import BASELINES_LONG, short
 
 
 @dataclass(frozen=True)
@@ -153,9 +152,7 @@ def _common_levels(runs: Sequence[RunSummary]) -> dict[str, float]:
 
 def _different_settings(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    rows = [
-        (name, [setting_text(run.settings[name]) if name in run.settings else "-" for run in runs]) for name in names
-    ]
+    rows = [(name, [short(run.settings[name]) if name in run.settings else "-" for run in runs]) for name in names]
     return [(name, values) for name, values in rows if len(set(values) - {"-"}) > 1]
 
 
@@ -164,13 +161,7 @@ def _curves(found: Comparison) -> list[Picture]:
     for run in found.runs:
         points = [(row["epoch"], float(row["val_psnr"])) for row in run.rows if "val_psnr" in row]
         lines.append(Line(run.name, [epoch for epoch, _ in points], run.hours, [value for _, value in points]))
-    what = "Validation PSNR"
-    return [
-        Picture("over_epochs.png", lines_over(lines, "epochs", what=what, levels=found.levels), f"{what} over epochs."),
-        Picture(
-            "over_hours.png", lines_over(lines, "hours", what=what, levels=found.levels), f"{what} over GPU-hours."
-        ),
-    ]
+    return _over_both("over", lines, found.levels, "Validation PSNR", "Validation PSNR")
 
 
 def _frames(found: Comparison) -> list[Picture]:
@@ -196,16 +187,19 @@ def _searches(found: Comparison) -> list[Picture]:
         return []
     lines = [Line(search.name, search.epochs, search.hours, search.best) for search in found.searches]
     what = "Best value so far"
-    stated = f"{what} of {len(lines)} searches"
+    return _over_both("search", lines, found.levels, what, f"{what} of {len(lines)} searches", steps=True)
+
+
+def _over_both(
+    prefix: str, lines: list[Line], levels: dict[str, float], what: str, text: str, *, steps: bool = False
+) -> list[Picture]:
+    """The chart of `lines` over the trained epochs, and the chart over the hours of training."""
+    axes: dict[Axis, str] = {"epochs": "epochs", "hours": "GPU-hours"}
     return [
         Picture(
-            "search_epochs.png",
-            lines_over(lines, "epochs", what=what, levels=found.levels, steps=True),
-            f"{stated} over the epochs that they trained.",
-        ),
-        Picture(
-            "search_hours.png",
-            lines_over(lines, "hours", what=what, levels=found.levels, steps=True),
-            f"{stated} over the GPU-hours that they trained.",
-        ),
+            f"{prefix}_{axis}.png",
+            lines_over(lines, axis, what=what, levels=levels, steps=steps),
+            f"{text} over {name} of training.",
+        )
+        for axis, name in axes.items()
     ]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from cvaeopt.outcome.trials import Axis, TrialFacts
-from cvaeopt.pictures.curves import INK, ORANGE, encoded, figure, log_ticks, look, tick_text, title
+from cvaeopt.pictures.curves import INK, ORANGE, encoded, figure, log_axis, look, title
 
 _CELLS: Final = 60
 _REACH: Final = 0.12
@@ -65,10 +65,7 @@ def contour(trials: Sequence[TrialFacts], across: Axis, up: Axis, metric: str) -
         axes.grid(visible=False)
         for axis, which, numbers in ((across, axes.xaxis, ends[0]), (up, axes.yaxis, ends[1])):
             if axis.kind == "log":
-                which.axes.set(**{f"{which.axis_name}scale": "log"})
-                ticks = log_ticks(numbers.tolist())
-                which.set_ticks(ticks, [tick_text(tick) for tick in ticks])
-                which.set_ticks([], minor=True)
+                log_axis(which, numbers.tolist())
         bar = drawing.colorbar(filled, ax=axes)
         bar.set_label(f"{metric}, dB (smoothed)")
         bar.outline.set_visible(False)

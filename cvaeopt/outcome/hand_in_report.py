@@ -10,8 +10,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from cvaeopt.outcome.hand_in_text import Block, Facts, Figure, Heading, Said, Table, Todo
-from cvaeopt.outcome.report_text import setting_text
-from cvaeopt.text import BASELINES_LONG
+from cvaeopt.text import BASELINES_LONG, short
 
 TITLE: Final = "Lab 4: Conditional VAE for Video Prediction"
 _FORCING: Final = "tfr"
@@ -148,7 +147,7 @@ def _protocol(facts: Facts) -> list[Block]:
 
 def _settings(facts: Facts) -> Table:
     names = sorted(facts.at("run/settings"))
-    rows = tuple((name, setting_text(facts.at(f"run/settings/{name}"))) for name in names)
+    rows = tuple((name, short(facts.at(f"run/settings/{name}"))) for name in names)
     return Table(("setting", "value"), rows, Said("All settings of the run.", ("run/settings",)))
 
 

@@ -13,6 +13,7 @@ from scipy.special import ndtri
 
 from cvaeopt.outcome import settings_charts, study_charts
 from cvaeopt.outcome.claims import assess
+from cvaeopt.outcome.comparison_charts import lines_per_frame
 from cvaeopt.outcome.export import NOISE_DB
 from cvaeopt.outcome.importance import MIN_CERTAINTY, Importance, importances
 from cvaeopt.outcome.intervals import CONFIDENCE
@@ -115,13 +116,9 @@ def _charts(data: ReportData, shares: Sequence[Importance]) -> dict[str, Callabl
         charts["importance"] = lambda: settings_charts.importance(shares, complete)
     runs = {one.label: one.files.history for one in data.compared.variants if one.files.history}
     if runs:
-        charts["arms_loss"] = lambda: study_charts.ablation(
-            runs, "train_loss", what="Training loss", unit="", lower_is_better=True
-        )
-        charts["arms_psnr"] = lambda: study_charts.ablation(
-            runs, "val_psnr", what="Validation PSNR", unit="dB", lower_is_better=False
-        )
+        charts["arms_loss"] = lambda: study_charts.ablation(runs, "train_loss", what="Training loss", unit="")
+        charts["arms_psnr"] = lambda: study_charts.ablation(runs, "val_psnr", what="Validation PSNR", unit="dB")
     frames = {one.label: one.files.psnr for one in data.compared.variants if one.files.psnr}
     if frames:
-        charts["arms_frames"] = lambda: study_charts.frames_compared(frames, data.levels)
+        charts["arms_frames"] = lambda: lines_per_frame(frames, data.levels)
     return charts

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cvaeopt.outcome.report_text import setting_text
+from cvaeopt.text import short
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Facts:
             text += literal
             if path is not None:
                 value = self.at(path)
-                shown = format(value, form) if form else setting_text(value)
+                shown = format(value, form) if form else short(value)
                 text += shown.removeprefix("-") if re.fullmatch(r"-0\.0+", shown) else shown
                 sources.append(f"{path} = {json.dumps(value)}")
         return Said(text, tuple(sources))

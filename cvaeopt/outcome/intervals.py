@@ -28,11 +28,16 @@ class Interval:
 
 def interval(values: Sequence[float]) -> Interval:
     """The mean of independent `values` and its t interval. The interval uses the standard deviation of `values`."""
+    return mean_interval(values, *pooled_spread([values]))
+
+
+def mean_interval(values: Sequence[float], spread: float, freedom: int) -> Interval:
+    """The mean of `values` and its t interval; without an interval if `freedom` is 0.
+
+    spread   standard deviation of one value, with `freedom` degrees of freedom
+    """
     mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Interval(mean, None, None, None)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return t_interval(mean, spread / math.sqrt(len(values)), len(values) - 1)
+    return t_interval(mean, spread / math.sqrt(len(values)), freedom) if freedom else Interval(mean, None, None, None)
 
 
 def t_interval(mean: float, error: float, freedom: float) -> Interval:

@@ -18,7 +18,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from cvaeopt.outcome.intervals import Interval, pooled_spread, t_interval
+from cvaeopt.outcome.intervals import Interval, mean_interval, pooled_spread, t_interval
 from cvaeopt.outcome.trials import facts
 from cvaeopt.outcome.two_way import TwoWay, two_way
 from cvaeopt.search.space import key_of
@@ -163,12 +163,10 @@ def confirmation(storage: Storage, name: str) -> Confirmation | None:
             if fact.value is not None:
                 seeds = (*so_far.seeds, point["seed"])
                 found[key] = replace(so_far, values=(*so_far.values, fact.value), seeds=seeds)
-            elif fact.state in ("running", "waiting"):
-                found[key] = replace(so_far, open=so_far.open + 1)
-            elif fact.attributes.get("failed") == "diverged":
-                found[key] = replace(so_far, diverged=so_far.diverged + 1)
             else:
-                found[key] = replace(so_far, lost=so_far.lost + 1)
+                ended = "diverged" if fact.attributes.get("failed") == "diverged" else "lost"
+                kind = "open" if fact.state in ("running", "waiting") else ended
+                found[key] = replace(so_far, **{kind: getattr(so_far, kind) + 1})
     return rank([one.name for one in known], found.values(), later_runs(storage, definition))
 
 
@@ -184,7 +182,7 @@ def rank(names: Sequence[str], counted: Iterable[RankedLeader], later: int = 0) 
     valued = [one for one in asked if one.values]
     table_of_runs = two_way([dict(zip(one.seeds, one.values, strict=True)) for one in valued])
     judged = [
-        _judged(one, table_of_runs.values[place] if table_of_runs else _own(one, spread, freedom))
+        _judged(one, table_of_runs.values[place] if table_of_runs else mean_interval(one.values, spread, freedom))
         for place, one in enumerate(valued)
     ]
     order = sorted(
@@ -232,14 +230,6 @@ def table(found: Confirmation) -> list[dict[str, str]]:
 def _trials(storage: Storage, name: str) -> list[FrozenTrial]:
     found = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
     return sorted(found, key=lambda trial: trial.number)
-
-
-def _own(one: RankedLeader, spread: float, freedom: int) -> Interval:
-    """The mean of a leader's runs, with a t interval from the pooled `spread`; without an interval if `freedom` = 0."""
-    mean = math.fsum(one.values) / len(one.values)
-    return (
-        t_interval(mean, spread / math.sqrt(len(one.values)), freedom) if freedom else Interval(mean, None, None, None)
-    )
 
 
 def _judged(one: RankedLeader, found: Interval) -> RankedLeader:

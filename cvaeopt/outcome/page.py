@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cvaeopt.files import write_bytes, write_text
 from cvaeopt.outcome.report_pictures import Picture
-from cvaeopt.outcome.report_text import setting_text
 from cvaeopt.pictures import curves
+from cvaeopt.text import short
 
 PAGE: Final = "report.html"
 
@@ -39,7 +39,7 @@ def write_page(template: str, out: Path, pictures: Sequence[Picture], **facts: A
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template).render(text=setting_text, **facts)
+    page = environment.get_template(template).render(text=short, **facts)
     written: list[Path] = []
     for picture in pictures:
         path = out / picture.name

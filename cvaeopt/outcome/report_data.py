@@ -14,13 +14,13 @@ from optuna.trial import FrozenTrial
 from cvaeopt import __version__
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
-from cvaeopt.outcome.ablation import Comparison, comparison
+from cvaeopt.outcome.ablation import Ablation, ablation
 from cvaeopt.outcome.claims import Tested
 from cvaeopt.outcome.export import beaten_baselines, estimator, fresh_estimator
 from cvaeopt.outcome.leaders import Confirmation, table
 from cvaeopt.outcome.report_text import duration, fresh_text, marks, spread, tally, verdict
-from cvaeopt.outcome.retrained import Retrained, find_retrained
 from cvaeopt.outcome.run_files import RunFiles
+from cvaeopt.outcome.run_summary import RunSummary, retrained
 from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
 from cvaeopt.search.definition import Definition
 from cvaeopt.search.space import params_to_config
@@ -156,8 +156,8 @@ class ReportData:
     good_numbers: list[int]
     configs: dict[int, Config]
     run: BestRun
-    retrained: Retrained | None
-    compared: Comparison
+    retrained: RunSummary | None
+    compared: Ablation
     failures: list[FailureKind]
     failure_kinds: int
 
@@ -208,7 +208,9 @@ def report_data(
     best, estimated = _recommended(definition, known, searched_best, overview.get("confirmation"))
     searched = _ordered(axes(trials), definition)
     folder = (overview.get("identity") or Identity(definition.name)).find(artifacts)
-    failures, good, levels = _failures(known), _good(known), _known_levels(overview)
+    failures, good = _failures(known), _good(known)
+    levels = {name: level for name, level in overview["baselines"].items() if level is not None}
+    fresh = overview.get("confirmation")
     return ReportData(
         name=definition.name,
         description=definition.description,
@@ -222,7 +224,7 @@ def report_data(
         versions=[version_text(one) for one in overview.get("versions", [])],
         data_digest=best.attributes.get("data_digest") if best else None,
         verdict=verdict(best, levels),
-        fresh=_fresh(overview.get("confirmation")),
+        fresh=None if fresh is None else Fresh(table(fresh), fresh_text(fresh)),
         claims=overview.get("claims"),
         lost=bool(best and best.value is not None and beaten_baselines(best.value, levels)),
         best=best,
@@ -242,19 +244,11 @@ def report_data(
         good_numbers=[trial.number for trial in good],
         configs=_configs(definition, known),
         run=_best_run(definition, best, folder),
-        retrained=find_retrained(artifacts, definition.name),
-        compared=comparison(definition, known, folder),
+        retrained=retrained(artifacts, definition.name),
+        compared=ablation(definition, known, folder),
         failures=failures[:MAX_FAILURES],
         failure_kinds=len(failures),
     )
-
-
-def _known_levels(overview: Mapping[str, Any]) -> dict[str, float]:
-    return {name: level for name, level in overview["baselines"].items() if level is not None}
-
-
-def _fresh(found: Confirmation | None) -> Fresh | None:
-    return None if found is None else Fresh(table(found), fresh_text(found))
 
 
 def _recommended(

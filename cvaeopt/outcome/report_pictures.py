@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from cvaeopt.outcome import settings_charts, study_charts
-from cvaeopt.outcome.ablation import Comparison
+from cvaeopt.outcome.ablation import Ablation
+from cvaeopt.outcome.comparison_charts import lines_per_frame
 from cvaeopt.outcome.contour_chart import contour, first_pair
 from cvaeopt.outcome.importance import Importance
 from cvaeopt.outcome.report_data import ReportData
@@ -300,38 +301,28 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _compared(compared: Comparison, levels: dict[str, float]) -> list[Picture]:
+def _compared(compared: Ablation, levels: dict[str, float]) -> list[Picture]:
     """The charts of an ablation: losses and PSNR over epochs, and PSNR per frame. Each arm is a line."""
     if not compared.varied:
         return []
     runs = {one.label: one.files.history for one in compared.variants}
-    frames = {one.label: one.files.psnr for one in compared.variants if one.files.psnr}
     what = " and ".join(short_name(name) for name in compared.varied)
-    beside = [_SCHEDULE_OF[name] for name in compared.varied]
-    below = " and ".join(name for _, name in beside)
-    return [
-        Picture(
-            "compare_loss.png",
-            study_charts.ablation(
-                runs, "train_loss", what="Training loss", unit="", lower_is_better=True, beside=beside
-            ),
-            f"Training loss over epochs by {what}; below, {below} over the same epochs.",
+    schedules = [_SCHEDULE_OF[name] for name in compared.varied]
+    below = " and ".join(name for _, name in schedules)
+    made = []
+    for file, key, name, unit, text in (
+        ("loss", "train_loss", "Training loss", "", f"Training loss over epochs by {what}; below, {below}."),
+        (
+            "mse",
+            "train_mse",
+            "Squared error",
+            "",
+            f"Squared error in training, without the KL term, by {what}; {below}.",
         ),
-        Picture(
-            "compare_mse.png",
-            study_charts.ablation(
-                runs, "train_mse", what="Squared error", unit="", lower_is_better=True, beside=beside
-            ),
-            f"Squared error in training, without the KL term, over epochs by {what}; below, {below}.",
-        ),
-        Picture(
-            "compare_psnr.png",
-            study_charts.ablation(runs, "val_psnr", what="Validation PSNR", unit="dB", lower_is_better=False),
-            f"Validation PSNR over epochs by {what}.",
-        ),
-        Picture(
-            "compare_frames.png",
-            study_charts.frames_compared(frames, levels),
-            f"PSNR of every validation frame by {what}.",
-        ),
-    ]
+        ("psnr", "val_psnr", "Validation PSNR", "dB", f"Validation PSNR over epochs by {what}."),
+    ):
+        chart = study_charts.ablation(runs, key, what=name, unit=unit, beside=() if unit else schedules)
+        made.append(Picture(f"compare_{file}.png", chart, text))
+    frames = {one.label: one.files.psnr for one in compared.variants}
+    text = f"PSNR of every validation frame by {what}."
+    return [*made, Picture("compare_frames.png", lines_per_frame(frames, levels), text)]

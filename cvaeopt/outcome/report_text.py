@@ -11,7 +11,7 @@ from cvaeopt.outcome.export import beaten_baselines
 from cvaeopt.outcome.leaders import Confirmation
 from cvaeopt.outcome.transfer import landmarks
 from cvaeopt.outcome.trials import Axis, TrialFacts
-from cvaeopt.text import BASELINES_LONG
+from cvaeopt.text import BASELINES_LONG, short
 
 
 def verdict(best: TrialFacts | None, baselines: Mapping[str, float]) -> str:
@@ -74,14 +74,14 @@ def _when(epoch: int | None) -> str:
 def tally(values: Sequence[Any], axis: Axis) -> str:
     """A text with the number of times that each choice of a categorical setting occurs; '-' for no value."""
     found = [(choice, values.count(choice)) for choice in axis.choices]
-    return ", ".join(f"{setting_text(choice)} {count}x" for choice, count in found if count) or "-"
+    return ", ".join(f"{short(choice)} {count}x" for choice, count in found if count) or "-"
 
 
 def spread(values: Sequence[float]) -> str:
     """A text with the smallest, the largest and the median value of a numeric setting; '-' for no value."""
     if not values:
         return "-"
-    low, middle, high = (setting_text(at(values)) for at in (min, statistics.median, max))
+    low, middle, high = (short(at(values)) for at in (min, statistics.median, max))
     return f"{low} to {high}, median {middle}"
 
 
@@ -95,14 +95,3 @@ def duration(seconds: float | None) -> str | None:
 def short_name(name: str) -> str:
     """A setting's short name for the labels of an ablation."""
     return {"kl_anneal_type": "KL", "tfr": "forcing"}.get(name, name)
-
-
-def setting_text(value: Any) -> str:
-    """A setting's value as short text: yes or no for a bool, four significant digits for a float."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(setting_text(inner) for inner in value)
-    return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -114,6 +115,20 @@ def of_folder(root: Path) -> RunSummary:
         levels=_levels(sheet.get("baselines")),
         facts={key: value for key, value in facts.items() if value is not None},
     )
+
+
+def retrained(artifacts: Path, study: str) -> RunSummary | None:
+    """The best run of a recipe of `study` in the folder `retrain` beside `artifacts`; None if there is no such run.
+
+    A folder is ignored if its files cannot be read or if its run has not ended. Its number of the trial is in `facts`.
+    """
+    root = artifacts.parent / "retrain"
+    found = []
+    for folder in [root, *sorted(root.glob("*/"))]:  # the demonstration writes its run into `root` itself
+        if _read(folder / RETRAIN).get("study") == study and "val_psnr" in _read(folder / SCORE):
+            with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+                found.append(of_folder(folder))
+    return max(found, key=lambda run: (run.value or 0.0, run.name), default=None)
 
 
 def of_checkpoint(path: Path, scored: ScoreSheet | None = None, folder: Path | None = None) -> RunSummary:

@@ -23,10 +23,9 @@ from cvaeopt.pictures.curves import (
     SKY,
     encoded,
     figure,
-    log_ticks,
+    log_axis,
     look,
     nothing,
-    tick_text,
     title,
     whole_ticks,
 )
@@ -140,10 +139,7 @@ def slices(trials: Sequence[TrialFacts], axes_of: Sequence[Axis], metric: str) -
                     zorder=4,
                 )
             if axis.kind == "log":
-                axes.set_xscale("log")
-                ticks = log_ticks([float(trial.params[axis.name]) for trial in shown if axis.name in trial.params])
-                axes.set_xticks(ticks, [tick_text(tick) for tick in ticks], fontsize=9)
-                axes.set_xticks([], minor=True)
+                log_axis(axes.xaxis, [trial.params[axis.name] for trial in shown if axis.name in trial.params])
             if axis.kind == "categorical":
                 axes.set_xticks(range(len(axis.choices)), [str(choice) for choice in axis.choices], fontsize=9)
                 axes.set_xlim(-0.5, len(axis.choices) - 0.5)
@@ -240,10 +236,7 @@ def _draw_effect(axes: Axes, item: Importance) -> None:
         axes.fill_between(item.values, item.effect - half, item.effect + half, color=SKY, alpha=0.35, linewidth=0)
         axes.plot(item.values, item.effect, color=BLUE, linewidth=1.6)
         if item.scale == "log":
-            axes.set_xscale("log")
-            ticks = log_ticks([float(value) for value in item.values])
-            axes.set_xticks(ticks, [tick_text(tick) for tick in ticks], fontsize=9)
-            axes.set_xticks([], minor=True)
+            log_axis(axes.xaxis, item.values)
     axes.set_xlabel(item.name, fontsize=9)
 
 

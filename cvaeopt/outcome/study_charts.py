@@ -191,7 +191,6 @@ def ablation(
     *,
     what: str,
     unit: str,
-    lower_is_better: bool,
     beside: Sequence[tuple[str, str]] = (),
 ) -> bytes:
     """The chart of an ablation study: a curve over epochs for each variant, and the varied schedules below.
@@ -199,14 +198,14 @@ def ablation(
     runs     name of the variant -> rows of its history.jsonl
     key      the column to draw
     what     name of the column in the title and on the axis
-    unit     unit of the column; '' for none
+    unit     unit of the column; '' for none. A column without a unit is a loss: lower values are better.
     beside   (column, name) of each schedule to draw below, with values from 0 to 1
     """
     runs = {name: rows for name, rows in runs.items() if rows}
     if not runs:
         return nothing(what, "No run of this comparison has finished an epoch.")
     last = {name: column(rows, key)[-1] for name, rows in runs.items()}
-    order = sorted(last, key=lambda name: last[name], reverse=not lower_is_better)
+    order = sorted(last, key=lambda name: last[name], reverse=bool(unit))
     with look():
         drawing = figure(3.9 + 1.3 * len(beside))
         panels = drawing.subplots(
@@ -230,40 +229,14 @@ def ablation(
             axes.set_ylabel(f"{label[:1].lower() + label[1:] if main else label}{', ' + unit if main and unit else ''}")
             if not main:
                 axes.set_ylim(-0.07, 1.1)
-        if lower_is_better and min(every) > 0 and max(every) > 20 * min(every):
+        if not unit and min(every) > 0 and max(every) > 20 * min(every):
             panels[0].set_yscale("log")
-        better = "lowest" if lower_is_better else "highest"
+        better = "highest" if unit else "lowest"
         title(drawing, f"{what}: {order[0]} ends {better}, at {last[order[0]]:.4g} {unit}".rstrip())
         panels[-1].set_xlabel("epochs finished")
         whole_ticks(panels[-1])
         legend_below(drawing, panels[0])
         drawing.align_ylabels()
-        return encoded(drawing)
-
-
-def frames_compared(runs: Mapping[str, Sequence[float]], baselines: Mapping[str, float]) -> bytes:
-    """A chart of the PSNR per frame of several runs. The seed reports have such a chart as their last picture.
-
-    runs        name of the run -> PSNR of each frame, dB
-    baselines   name -> mean PSNR, dB
-    """
-    if not runs:
-        return nothing("PSNR per frame", "No run of this comparison kept its roll-out.")
-    means = {name: float(np.mean(values)) for name, values in runs.items()}
-    best = max(means, key=lambda name: means[name])
-    with look():
-        drawing = figure(3.9)
-        axes = drawing.subplots()
-        for (name, values), colour in zip(runs.items(), itertools.cycle(SERIES), strict=False):
-            axes.plot(
-                range(1, len(values) + 1), values, color=colour, linewidth=1.2, label=f"{name} {means[name]:.1f} dB"
-            )
-        draw_baselines(axes, baselines)
-        title(drawing, f"PSNR per frame: {best} is best with {means[best]:.2f} dB on average")
-        axes.set_xlabel("frame of the roll-out")
-        axes.set_ylabel("PSNR, dB")
-        whole_ticks(axes)
-        legend_below(drawing, axes)
         return encoded(drawing)
 
 

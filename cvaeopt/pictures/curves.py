@@ -25,6 +25,7 @@ from cvaeopt.vae.schedules import beta_at, lr_at, tfr_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure
     from matplotlib.patheffects import AbstractPathEffect
 
@@ -178,6 +179,14 @@ def set_rate_scale(axes: Axes, rates: Sequence[float]) -> None:
     else:
         axes.set_ylim(0, max(rates) * 1.1)
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+
+
+def log_axis(axis: XAxis | YAxis, values: Sequence[float]) -> None:
+    """Set a logarithmic scale with few marks, which lie in the range of `values`."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    ticks = log_ticks(values)
+    axis.set_ticks(ticks, [tick_text(tick) for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:

@@ -34,7 +34,7 @@ from cvaeopt.store.identity import Identity
 from cvaeopt.store.leases import Lease
 from cvaeopt.store.optuna_private import trial_id_of
 from cvaeopt.suggest.estimate import Estimate, estimate
-from cvaeopt.text import short
+from cvaeopt.text import settings_text
 from cvaeopt.vae import checkpoint, snapshots
 from cvaeopt.vae.dataset import Dataset
 from cvaeopt.vae.trainer import EpochResult, Trainer
@@ -352,7 +352,7 @@ def _checkpoints_in(folder: RunFolder) -> list[Path]:
 
 def _save_note(run: TrialRun, state: str, reason: str) -> None:
     """Save the note that optuna-dashboard shows beside the trial."""
-    settings = ", ".join(f"{name} {short(value)}" for name, value in run.trial.params.items())
+    settings = settings_text(run.trial.params)
     lines = [
         f"**{state}** after {run.epoch} of {run.epochs} epochs: {note_text(reason)}",
         f"Settings: {note_text(settings or 'the fixed ones')}.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.layout import grid
-from cvaeopt.text import count, short
+from cvaeopt.text import count, settings_text
 
 
 def planned(console: Console, facts: Mapping[str, Any]) -> None:
@@ -16,7 +16,7 @@ def planned(console: Console, facts: Mapping[str, Any]) -> None:
     console.result(f"Would register {runs} as {facts['new']}." if facts["new"] else "Every run is registered already.")
     console.result(f"{count(len(facts['arms']), 'arm')}, each with the seeds {', '.join(map(str, facts['seeds']))}:")
     for arm in facts["arms"]:
-        console.result("- " + ", ".join(f"{name} {short(value)}" for name, value in arm.items()))
+        console.result("- " + settings_text(arm))
     console.result(f"{count(len(facts['claims']), 'claim')}:")
     for number, claim in enumerate(facts["claims"], start=1):
         console.result(f"{number}. {claim['text']} ({claim['measure']})")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cvaeopt.terminal.console import Console
 from cvaeopt.terminal.layout import grid
-from cvaeopt.text import BASELINES, baseline_texts, count, duration, short, version_text
+from cvaeopt.text import BASELINES, baseline_texts, count, duration, settings_text, version_text
 
 GONE = ("stopped", "dead")
 """The states of workers that no longer run."""
@@ -69,7 +69,7 @@ def planned(console: Console, facts: dict[str, Any]) -> None:
         (
             ", ".join(map(str, leader["trials"])),
             f"{leader['searched']:.2f}",
-            ", ".join(f"{name} {short(value)}" for name, value in leader["params"].items()),
+            settings_text(leader["params"]),
         )
         for leader in facts["leaders"]
     ]
@@ -162,7 +162,7 @@ def study_table(facts: dict[str, Any]) -> RenderableType:
         fresh = facts.get("confirmation")
         counts = f"; {_verdict(fresh)}" if fresh and fresh["table"] else ""
         whole.add_row("best", Text(f"{best['value']:.2f} dB, trial {best['number']}{below}{counts}", style=style))
-        whole.add_row("", Text(", ".join(f"{name} {short(value)}" for name, value in best["params"].items())))
+        whole.add_row("", Text(settings_text(best["params"])))
     else:
         whole.add_row("best", Text("no complete trial yet"))
     if facts["baselines"]:

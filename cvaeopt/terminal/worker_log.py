@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cvaeopt.run import events
-from cvaeopt.text import BASELINES, baseline_texts, count, duration, short, sparkline
+from cvaeopt.text import BASELINES, baseline_texts, count, duration, settings_text, sparkline
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def time_left_s(facts: dict[str, Any], epoch_s: float, since: int = 0) -> float 
 
 def settings(params: dict[str, Any]) -> str:
     """The suggested settings of a trial in one line."""
-    return ", ".join(f"{name} {short(value)}" for name, value in params.items()) or "the fixed settings"
+    return settings_text(params) or "the fixed settings"
 
 
 class WorkerLog:

@@ -19,7 +19,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from cvaeopt.files import RunFolder
-from cvaeopt.outcome import contour_chart, report, settings_charts, study_charts
+from cvaeopt.outcome import comparison_charts, contour_chart, report, settings_charts, study_charts
 from cvaeopt.outcome.trials import axes, best_of, facts
 from cvaeopt.pictures import curves, training_chart
 from cvaeopt.pictures.run_pictures import PSNR_VALUES
@@ -325,7 +325,7 @@ def test_names_of_lines_stand_beside_what_was_measured(
     for draw, more in (
         (lambda: study_charts.curves(shown, baselines, "val_psnr"), 1),
         (lambda: study_charts.history(shown, baselines, "val_psnr"), 0),
-        (lambda: study_charts.frames_compared({"a": [level, level - 1.0]}, baselines), 0),
+        (lambda: comparison_charts.lines_per_frame({"a": [level, level - 1.0]}, baselines), 0),
         (lambda: curves.psnr_per_frame(np.linspace(level, level - 3, 20), baselines), 0),
     ):
         draw()
