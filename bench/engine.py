@@ -31,6 +31,9 @@ SIDES = ("template", "ours")
 MIXED = "ours, bf16"
 PARTS = ("speed", "psnr", "trials")
 
+PASSED_ON = ("data", "device", "widths", "batch-size", "seed", "loader-workers", "precision")
+PASSED_ON += ("psnr-epochs", "psnr-lr", "trials")
+
 WIDTHS = {
     "demo": {"F_dim": 32, "L_dim": 8, "N_dim": 4, "D_out_dim": 32},
     "quarter": {"F_dim": 32, "L_dim": 16, "N_dim": 4, "D_out_dim": 48},
@@ -38,18 +41,19 @@ WIDTHS = {
 }
 
 
-def measure_one(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One repeat of one side, in this process: seconds of a forced and a free epoch, of validation, peak memory."""
+def prepared(device: str, threads: int | None) -> str:
+    """The device, such as "cuda:0", set up as the product does; before torch is imported."""
     from cvaeopt.vae import device as devices
 
+    kind, _, number = device.partition(":")
+    return devices.use("cpu" if kind == "cpu" else number or "0", threads)
+
+
+def measure_one(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One repeat of one side, in this process: seconds of a forced and a free epoch, of validation, peak memory."""
     ours = side == "ours"
-    name = options.device.split(":")
     # The engine's processor set-up (how freed memory is kept) is part of it, so the baseline goes without.
-    device = (
-        devices.use("cpu" if name[0] == "cpu" else (name[1] if len(name) > 1 else "0"), options.threads)
-        if ours
-        else options.device
-    )
+    device = prepared(options.device, options.threads) if ours else options.device
     import torch
 
     if not ours and options.threads:
@@ -164,9 +168,7 @@ def quality(side: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def memory(options: argparse.Namespace) -> list[float]:
     """Resident memory of this process, MB, after each of `--trials` trials (three steps of either kind, validation)."""
-    from cvaeopt.vae import device as devices
-
-    device = devices.use("cpu" if options.device == "cpu" else options.device.partition(":")[2] or "0", options.threads)
+    device = prepared(options.device, options.threads)
     import torch
 
     from cvaeopt.config import Config
@@ -210,19 +212,8 @@ def _in_process(what: str, side: str, options: argparse.Namespace) -> Any:
     with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
         arguments = [sys.executable, "-m", "bench.engine", "--one", what, side, result.name]
         arguments += ["--psnr-size", *map(str, options.psnr_size)]
-        for name in (
-            "data",
-            "device",
-            "widths",
-            "batch_size",
-            "seed",
-            "loader_workers",
-            "precision",
-            "psnr_epochs",
-            "psnr_lr",
-            "trials",
-        ):
-            arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        for name in PASSED_ON:
+            arguments += [f"--{name}", str(getattr(options, name.replace("-", "_")))]
         if options.threads:
             arguments += ["--threads", str(options.threads)]
         if options.warm_up:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.engine import WIDTHS
+from bench.engine import WIDTHS, prepared
 from bench.machine import facts, keep, of_kernel, spread
 
 _HOME = Path(__file__).parent.parent
@@ -80,11 +80,9 @@ def _command(index: int, members: int, options: argparse.Namespace) -> list[str]
 
 def _member(options: argparse.Namespace) -> None:
     """What the process of member `options.index` does: one epoch, when it is told to."""
-    from cvaeopt.vae import device as devices
+    from cvaeopt.vae.device import cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    kind, _, number = options.device.partition(":")
-    device = devices.use("cpu" if kind == "cpu" else number or "0", max(1, cores // options.members))
+    device = prepared(options.device, max(1, cores() // options.members))
     import torch
 
     from cvaeopt.vae import dataset
