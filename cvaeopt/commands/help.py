@@ -78,7 +78,6 @@ class Grouped(TyperGroup):
     """Lists the commands in the panels that they name. The panels are in the order of their first commands."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write one list of commands for each panel."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)

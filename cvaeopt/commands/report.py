@@ -177,7 +177,6 @@ def _summaries(
 
 
 def _device(gpu: str | None) -> str:
-    """The device of the roll-outs. It is chosen before torch is loaded."""
     from cvaeopt.vae import device
 
     return device.use(gpu)

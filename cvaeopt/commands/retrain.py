@@ -155,7 +155,6 @@ def _continue_trial(
     mode: Transfer,
     changes: dict[str, Any],
 ) -> None:
-    """Train the trial `begun` until it has `epochs` epochs."""
     options = replace(options, data=begun.data, gpu=begun.gpu)
     plan = _plan(Path(begun.name), begun.recipe, options, epochs, mode, changes)
     begun.check(console, plan.config)
@@ -262,7 +261,6 @@ def _plan(
 
 
 def _show_plan(console: Console, plan: _Plan, folder: RunFolder) -> None:
-    """Show the plan of a run."""
     from cvaeopt.outcome.retrain import differences, require_widths
     from cvaeopt.vae.checkpoint import load_model
 

@@ -31,7 +31,6 @@ class Row:
     hours: float | None
 
     def plain(self) -> dict[str, Any]:
-        """The row as JSON values."""
         run = self.run
         return {
             "name": run.name,
@@ -71,7 +70,6 @@ class Comparison:
         return [row.run for row in self.rows]
 
     def plain(self) -> dict[str, Any]:
-        """The table and the differences as JSON values."""
         return {
             "runs": [row.plain() for row in self.rows],
             "differences": [
@@ -109,7 +107,6 @@ def comparison(runs: Sequence[RunSummary], searches: Sequence[Search]) -> Compar
 
 
 def write(found: Comparison, out: Path, *, now: datetime) -> Report:
-    """Write `out`/report.html and its pictures."""
     curves, frames, searches = _curves(found), _frames(found), _searches(found)
     return write_page(
         "comparison.html.j2",

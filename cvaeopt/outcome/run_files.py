@@ -42,7 +42,6 @@ class RunFiles:
 
     @classmethod
     def of(cls, root: Path) -> RunFiles:
-        """The files of the run whose folder is `root`."""
         folder = RunFolder(root)
         return cls(folder, tuple(_read_history(folder)), tuple(_read_psnr(folder)))
 

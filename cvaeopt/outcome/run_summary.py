@@ -64,7 +64,6 @@ class RunSummary:
 
     @property
     def rows(self) -> tuple[dict[str, Any], ...]:
-        """The rows of the run's history, one for each epoch."""
         return self.files.history
 
     @property
@@ -171,7 +170,6 @@ def of_checkpoint(path: Path, scored: ScoreSheet | None = None, folder: Path | N
 
 
 def of_path(path: Path) -> RunSummary:
-    """The facts of a run folder or of a checkpoint."""
     return of_folder(path) if path.is_dir() else of_checkpoint(path)
 
 

@@ -122,7 +122,6 @@ class Checked:
         return not self.faults
 
     def plain(self) -> dict[str, Any]:
-        """The result as JSON values."""
         return {
             "file": self.path.name,
             "ok": self.ok,

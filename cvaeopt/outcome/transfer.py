@@ -132,7 +132,6 @@ class Landmarks:
     lr_end: float
 
     def plain(self) -> dict[str, Any]:
-        """The landmarks as JSON values."""
         return asdict(self)
 
 

@@ -86,7 +86,6 @@ class Session:
     timing: Timing
 
     def is_stopping(self) -> bool:
-        """Whether the worker was asked to stop."""
         return bool(self.stop_reason())
 
     def read_trial(self, lease: Lease) -> FrozenTrial:

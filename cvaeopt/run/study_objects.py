@@ -57,7 +57,6 @@ class StudyObjects:
         self._hide = hide
 
     def of_trial(self, study: str, number: int) -> str:
-        """The URL of the checkpoints of a trial."""
         return f"{self.url}/{study}/{number:05d}"
 
     def of_study(self, study: str) -> list[str]:

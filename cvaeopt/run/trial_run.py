@@ -213,20 +213,16 @@ class TrialRun:
 
     @property
     def epoch(self) -> int:
-        """Number of finished epochs, including epochs before a resume."""
         return self.trainer.epoch
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row per finished epoch, see `EpochResult`."""
         return self.trainer.history
 
     def run(self) -> Generator[EpochResult, None, None]:
-        """Train the remaining epochs."""
         return self.trainer.run()
 
     def value_of(self, row: dict[str, Any]) -> float:
-        """The value that Optuna gets for the epoch of this row, dB."""
         return float(row[self.definition.metric])
 
     def estimate(self) -> Estimate:
@@ -235,7 +231,6 @@ class TrialRun:
         return estimate(curve, self.definition.window, self.definition.seed_noise_db)
 
     def final_value(self) -> float:
-        """The trial's value: mean of the metric over the last `window` epochs, dB."""
         return self.estimate().value
 
     def save(self) -> None:

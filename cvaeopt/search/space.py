@@ -63,21 +63,34 @@ class _Dimension(Table):
         return all(name in values and values[name] in allowed for name, allowed in self.when.items())
 
 
-class FloatDimension(_Dimension):
-    """A range of real numbers."""
-
-    type: Literal["float"]
+class _Range(_Dimension):
     low: float = Field(description="smallest value")
     high: float = Field(description="largest value")
     log: bool = Field(False, description="draw the logarithm evenly; needs low > 0")
+
+    def ends(self) -> list[Any]:
+        """The smallest and the largest value."""
+        return [self.low, self.high] if self.low < self.high else [self.low]
+
+    def _check_range(self, step: float | None) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low:g} is above high = {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0, found {self.low:g}")
+        if self.log and step is not None:
+            raise ValueError("log and step exclude each other: leave one out")
+
+
+class FloatDimension(_Range):
+    """A range of real numbers."""
+
+    type: Literal["float"]
     step: float | None = Field(None, gt=0, description="distance of neighbouring values; not with log")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_range(self.low, self.high, self.log)
+        self._check_range(self.step)
         if self.step is not None:
-            if self.log:
-                raise ValueError("log and step exclude each other: leave one out")
             # In decimal arithmetic, 0.3 is exactly three steps of 0.1; in binary arithmetic it is not.
             try:
                 rest = (_decimal(self.high) - _decimal(self.low)) % _decimal(self.step)
@@ -100,10 +113,6 @@ class FloatDimension(_Dimension):
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) <= 1e-8
 
-    def ends(self) -> list[Any]:
-        """The smallest and the largest value."""
-        return [self.low, self.high] if self.low < self.high else [self.low]
-
     def every(self) -> list[Any]:
         """All values in rising order; an empty list for a continuous range."""
         if self.low == self.high:
@@ -115,48 +124,37 @@ class FloatDimension(_Dimension):
         return [float(low + index * step) for index in range(count)]
 
     def text(self) -> str:
-        """The range in words."""
         step = f" in steps of {self.step:g}" if self.step is not None else ""
         return f"{self.low:g} to {self.high:g}{step}"
 
 
-class IntDimension(_Dimension):
+class IntDimension(_Range):
     """A range of whole numbers."""
 
     type: Literal["int"]
     low: int = Field(description="smallest value")
     high: int = Field(description="largest value")
-    log: bool = Field(False, description="draw the logarithm evenly; needs low > 0")
     step: int = Field(1, ge=1, description="distance of neighbouring values; 1 with log")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_range(self.low, self.high, self.log)
-        if self.log and self.step != 1:
-            raise ValueError("log and step exclude each other: leave one out")
+        self._check_range(None if self.step == 1 else self.step)
         if (self.high - self.low) % self.step:
             raise ValueError(f"high - low = {self.high - self.low} is no multiple of step = {self.step}")
         return self
 
     def suggest(self, name: str, trial: BaseTrial) -> int:
-        """The trial's value for this dimension."""
         return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: Any) -> bool:
-        """Whether `value` can be suggested."""
         whole = isinstance(value, int) and not isinstance(value, bool)
         return whole and self.low <= value <= self.high and (value - self.low) % self.step == 0
-
-    def ends(self) -> list[Any]:
-        """The smallest and the largest value."""
-        return [self.low, self.high] if self.low < self.high else [self.low]
 
     def every(self) -> list[Any]:
         """All values in rising order."""
         return list(range(self.low, self.high + 1, self.step))
 
     def text(self) -> str:
-        """The range in words."""
         step = f" in steps of {self.step}" if self.step != 1 else ""
         return f"{self.low} to {self.high}{step}"
 
@@ -175,25 +173,22 @@ class CategoricalDimension(_Dimension):
         return self
 
     def suggest(self, name: str, trial: BaseTrial) -> Scalar:
-        """The trial's value for this dimension."""
         value = trial.suggest_categorical(name, self.choices)
         assert value is not None  # TOML has no null, so no choice is None
         return value
 
     def contains(self, value: Any) -> bool:
-        """Whether `value` can be suggested."""
         return any(same(value, choice) for choice in self.choices)
-
-    def ends(self) -> list[Any]:
-        """All choices, because choices have no order."""
-        return list(self.choices)
 
     def every(self) -> list[Any]:
         """All choices in their listed order."""
         return list(self.choices)
 
+    def ends(self) -> list[Any]:
+        """All choices, because choices have no order."""
+        return self.every()
+
     def text(self) -> str:
-        """The choices in words."""
         return "one of " + ", ".join(repr(choice) for choice in self.choices)
 
 
@@ -389,10 +384,3 @@ def _points(
 
 def _decimal(value: float) -> Decimal:
     return Decimal(str(value))
-
-
-def _check_range(low: float, high: float, log: bool) -> None:
-    if low > high:
-        raise ValueError(f"low = {low:g} is above high = {high:g}")
-    if log and low <= 0:
-        raise ValueError(f"log needs low > 0, found {low:g}")

@@ -99,25 +99,24 @@ class NoPruner(Table):
     kind: Literal["none"] = "none"
 
 
-class MedianPruner(Table):
-    """Stops a trial whose best epoch so far is below the median of the finished trials at the same epoch."""
-
-    kind: Literal["median"]
+class _Comparing(Table):
     n_startup_trials: int = Field(ge=0, description="finished trials before the first one is pruned")
     warmup_epochs: int = Field(ge=0, description="epochs of a trial before it can be pruned")
     interval_epochs: int = Field(ge=1, lt=2**31, description="epochs between two decisions")
     n_min_trials: int = Field(1, ge=1, description="finished trials that must have reached the epoch")
 
 
-class PercentilePruner(Table):
+class MedianPruner(_Comparing):
+    """Stops a trial whose best epoch so far is below the median of the finished trials at the same epoch."""
+
+    kind: Literal["median"]
+
+
+class PercentilePruner(_Comparing):
     """Like `MedianPruner`, but with a percentile instead of the median."""
 
     kind: Literal["percentile"]
     percentile: float = Field(gt=0, lt=100, description="share of the finished trials that is kept, per cent")
-    n_startup_trials: int = Field(ge=0, description="finished trials before the first one is pruned")
-    warmup_epochs: int = Field(ge=0, description="epochs of a trial before it can be pruned")
-    interval_epochs: int = Field(ge=1, lt=2**31, description="epochs between two decisions")
-    n_min_trials: int = Field(1, ge=1, description="finished trials that must have reached the epoch")
 
 
 class HalvingPruner(Table):

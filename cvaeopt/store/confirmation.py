@@ -90,7 +90,6 @@ class Plan:
         return 0 if self.definition is None else len(self.definition.points())
 
     def plain(self) -> dict[str, Any]:
-        """The plan as JSON values."""
         return {
             "study": self.study,
             "leaders": [

@@ -66,7 +66,6 @@ class Extension:
     free: int | None
 
     def plain(self) -> dict[str, Any]:
-        """The extension as JSON values."""
         return asdict(self)
 
 
@@ -218,7 +217,6 @@ def _write(
     changed: Definition,
     planned: Extension,
 ) -> None:
-    """Write the study's row and its waiting trials."""
     budget, digest = changed.budget, changed.digest()
     connection.execute(
         update(study_table)

@@ -366,7 +366,6 @@ def _checkpoint(saved: tuple[int, str] | None) -> dict[str, Any]:
 
 
 def lost(lease: Lease) -> LeaseLost:
-    """The error of a worker whose `lease` was taken over."""
     return LeaseLost(f"Trial {lease.number} is being trained by another worker now.")
 
 

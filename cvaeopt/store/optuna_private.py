@@ -282,17 +282,14 @@ for _name in (*READING, *WRITING):
 
 
 def id_of(study: Study) -> int:
-    """The id of a study in its database."""
     return study._study_id
 
 
 def trial_id_of(trial: BaseTrial) -> int:
-    """The id of a trial in its database."""
     return int(trial._trial_id)  # type: ignore[attr-defined]
 
 
 def storage_of(study: Study) -> BaseStorage:
-    """The storage that contains a study."""
     return study._storage
 
 

@@ -74,7 +74,6 @@ class Role:
 
     @property
     def number(self) -> int:
-        """The number of the trial."""
         return self.trial.number
 
 

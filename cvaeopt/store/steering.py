@@ -48,7 +48,6 @@ class Enqueued:
     free: int | None
 
     def plain(self) -> dict[str, Any]:
-        """The result as JSON values."""
         return asdict(self)
 
 
@@ -68,7 +67,6 @@ class TrialStop:
     worker: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """The answer as JSON values."""
         return asdict(self)
 
 

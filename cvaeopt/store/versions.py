@@ -79,7 +79,6 @@ def write(connection: Connection, study_id: int, version: Version) -> None:
 
 
 def newest_number(connection: Connection, study_id: int) -> int:
-    """The number of the study's newest version."""
     key = connection.execute(
         select(STUDY_ATTRS.c.key)
         .where(STUDY_ATTRS.c.study_id == study_id, STUDY_ATTRS.c.key.startswith(PREFIX))

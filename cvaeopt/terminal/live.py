@@ -47,7 +47,6 @@ class _View:
         self._screen.close()
 
     def renderable(self) -> RenderableType:
-        """The present lines at the foot of the terminal."""
         raise NotImplementedError
 
 
@@ -59,7 +58,6 @@ class WorkerView(_View):
         self._log = WorkerLog(console.live, clock)
 
     def heard(self, event: Event) -> None:
-        """Show one event."""
         for line in self._log.lines(event):
             if line.kind == "warning":
                 self._console.warn(line.text)
@@ -72,7 +70,6 @@ class WorkerView(_View):
         return f"[{parts[-2]}] " if len(parts) > 2 and not self._console.live else ""
 
     def renderable(self) -> RenderableType:
-        """The present live lines."""
         log, width = self._log, live_width(self._console.err)
         lines: list[RenderableType] = []
         if (trial := log.trial) is not None:
@@ -139,6 +136,5 @@ class ProcessesView(_View):
                 self._console.say(text)
 
     def renderable(self) -> RenderableType:
-        """The line of the newest epoch of each worker."""
         width = live_width(self._console.err)
         return Group(*(folded(Text(text), width) for text in self._latest if text))

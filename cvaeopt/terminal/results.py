@@ -24,7 +24,6 @@ _MAX_STOPPED = 3
 
 
 def check_report(console: Console, report: dict[str, Any]) -> None:
-    """Print the report of `check-data`."""
     rows = [
         (folder, count, ", ".join(report["sizes"].get(folder, [])) or "-") for folder, count in report["counts"].items()
     ]
@@ -62,7 +61,6 @@ def resolved(console: Console, title: str, tables: Mapping[str, Mapping[str, Any
 
 
 def planned(console: Console, facts: dict[str, Any]) -> None:
-    """Print the runs that `confirm` would register."""
     runs = f"{count(facts['new_runs'], 'run')} of {count(facts['epochs'], 'epoch')}"
     console.result(f"Would register {runs} as {facts['new']}." if facts["new"] else "Every run is registered already.")
     rows = [
@@ -91,7 +89,6 @@ def confirmed(console: Console, rows: Sequence[Mapping[str, str]], spread: float
 
 
 def score(console: Console, sheet: dict[str, Any]) -> None:
-    """Print a score sheet."""
     gain = sheet["gain_over_baselines"]
     console.result(
         f"{sheet['checkpoint']} (epoch {sheet['epoch']}): validation PSNR {sheet['val_psnr']:.2f} dB, "
@@ -111,12 +108,10 @@ def score(console: Console, sheet: dict[str, Any]) -> None:
 
 
 def status(console: Console, facts: dict[str, Any]) -> None:
-    """Print a study and its workers."""
     console.show(study_table(facts))
 
 
 def workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
-    """Print the workers of all studies."""
     if not workers:
         console.result("No worker has run here yet.")
         return

@@ -131,7 +131,6 @@ class StepThreads:
         )
 
     def close(self) -> None:
-        """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 

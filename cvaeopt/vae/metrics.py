@@ -84,7 +84,6 @@ class Baselines:
     nearest_pose: float
 
     def plain(self) -> dict[str, float]:
-        """The three values by name, for JSON."""
         return asdict(self)
 
 

@@ -65,7 +65,6 @@ class EpochResult:
     seconds: float
 
     def row(self) -> dict[str, Any]:
-        """The result as a plain dict."""
         return asdict(self)
 
 

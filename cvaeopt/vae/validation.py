@@ -34,7 +34,6 @@ class Validation:
 
     @property
     def mse(self) -> float:
-        """The mean squared error of the predicted frames."""
         return float(self.mse_frames.mean())
 
     @property
