@@ -156,8 +156,8 @@ def _summaries(
 ) -> list[RunSummary]:
     """The facts of each run folder and checkpoint, under a name of its own.
 
-    A checkpoint that has no score beside it is rolled out, if there is a data folder. A single one gets its pictures in
-    `out`.
+    A checkpoint without a score beside it is rolled out if there is a data folder. If it is the only path, the pictures
+    of this roll-out are written into `out`.
     """
     from cvaeopt.outcome.run_summary import of_checkpoint, of_path, unique_names
 

@@ -2,8 +2,8 @@
 
 Here "a setting" is one complete combination of settings. All settings are trained with the same seeds. The value of a
 run is the sum of three parts: the true value of its setting, the effect of its seed, and a residual, called `rest` in
-the code. The effect of a seed is the same for all settings. Least squares with a level for each setting and for each
-seed gives the mean squares of seeds and residual. So the table of runs may have gaps.
+the code. The effect of a seed is the same for all settings. The mean squares of seeds and residual come from a least
+squares fit with a level for each setting and a level for each seed. Such a fit also works if some runs are missing.
 
 Simple means with a pooled standard deviation have three errors that this analysis corrects:
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
     """Four charts of one run, above each other: validation PSNR, losses, schedules and learning rate.
 
-    The chart of the losses has the validation's squared error beside those of training, on a ground that shows which
-    epochs used teacher forcing. The chart of the schedules shows the forcing ratio and the KL weight.
+    The chart of the losses also shows the squared error of validation. The colour of its background shows which epochs
+    used teacher forcing. The chart of the schedules shows the forcing ratio and the KL weight.
 
     rows   the lines of history.jsonl; rows of older versions have no val_mse
     """
@@ -73,7 +73,7 @@ def run_curves(rows: Sequence[Mapping[str, Any]], *, name: str = "") -> bytes:
 
 
 def _draw_losses(axes: Axes, rows: Sequence[Mapping[str, Any]], epochs: Sequence[int], marker: str) -> None:
-    """The losses of training and the squared error of validation; forced and free epochs have different grounds."""
+    """The losses of training and the squared error of validation; forced and free epochs have different backgrounds."""
     shade_forcing(axes, rows)
     lines = {"train_loss": ("total", INK), "train_mse": ("squared error", ORANGE), "train_kl": ("KL", PURPLE)}
     for key, (label, colour) in lines.items():
