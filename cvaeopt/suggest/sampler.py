@@ -248,5 +248,7 @@ class _HaltonSampler(_IndependentSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        if param_name not in self._bases:  # a program of the user may suggest more than the study searches
+            self._bases[param_name] = primes(len(self._bases) + 1)[-1]
         fraction = radical_inverse(trial.number, self._bases[param_name], self._seed)
         return value_at(param_distribution, fraction)

@@ -100,6 +100,14 @@ def test_a_trial_broken_off_between_two_parameters_is_continued_with_the_same_va
     assert suggest(definition, optuna.trial.Trial(other, broken._trial_id)) == whole
 
 
+def test_halton_points_cover_settings_that_the_study_does_not_name():
+    study = optuna.create_study(sampler=sampler_for(define({"kind": "qmc"})))
+    study.optimize(lambda trial: trial.suggest_float("one", 0, 1) + trial.suggest_float("two", 0, 1), n_trials=8)
+    for name in ("one", "two"):
+        places = sorted(trial.params[name] for trial in study.trials)
+        assert len(set(places)) == 8 and places[0] < 0.25 and places[-1] > 0.75
+
+
 @pytest.mark.parametrize("kind", ["tpe", "gp"])
 def test_running_trials_are_not_repeated(kind):
     definition = define({"kind": kind, "n_startup_trials": 5})
