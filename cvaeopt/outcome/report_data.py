@@ -204,13 +204,11 @@ def report_data(
     artifacts   folder of the studies' run folders
     """
     known = facts(trials, overview.get("left", ()))
-    searched_best = best_of(known)
-    best, estimated = _recommended(definition, known, searched_best, overview.get("confirmation"))
+    failures, good, fresh = _failures(known), _good(known), overview.get("confirmation")
+    best, estimated = _recommended(definition, known, fresh)
     searched = _ordered(axes(trials), definition)
     folder = (overview.get("identity") or Identity(definition.name)).find(artifacts)
-    failures, good = _failures(known), _good(known)
     levels = {name: level for name, level in overview["baselines"].items() if level is not None}
-    fresh = overview.get("confirmation")
     return ReportData(
         name=definition.name,
         description=definition.description,
@@ -228,7 +226,7 @@ def report_data(
         claims=overview.get("claims"),
         lost=bool(best and best.value is not None and beaten_baselines(best.value, levels)),
         best=best,
-        searched_best=searched_best,
+        searched_best=best_of(known),
         levels=levels,
         baselines=_against(best, levels),
         counts={state: sum(t.state == state for t in known) for state in STATES},
@@ -252,14 +250,14 @@ def report_data(
 
 
 def _recommended(
-    definition: Definition, known: Sequence[TrialFacts], searched: TrialFacts | None, fresh: Confirmation | None
+    definition: Definition, known: Sequence[TrialFacts], fresh: Confirmation | None
 ) -> tuple[TrialFacts | None, str]:
     """The recommended trial, and a description of how its value was estimated. `export-best` decides in the same way.
 
     The first rank in the search is partly luck. So if all fresh runs are over, only they count.
     """
     if fresh is None or not fresh.over or fresh.best is None:
-        return searched, estimator(definition)
+        return best_of(known), estimator(definition)
     chosen = next(trial for trial in known if trial.number == fresh.best.leader.trials[0])
     runs = len(fresh.best.values)
     return replace(chosen, value=fresh.best.estimate), fresh_estimator(runs)
