@@ -29,8 +29,8 @@ def may_announce_end(storage: Storage, study: str) -> bool:
         row = storage.lock_study(connection, study)
         begun = select(func.count()).where(lease_table.c.study == study)
         trials = connection.execute(begun).scalar_one()
-        known = read_attribute(connection, STUDY_ATTRS, row.study_id, _END) or {}
-        if known.get("trials") == trials:
+        known = read_attribute(connection, STUDY_ATTRS, row.study_id, _END)
+        if isinstance(known, dict) and known.get("trials") == trials:
             return bool(known.get("by") == mine)  # True if the acknowledgement of an earlier attempt was lost
         write_attribute(connection, STUDY_ATTRS, row.study_id, _END, {"trials": trials, "by": mine})
         return True
