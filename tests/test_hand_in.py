@@ -127,7 +127,13 @@ def test_the_latex_is_sound_and_its_figures_exist(shop: Shop) -> None:
 def test_without_a_test_set_and_with_a_lab_checkpoint_it_says_what_is_missing(shop: Shop, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(shop.data, bare, ignore=shutil.ignore_patterns("test"))
-    said = shop.run("hand-in", "--checkpoint", "hand-in/checkpoint.ckpt", "--out", "bare", "--data", bare)
+    command = ("hand-in", "--checkpoint", "hand-in/checkpoint.ckpt", "--out", "bare", "--data", bare)
+    for more in ([], ["--dry-run"]):  # what is not complete must not look complete
+        said = shop.run(*command, *more)
+        assert (said.code, (shop.root / "bare").exists()) == (2, False)
+        assert "has no test sequences" in said.text
+        assert "--without-submission" in said.text
+    said = shop.run(*command, "--without-submission")
     assert said.code == 0, said.err
     found = digests(shop.root / "bare")
     assert not {"submission.csv", "pred_seq0.gif", "recipe.toml"} & found.keys()

@@ -49,6 +49,9 @@ def hand_in(
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="Only check this submission.csv.")
     ] = None,
+    without_submission: Annotated[
+        bool, typer.Option("--without-submission", help="Write the folder although there is no test set.")
+    ] = False,
     data: Data = None,
     noise: NoiseKind = None,
     noise_scale: NoiseScale = 0.5,
@@ -67,8 +70,9 @@ def hand_in(
 ) -> None:
     """Write the folder that is graded.
 
-    The folder has the submission, the GIFs, the checkpoint in the lab's format, and a skeleton of the report. With
-    --check, only a submission is checked: its first faults are shown with row and column, and the exit code is 2.
+    The folder has the submission, the GIFs, the checkpoint in the lab's format, and a skeleton of the report. Without a
+    test set nothing is written, and the exit code is 2. With --check, only a submission is checked: its first faults
+    are shown with row and column, and the exit code is 2.
     """
     console = open_console(verbose, quiet)
     if check is not None:
@@ -82,7 +86,9 @@ def hand_in(
             "Expected: --checkpoint FILE --out DIR, or --check FILE.",
             "retrain writes storage/retrain/NAME-EPOCHS/best.pt; fetch prints the checkpoint of a trial.",
         )
-    options = _Options(noise, noise_scale, seed, average, output, ignore_extra, gpu, threads, dry_run, as_json)
+    options = _Options(
+        noise, noise_scale, seed, average, output, ignore_extra, without_submission, gpu, threads, dry_run, as_json
+    )
     _hand_in(console, checkpoint, out, Flags(study, storage, data, artifacts), options)
 
 
@@ -96,6 +102,7 @@ class _Options:
     average: int
     output: Literal["linear", "sigmoid", "clamp"] | None
     ignore_extra: bool
+    without_submission: bool
     gpu: str | None
     threads: int | None
     dry_run: bool
@@ -117,6 +124,12 @@ def _hand_in(console: Console, checkpoint: Path, out: Path, flags: Flags, option
     from cvaeopt.vae.sequences import count_test_sequences
 
     folders.require_free(out)
+    if not (count_test_sequences(root) or options.without_submission):
+        raise DataError(
+            f"{root} has no test sequences, so there is no submission to hand in.",
+            "Expected: a data folder with test/test_img and test/test_label.",
+            "Name one with --data, or write the other files with --without-submission.",
+        )
     loaded = load_model(checkpoint, output=options.output, ignore_extra=options.ignore_extra)
     part: StudyPart | None = None
     if places is not None and store is not None:

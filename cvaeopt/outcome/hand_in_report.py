@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from cvaeopt.outcome.hand_in_text import Block, Facts, Figure, Heading, Said, Table, Todo
+from cvaeopt.search.claims import MEASURED_IN_DB
 from cvaeopt.text import BASELINES_LONG, short
 
 TITLE: Final = "Lab 4: Conditional VAE for Video Prediction"
@@ -241,14 +242,15 @@ def _claims(facts: Facts) -> list[Said]:
     made = []
     for at, claim in enumerate(facts.at("study/claims/claims")):
         path = f"study/claims/claims/{at}"
+        unit = " dB" if claim["measure"] in MEASURED_IN_DB else ""
         made.append(facts.say(f"Claim '{{{path}/text}}': {{{path}/verdict}}; compared over {{{path}/seeds}} seeds."))
         for place, pair in enumerate(claim["pairs"]):
             if pair["low"] is not None:
                 here = f"{path}/pairs/{place}"
                 made.append(
                     facts.say(
-                        f"The difference is {{{here}/difference:.3g}} ({{confidence_percent}} % interval "
-                        f"{{{here}/low:.3g}} to {{{here}/high:.3g}})."
+                        f"The difference is {{{here}/difference:.3g}}{unit} ({{confidence_percent}} % interval "
+                        f"{{{here}/low:.3g}} to {{{here}/high:.3g}}{unit})."
                     )
                 )
     return made

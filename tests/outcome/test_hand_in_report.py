@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def test_arms_are_not_ranked_and_claims_have_their_verdicts(storage: Storage, tm
     assert "no row is called better here" in text
     assert "Claim 'annealing helps': holds; compared over 5 seeds." in text
     assert "Claim 'cyclical wins': cannot be told; compared over 5 seeds." in text
+    assert re.search(r"The difference is 4 dB \(95 % interval \S+ to \S+ dB\)\.", text)
 
 
 def test_every_chart_of_a_study_can_be_drawn(storage: Storage, tmp_path: Path) -> None:
