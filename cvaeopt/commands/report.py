@@ -20,10 +20,10 @@ from cvaeopt.terminal.console import Console
 
 if TYPE_CHECKING:
     from cvaeopt.outcome.comparison import Comparison
-    from cvaeopt.outcome.page import Report
     from cvaeopt.outcome.run_summary import RunSummary
     from cvaeopt.outcome.score import ScoreSheet
 
+_NEEDS: Final = ("storage", "artifacts")
 _KINDS: Final[dict[str, tuple[Literal["pdf", "svg"], ...]]] = {"pdf": ("pdf",), "svg": ("svg",), "all": ("pdf", "svg")}
 
 
@@ -71,7 +71,11 @@ def report(
     found: Comparison | None = None
     with writing(target, folder=True), copies_as(_KINDS[charts] if charts else ()):
         if not paths and len(studies) == 1:
-            made = _of_study(console, Flags(studies[0], storage, artifacts=artifacts), target, price)
+            from cvaeopt.outcome.report import report as of_study
+
+            places, store = open_study(console, Flags(studies[0], storage, artifacts=artifacts), _NEEDS)
+            folder, now = places.artifact_folder(), datetime.now(UTC)
+            made = of_study(store, places.study, target, artifacts=folder, now=now, price=price)
         elif not studies and len(paths) == 1:
             (run,) = _summaries(console, paths, data, gpu, target)
             made = run_report(run, target, now=datetime.now(UTC))
@@ -111,21 +115,13 @@ def _show_plan(
     from cvaeopt.store.study import stored_definition
 
     for study in studies:
-        places, store = open_study(console, replace(flags, study=study), needs=("storage", "artifacts"))
+        places, store = open_study(console, replace(flags, study=study), _NEEDS)
         stored_definition(store, places.study)
     named = [*(f"study {study}" for study in studies), *map(str, paths)]
     if as_json:
         console.json({"page": str(out / "report.html"), "of": named, "written": False})
     else:
         console.result(f"Would write {out / 'report.html'} about {', '.join(named)}.")
-
-
-def _of_study(console: Console, flags: Flags, out: Path, price: float | None) -> Report:
-    from cvaeopt.outcome import report as reports
-
-    places, store = open_study(console, flags, needs=("storage", "artifacts"))
-    folder = places.artifact_folder()
-    return reports.report(store, places.study, out, artifacts=folder, now=datetime.now(UTC), price=price)
 
 
 def _compared(console: Console, studies: Sequence[str], paths: Sequence[Path], flags: Flags, out: Path) -> Comparison:
@@ -139,7 +135,7 @@ def _compared(console: Console, studies: Sequence[str], paths: Sequence[Path], f
     found: list[RunSummary] = []
     searches = []
     for study in studies:
-        places, store = open_study(console, replace(flags, study=study), needs=("storage", "artifacts"))
+        places, store = open_study(console, replace(flags, study=study), _NEEDS)
         facts = read(store, places.study)
         if any(one.name == places.study for one in found):
             raise UserError(f"Study {places.study} is given twice.", "Expected: each study once.", "Leave one out.")
@@ -160,9 +156,11 @@ def _summaries(
     of this roll-out are written into `out`.
     """
     from cvaeopt.outcome.run_summary import of_checkpoint, of_path, unique_names
+    from cvaeopt.vae import device as devices
 
     names = unique_names(paths)
-    device = _device(gpu) if data is not None and any(path.is_file() for path in paths) else "cpu"
+    # The device is chosen before torch is loaded.
+    device = devices.use(gpu) if data is not None and any(path.is_file() for path in paths) else "cpu"
     found = []
     for path in paths:
         run = of_path(path)
@@ -174,12 +172,6 @@ def _summaries(
                 run = of_checkpoint(path, _score(console, path, data, device, pictures), pictures)
         found.append(run)
     return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
-
-
-def _device(gpu: str | None) -> str:
-    from cvaeopt.vae import device
-
-    return device.use(gpu)
 
 
 def _score(console: Console, path: Path, root: Path, device: str, pictures: Path | None) -> ScoreSheet:
