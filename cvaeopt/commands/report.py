@@ -59,10 +59,11 @@ def report(
     validation video of --data.
     """
     from cvaeopt.outcome import comparison
+    from cvaeopt.outcome.report import report as of_study
     from cvaeopt.outcome.run_report import run_report
     from cvaeopt.pictures.curves import copies_as
 
-    console = open_console(verbose, quiet)
+    console, now = open_console(verbose, quiet), datetime.now(UTC)
     paths, studies = runs or [], study or []
     target = _target(paths, studies, out)
     if dry_run:
@@ -71,17 +72,14 @@ def report(
     found: Comparison | None = None
     with writing(target, folder=True), copies_as(_KINDS[charts] if charts else ()):
         if not paths and len(studies) == 1:
-            from cvaeopt.outcome.report import report as of_study
-
             places, store = open_study(console, Flags(studies[0], storage, artifacts=artifacts), _NEEDS)
-            folder, now = places.artifact_folder(), datetime.now(UTC)
-            made = of_study(store, places.study, target, artifacts=folder, now=now, price=price)
+            made = of_study(store, places.study, target, artifacts=places.artifact_folder(), now=now, price=price)
         elif not studies and len(paths) == 1:
             (run,) = _summaries(console, paths, data, gpu, target)
-            made = run_report(run, target, now=datetime.now(UTC))
+            made = run_report(run, target, now=now)
         else:
             found = _compared(console, studies, paths, Flags(None, storage, data, artifacts, gpu=gpu), target)
-            made = comparison.write(found, target, now=datetime.now(UTC))
+            made = comparison.write(found, target, now=now)
     if as_json:
         files = {"page": str(made.page), "pictures": [str(picture) for picture in made.pictures]}
         console.json(files if found is None else {**files, **found.plain()})

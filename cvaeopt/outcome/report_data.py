@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial
 
 from cvaeopt import __version__
 from cvaeopt.config import Config
-from cvaeopt.errors import SettingsError
 from cvaeopt.outcome.ablation import Ablation, ablation
 from cvaeopt.outcome.claims import Tested
 from cvaeopt.outcome.export import beaten_baselines, estimator, fresh_estimator
@@ -21,9 +20,8 @@ from cvaeopt.outcome.leaders import Confirmation, table
 from cvaeopt.outcome.report_text import duration, fresh_text, marks, spread, tally, verdict
 from cvaeopt.outcome.run_files import RunFiles
 from cvaeopt.outcome.run_summary import RunSummary, retrained
-from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts
+from cvaeopt.outcome.trials import Axis, TrialFacts, axes, best_of, facts, settings_of
 from cvaeopt.search.definition import Definition
-from cvaeopt.search.space import params_to_config
 from cvaeopt.store.identity import Identity
 from cvaeopt.text import BASELINES_LONG, version_text
 
@@ -240,7 +238,7 @@ def report_data(
         all_axes=_ordered(axes(trials, constant=True), definition),
         good=_good_trials(good, known, searched),
         good_numbers=[trial.number for trial in good],
-        configs=_configs(definition, known),
+        configs={one.number: config for one in known if one.params and (config := settings_of(one, definition))},
         run=_best_run(definition, best, folder),
         retrained=retrained(artifacts, definition.name),
         compared=ablation(definition, known, folder),
@@ -268,27 +266,12 @@ def _seconds(known: Sequence[TrialFacts]) -> float | None:
     return sum(recorded) if recorded else None
 
 
-def _configs(definition: Definition, known: Sequence[TrialFacts]) -> dict[int, Config]:
-    found = {}
-    for trial in known:
-        if trial.params:
-            try:
-                found[trial.number] = params_to_config(
-                    definition, trial.params, trial.number, trial.attributes.get("seed")
-                )
-            except SettingsError:  # The trial comes from another version of the definition.
-                continue
-    return found
-
-
 def _best_run(definition: Definition, best: TrialFacts | None, folder: Path) -> BestRun:
     if best is None:
         return BestRun(None, "", [], [])
     files = RunFiles.read(folder, best.number)
     host = str(best.attributes.get("host") or "")
-    try:
-        config = params_to_config(definition, best.params, best.number, best.attributes.get("seed"))
-    except SettingsError:  # The trial comes from another version of the definition.
+    if (config := settings_of(best, definition)) is None:
         return BestRun(files, host, list(best.params.items()), [])
     return BestRun(files, host, list(config.plain().items()), marks(config))
 

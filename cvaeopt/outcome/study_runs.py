@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cvaeopt import __version__
-from cvaeopt.errors import SettingsError
 from cvaeopt.outcome.run_files import RunFiles
-from cvaeopt.outcome.trials import TrialFacts, facts
+from cvaeopt.outcome.trials import TrialFacts, facts, settings_of
 from cvaeopt.search.definition import Definition
-from cvaeopt.search.space import params_to_config
 from cvaeopt.store.damage import named
 from cvaeopt.store.identity import of
 from cvaeopt.store.status import without_worker
@@ -120,12 +118,13 @@ def _run(definition: Definition, trial: TrialFacts, started: datetime | None, fi
     versions = stated.pop("versions", {})
     if isinstance(versions, Mapping):
         stated |= {f"version_{program}": str(version) for program, version in versions.items()}
+    config = settings_of(trial, definition)
     rows = _rows(trial.curve, files.history, definition.metric)
     return StudyRun(
         number=trial.number,
         state=trial.state,
         value=trial.value,
-        settings=_settings(definition, trial),
+        settings=dict(trial.params) if config is None else config.plain(),
         rows=rows,
         facts={
             "trial": trial.number,
@@ -141,13 +140,6 @@ def _run(definition: Definition, trial: TrialFacts, started: datetime | None, fi
         ended=trial.finished,
         is_partial=trial.epochs > sum("train_loss" in row for row in rows),
     )
-
-
-def _settings(definition: Definition, trial: TrialFacts) -> dict[str, Any]:
-    try:
-        return params_to_config(definition, trial.params, trial.number, trial.attributes.get("seed")).plain()
-    except SettingsError:  # The trial comes from another version of the definition.
-        return dict(trial.params)
 
 
 def _rows(

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from cvaeopt.config import Config
+from cvaeopt.errors import SettingsError
+from cvaeopt.search.definition import Definition
+from cvaeopt.search.space import params_to_config
 from cvaeopt.store.ranking import is_feasible, place, value_of
 from cvaeopt.store.roles import HISTORY
 from cvaeopt.text import STATES, State
@@ -95,6 +99,14 @@ def best_of(trials: Iterable[TrialFacts]) -> TrialFacts | None:
     """The trial with the highest value; the lowest number among equals; None if no trial has a value."""
     complete = [trial for trial in trials if trial.value is not None]
     return min(complete, key=lambda trial: place(trial.value or 0.0, trial.number), default=None)
+
+
+def settings_of(trial: TrialFacts, definition: Definition) -> Config | None:
+    """The complete settings of a trial; None if the trial comes from another version of the definition."""
+    try:
+        return params_to_config(definition, trial.params, trial.number, trial.attributes.get("seed"))
+    except SettingsError:
+        return None
 
 
 def _facts(trial: FrozenTrial, left: bool) -> TrialFacts:
