@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -124,9 +124,11 @@ def retrained(artifacts: Path, study: str) -> RunSummary | None:
     root = artifacts.parent / "retrain"
     found = []
     for folder in [root, *sorted(root.glob("*/"))]:  # the demonstration writes its run into `root` itself
-        if _read(folder / RETRAIN).get("study") == study and "val_psnr" in _read(folder / SCORE):
+        facts, sheet = _read(folder / RETRAIN), _read(folder / SCORE)
+        if facts.get("study") == study and "trial" in facts:
             with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
-                found.append(of_folder(folder))
+                value, late, epoch = float(sheet["val_psnr"]), float(sheet["val_psnr_late"]), int(sheet["epoch"])
+                found.append(replace(of_folder(folder), value=value, late=late, epoch=epoch))
     return max(found, key=lambda run: (run.value or 0.0, run.name), default=None)
 
 
