@@ -61,9 +61,9 @@ from cvaeopt.store.study import create_or_open
 from cvaeopt.store.tables import lease_table
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
-from tests.support.postgres import Postgres
-from tests.support.proxy import Proxy
+from testbed import tiny
+from testbed.postgres import Postgres
+from testbed.proxy import Proxy
 
 ZONES = ("UTC", "Asia/Tokyo", "America/New_York", "Asia/Kolkata")
 SHIFTS_S = (0, 3600, -7200, 45)  # how far the workers' clocks are off, seconds
@@ -78,8 +78,8 @@ PRELOAD = [  # all that is slow to import, so that a replaced worker is at work 
     "matplotlib.backends.backend_agg",
     "optuna_dashboard",
     "psycopg",
-    "tests.support.postgres",
-    "tests.support.tiny",
+    "testbed.postgres",
+    "testbed.tiny",
 ]
 
 

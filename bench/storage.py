@@ -52,13 +52,13 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.store.tables import lease_table
 from cvaeopt.store.workers import Beat, Place
-from tests.support.postgres import Postgres
+from testbed.postgres import Postgres
 
 NAME = "load"
 PROCESSES = 4  # the workers are threads of so many processes: one process would measure its own lock
 BEND_S = 1.0  # the 95th percentile from which a back end counts as overloaded
 PATIENCE_S = 20.0  # how long after a run's end its last trials, which end an epoch later, may still deliver, seconds
-PRELOAD = ["bench.machine", "cvaeopt.store.study", "cvaeopt.store.leases", "psycopg", "tests.support.postgres"]
+PRELOAD = ["bench.machine", "cvaeopt.store.study", "cvaeopt.store.leases", "psycopg", "testbed.postgres"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)

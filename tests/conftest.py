@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cvaeopt.store.opening import open_storage
+from testbed.postgres import Postgres
 from tests.support.connections import counted
 from tests.support.outages import Outages, hold_sqlite
-from tests.support.postgres import Postgres
 
 # How long an example takes is a matter of the machine. Outside CI hypothesis looks for new examples; there, whether a
 # commit passes should not depend on what it finds today.

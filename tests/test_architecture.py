@@ -177,3 +177,9 @@ def test_a_test_module_imports_from_no_other_test_module() -> None:
             part for name in imports_of(ast.parse(path.read_text())) for part in name.split(".") if "tests." in name
         }
         assert not named & modules, f"{path} imports {sorted(named & modules)}"
+
+
+def test_benchmarks_and_what_they_share_with_tests_import_from_no_test() -> None:
+    root = PACKAGE.parent
+    for path in [*(root / "bench").glob("*.py"), *(root / "testbed").glob("*.py")]:
+        assert not any(name.split(".")[0] == "tests" for name in imports_of(ast.parse(path.read_text()))), path

@@ -29,8 +29,8 @@ from cvaeopt import errors
 from cvaeopt.demo_data import writer
 from cvaeopt.run.signals import STOP_SIGNALS
 from cvaeopt.store.opening import open_storage
+from testbed.postgres import Postgres
 from tests.support.fakes import leases
-from tests.support.postgres import Postgres
 from tests.support.waiting import LONG_S, until
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
 from cvaeopt.search.definition import Definition
 from cvaeopt.store import confirmation as confirmations
 from cvaeopt.store.study import create_or_open, identity_of
+from testbed.postgres import Postgres
 from tests.support import made_up
-from tests.support.postgres import Postgres
 from tests.support.s3 import S3
 from tests.support.sites import (
     STORE,

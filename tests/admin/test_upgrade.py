@@ -17,7 +17,7 @@ from cvaeopt.errors import (
 )
 from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.workers import Place
-from tests.support.postgres import Postgres
+from testbed.postgres import Postgres
 from tests.support.sites import (
     Site,
     admin,

@@ -45,9 +45,9 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.steering import stop_trial
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Beat, Place, ask_stop, workers
+from testbed.postgres import Postgres
 from tests.support.fakes import EVIL, Events, FakeRun, Fakes, curve, expire, leases, make_study, set_stop
 from tests.support.outages import Outages, hold_sqlite
-from tests.support.postgres import Postgres
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]

@@ -25,9 +25,9 @@ from cvaeopt.store.leases import LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.workers import Place
+from testbed.postgres import Postgres
+from testbed.proxy import Fault, Proxy
 from tests.support.fakes import FakeRun, Fakes, make_study
-from tests.support.postgres import Postgres
-from tests.support.proxy import Fault, Proxy
 
 pytestmark = pytest.mark.postgres
 DATABASE = "behind_proxy"

@@ -13,9 +13,9 @@ from cvaeopt.errors import StorageRefused
 from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.opening import open_storage
+from testbed.postgres import Postgres
 from tests.support.fakes import Fakes, leases, make_study
 from tests.support.pgbouncer import PROGRAM, pgbouncer
-from tests.support.postgres import Postgres
 from tests.support.processes import race
 
 pytestmark = [

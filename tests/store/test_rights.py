@@ -14,8 +14,8 @@ from cvaeopt.run.timing import Timing
 from cvaeopt.run.worker import Worker
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
+from testbed.postgres import Postgres
 from tests.support.fakes import FakeRun, Fakes, leases, make_study
-from tests.support.postgres import Postgres
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.postgres

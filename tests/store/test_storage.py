@@ -28,9 +28,9 @@ from cvaeopt.store.outage import is_outage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import schema_table
 from cvaeopt.store.urls import mask
+from testbed.postgres import Postgres
 from tests.support.fakes import leases, make_study
 from tests.support.outages import Lossy, Outages
-from tests.support.postgres import Postgres
 from tests.support.processes import race
 
 SECRET = "s3cr/t:x%41"

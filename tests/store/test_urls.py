@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cvaeopt.errors import UserError
 from cvaeopt.store import urls
 from cvaeopt.store.opening import open_storage
-from tests.support.postgres import Postgres
+from testbed.postgres import Postgres
 
 # ---- the password
 
