@@ -19,6 +19,7 @@ from cvaeopt.store.opening import open_storage
 from testbed.postgres import Postgres
 from tests.support.connections import counted
 from tests.support.outages import Outages, hold_sqlite
+from tests.support.uncharted import leave_blank
 
 # How long an example takes is a matter of the machine. Outside CI hypothesis looks for new examples; there, whether a
 # commit passes should not depend on what it finds today.
@@ -48,6 +49,18 @@ def _no_connection_is_left_open() -> Iterator[None]:
     """A SQLite connection that is collected without having been closed fails the test, on every version of Python."""
     with counted():
         yield
+
+
+@pytest.fixture(scope="module")
+def uncharted_module() -> Iterator[None]:
+    """No chart is rendered in a module that asks for this with `usefixtures`; its other fixtures draw none either."""
+    yield from leave_blank()
+
+
+@pytest.fixture
+def uncharted() -> Iterator[None]:
+    """No chart is rendered in a test that asks for this with `usefixtures`."""
+    yield from leave_blank()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support.command import STUDY, Shop
+
+pytestmark = pytest.mark.usefixtures("uncharted_module")
 
 CLAIM = """
 [sampler]

@@ -43,6 +43,8 @@ from cvaeopt.vae.trainer import Trainer
 from tests.support.command import STUDY, Said, Shop
 from tests.support.waiting import LONG_S, until
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 COMMANDS = [
     command.name or str(command.callback.__name__) for command in cli.app.registered_commands if command.callback
 ]

@@ -19,6 +19,8 @@ from cvaeopt.store.tables import schema_table
 from tests.support.command import Shop
 from tests.support.connections import Connection, files_held
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 
 def opened(folder: Path) -> int:
     """How many connections to databases below `folder` were opened so far."""

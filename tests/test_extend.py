@@ -10,6 +10,8 @@ import pytest
 from cvaeopt.run import trial_run
 from tests.support.command import STUDY, Shop
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:

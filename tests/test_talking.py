@@ -18,6 +18,8 @@ from cvaeopt.run.signals import STOP_SIGNALS
 from tests.support.broken_streams import closed_pipe, full_disk
 from tests.support.command import Shop
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:

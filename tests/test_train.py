@@ -10,6 +10,8 @@ import pytest
 from cvaeopt.config import Config
 from tests.support.command import Shop
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 TINY = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "frame_H": 8, "frame_W": 16, "train_vi_len": 4}
 SHORT = "[settings]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
 

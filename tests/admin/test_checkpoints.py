@@ -31,6 +31,8 @@ from tests.support.sites import (
     everything,
 )
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 
 def test_a_backup_has_the_objects_if_their_store_is_named_and_says_so_if_not(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]

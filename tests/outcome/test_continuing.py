@@ -19,6 +19,8 @@ from cvaeopt.vae.schedules import SCHEDULES, first_differences
 from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 # Schedules that do not depend on the length of the run, and all state that a continuation must carry over.
 OWN = tiny.config(
     num_epoch=3, milestones=[1, 4], tfr_sde=1, tfr_d_step=0.2, kl_anneal_type="none", ema=0.9, shuffle=True

@@ -21,6 +21,8 @@ from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
 from tests.support import tiny
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 # A schedule that moves in every epoch, shuffled clips and averaged weights: all that a resume must get right.
 SETTINGS = {"num_epoch": 6, "tfr_sde": 1, "tfr_d_step": 0.2, "shuffle": True, "ema": 0.9, "tfr_coin": "step"}
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support.command import Shop
+
+pytestmark = pytest.mark.usefixtures("uncharted_module")
 
 
 def test_a_worker_trains_the_second_stage_after_the_first(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ from tests.support import tiny
 from tests.support.fakes import FakeRun, Fakes, expire
 from tests.support.waiting import LONG_S, until
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 DOCS = (Path(__file__).parents[2] / "docs" / "notify.md").read_text()
 COMMANDS = [tomllib.loads(block)["service"]["notify"] for block in re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)]
 DEFINITION = tiny.definition(sampler={"kind": "random"})

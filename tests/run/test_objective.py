@@ -24,6 +24,8 @@ from cvaeopt.vae import checkpoint, trainer
 from cvaeopt.vae.trainer import Trainer
 from tests.support.tiny import DATA, definition, new_study
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 
 def test_the_objective_is_a_plain_optuna_objective(tmp_path: Path) -> None:
     study = new_study()

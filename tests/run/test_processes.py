@@ -30,6 +30,8 @@ from tests.support.command import STUDY, Shop
 from tests.support.held import Gate
 from tests.support.waiting import LONG_S, until
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 # ---- arithmetic
 
 

@@ -33,6 +33,8 @@ from cvaeopt.store.study import create_or_open, open_existing, record_facts
 from cvaeopt.store.workers import Place
 from tests.support.fakes import FakeRun
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 DEFINITION = Definition.parse(

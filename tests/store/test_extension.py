@@ -31,6 +31,8 @@ from tests.support import tiny
 from tests.support.fakes import expire, leases
 from tests.support.sites import definition
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 
 def changed(before: Definition, **tables: dict[str, Any]) -> Definition:
     """The definition with other values in some tables."""

@@ -31,6 +31,8 @@ from cvaeopt.store.workers import Beat, Place
 from tests.support.fakes import Events, FakeRun, Fakes, leases
 from tests.support.tiny import DATA, definition, new_study
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 
 @pytest.fixture
 def storage(ready_url: str) -> Iterator[Storage]:

@@ -21,6 +21,8 @@ from tests.support.fakes import leases
 from tests.support.made_up import NOON
 from tests.support.sites import Site, awkward, definition, plain_status, train
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 DUMP = Path(__file__).with_name("version_before.sql")
 
 

@@ -18,6 +18,8 @@ from cvaeopt.store.study import create_or_open
 from cvaeopt.store.workers import ask_stop
 from tests.support import tiny
 
+pytestmark = pytest.mark.usefixtures("uncharted_module")
+
 DATA = tiny.dataset()
 DEFINITION = Definition.parse(
     {

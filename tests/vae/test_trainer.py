@@ -36,7 +36,7 @@ def rows(results: list[EpochResult]) -> list[dict[str, Any]]:
     [
         {"tfr": 1.0, "tfr_sde": 1, "tfr_d_step": 0.4, "shuffle": True},  # the stop falls inside the decay
         {"kl_anneal_type": "cyclical", "kl_anneal_cycle": 1, "kl_norm": "element", "tfr": 0.5, "tfr_coin": "step"},
-        {"lr_scheduler": "MultiStepLR", "milestones": [1, 2, 3], "optim": "SGD", "output": "sigmoid"},
+        {"lr_scheduler": "MultiStepLR", "milestones": [1, 2], "optim": "SGD", "output": "sigmoid"},
         {"lr_scheduler": "cosine", "optim": "AdamW", "weight_decay": 0.1, "ema": 0.9, "label_bn": "frame"},
         {"precision": "bf16", "output": "sigmoid"},
         {"lr_scheduler": "ExponentialLR", "gamma": 0.7, "optim": "Adamax", "val_statistics": "running"},
@@ -45,27 +45,27 @@ def rows(results: list[EpochResult]) -> list[dict[str, Any]]:
         {"tfr_sde": 2, "tfr_d_step": 1.0, "forced_loss": "truth", "posterior": "previous", "detach": False},
     ],
 )
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_two_runs_of_parts_equal_one_whole_run_bit_for_bit(settings: dict[str, Any], stop: int, tmp_path: Path) -> None:
-    config = tiny.config(**settings)
-    whole = Trainer(config, DATA)
+def test_two_runs_of_parts_equal_one_whole_run_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
+    config, data = tiny.config(num_epoch=3, **settings), tiny.dataset(frames=16, val=4)
+    whole = Trainer(config, data)
     expected = list(whole.run())
-
-    first = Trainer(config, DATA)
-    results = list(first.run(stop))
-    first.save(tmp_path / "last.pt")
-    second = Trainer(config, DATA)
-    second.restore(tmp_path / "last.pt")
-    results += list(second.run())
-
-    assert rows(results) == rows(expected)
-    assert [row["val_psnr"] for row in second.history] == [result.val_psnr for result in expected]
-    mine, theirs = weights(second), weights(whole)
-    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    second.save(tmp_path / "second.pt")
     whole.save(tmp_path / "whole.pt")
-    one, other = checkpoint.read(tmp_path / "second.pt"), checkpoint.read(tmp_path / "whole.pt")
-    assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in one["state_dict"])
+    theirs, whole_file = weights(whole), checkpoint.read(tmp_path / "whole.pt")
+
+    first = Trainer(config, data)
+    results = []
+    for stop in (1, 2):
+        results += first.run(stop)
+        first.save(tmp_path / "last.pt")
+        second = Trainer(config, data)
+        second.restore(tmp_path / "last.pt")
+        assert rows([*results, *second.run()]) == rows(expected)
+        assert [row["val_psnr"] for row in second.history] == [result.val_psnr for result in expected]
+        mine = weights(second)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+        second.save(tmp_path / "second.pt")
+        second_file = checkpoint.read(tmp_path / "second.pt")
+        assert all(torch.equal(second_file["state_dict"][k], one) for k, one in whole_file["state_dict"].items())
 
 
 def test_saving_changes_nothing_of_the_run(tmp_path: Path) -> None:
@@ -82,11 +82,11 @@ def test_saving_changes_nothing_of_the_run(tmp_path: Path) -> None:
 
 def test_training_learns_what_the_baseline_cannot() -> None:
     settings = {"lr": 1e-2, "lr_scheduler": "constant", "tfr": 0.0, "kl_norm": "element", "output": "sigmoid"}
-    trainer = Trainer(tiny.config(num_epoch=40, **settings), DATA)
+    trainer = Trainer(tiny.config(num_epoch=10, batch_size=1, **settings), DATA)
     results = list(trainer.run())
     assert results[-1].train_mse < 0.5 * results[0].train_mse
     assert results[-1].val_psnr > results[0].val_psnr + 3
-    assert [result.epoch for result in results] == list(range(1, 41))
+    assert [result.epoch for result in results] == list(range(1, 11))
 
 
 def test_validation_is_the_plain_loop_with_recalibrated_statistics() -> None:
@@ -168,14 +168,15 @@ def test_steps_without_a_finite_gradient_are_left_out_as_often_as_allowed(
 
 
 def test_teacher_forcing_is_drawn_once_an_epoch_or_once_a_step() -> None:
-    once = [r.teacher_forced for r in Trainer(tiny.config(tfr=0.5, tfr_sde=9, num_epoch=12), DATA).run()]
+    few, settings = tiny.dataset(frames=8, val=2), {"tfr_sde": 9, "batch_size": 1}  # two steps an epoch
+    once = [r.teacher_forced for r in Trainer(tiny.config(tfr=0.5, num_epoch=8, **settings), few).run()]
     assert set(once) == {0.0, 1.0}
     each = [
-        r.teacher_forced for r in Trainer(tiny.config(tfr=0.5, tfr_sde=9, num_epoch=12, tfr_coin="step"), DATA).run()
+        r.teacher_forced for r in Trainer(tiny.config(tfr=0.5, num_epoch=8, tfr_coin="step", **settings), few).run()
     ]
     assert any(0 < share < 1 for share in each)
-    assert all(r.teacher_forced == 0 for r in Trainer(tiny.config(tfr=0.0), DATA).run())
-    assert all(r.teacher_forced == 1 for r in Trainer(tiny.config(tfr=1.0, tfr_sde=9), DATA).run())
+    assert all(r.teacher_forced == 0 for r in Trainer(tiny.config(tfr=0.0, num_epoch=2), few).run())
+    assert all(r.teacher_forced == 1 for r in Trainer(tiny.config(tfr=1.0, num_epoch=2, **settings), few).run())
 
 
 def test_both_ways_of_a_free_step_train_to_the_same_curve() -> None:
