@@ -6,6 +6,8 @@ import itertools
 import os
 import shutil
 import signal
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from testbed.postgres import Postgres
 from tests.support.connections import counted
 from tests.support.outages import Outages, hold_sqlite
 from tests.support.uncharted import leave_blank
+from tests.support.warm import served
 
 # How long an example takes is a matter of the machine. Outside CI hypothesis looks for new examples; there, whether a
 # commit passes should not depend on what it finds today.
@@ -61,6 +64,19 @@ def uncharted_module() -> Iterator[None]:
 def uncharted() -> Iterator[None]:
     """No chart is rendered in a test that asks for this with `usefixtures`."""
     yield from leave_blank()
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """A program that does what `sys.executable` does, without its imports: see tests/support/warm.py."""
+    with tempfile.TemporaryDirectory() as folder:  # a short path, as a socket needs
+        yield from served(Path(folder))
+
+
+@pytest.fixture
+def warm(warm_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that this test starts by `sys.executable` are forks of one that has imported everything."""
+    monkeypatch.setattr(sys, "executable", warm_python)
 
 
 @pytest.fixture(scope="session")

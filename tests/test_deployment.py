@@ -313,7 +313,7 @@ class Composed:
 
 
 @pytest.fixture
-def composed(postgres: Postgres, tmp_path: Path) -> Iterator[Composed]:
+def composed(postgres: Postgres, tmp_path: Path, warm_python: str) -> Iterator[Composed]:
     """The services of docker-compose.yml for the study `tiny`, with a server that asks for a password like its `db`."""
     writer.write(tmp_path / "data", clips=1, val_frames=4, sequences=0, sequence_frames=2)
     (tmp_path / "studies").mkdir()
@@ -324,7 +324,7 @@ def composed(postgres: Postgres, tmp_path: Path) -> Iterator[Composed]:
     )
     bin_path = tmp_path / "bin"
     executable(bin_path / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    executable(bin_path / "cvaeopt", f'#!/bin/sh\nexec {sys.executable} -m cvaeopt.cli "$@"\n')
+    executable(bin_path / "cvaeopt", f'#!/bin/sh\nexec {warm_python} -m cvaeopt.cli "$@"\n')
     (bin_path / "cvaeopt-supervised").symlink_to(SUPERVISED)
 
     ports = []
@@ -483,6 +483,7 @@ def test_a_worker_in_a_container_hears_that_it_shall_stop(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_grace_time_that_is_shorter_than_an_epoch_costs_that_epoch_and_nothing_else(tmp_path: Path) -> None:
     """What Docker, Kubernetes and systemd do: SIGTERM to the first process, and in the end SIGKILL to all."""
     url = f"sqlite:///{tmp_path}/cvaeopt.db"
@@ -583,6 +584,7 @@ class Node:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_near_the_time_limit_a_slurm_task_saves_releases_and_queues_again(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/cvaeopt.db"
     log = tmp_path / "epochs"

@@ -18,7 +18,7 @@ from cvaeopt.run.signals import STOP_SIGNALS
 from tests.support.broken_streams import closed_pipe, full_disk
 from tests.support.command import Shop
 
-pytestmark = pytest.mark.usefixtures("uncharted_module")
+pytestmark = pytest.mark.usefixtures("uncharted_module", "warm")
 
 
 @pytest.fixture(scope="module")

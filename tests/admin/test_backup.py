@@ -33,8 +33,6 @@ from tests.support.sites import (
     ranking,
 )
 
-pytestmark = pytest.mark.usefixtures("uncharted_module")
-
 
 @pytest.mark.postgres
 def test_a_study_moved_to_postgresql_is_equal_and_goes_on_there(

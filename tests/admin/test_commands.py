@@ -11,8 +11,6 @@ import pytest
 
 from cvaeopt.commands.admin import app
 
-pytestmark = pytest.mark.usefixtures("uncharted_module")
-
 SCRIPTS = Path(__file__).parents[2] / "storage"
 NAMES = sorted(command.callback.__name__ for command in app.registered_commands if command.callback)
 

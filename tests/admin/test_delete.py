@@ -34,8 +34,6 @@ from tests.support.sites import (
     ranking,
 )
 
-pytestmark = pytest.mark.usefixtures("uncharted_module")
-
 
 def test_a_deleted_study_takes_its_rows_and_files_with_it_and_nothing_else(half: Site, tmp_path: Path) -> None:
     archive = tmp_path / "main.tar"

@@ -156,6 +156,7 @@ def test_a_process_that_ends_in_the_validation_leaves_the_checks_before_it(tmp_p
     assert found["label order"].unchecked == "an earlier check did not end"
 
 
+@pytest.mark.usefixtures("warm")
 def test_the_command_says_that_it_runs_the_code_and_names_lines_and_costs(tmp_path: Path) -> None:
     shop = Shop(tmp_path, tmp_path)
     trainer = written(tmp_path, "scored")

@@ -76,6 +76,7 @@ def trained(folder: Path, **settings: object) -> Retraining:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path: Path):
     folder = tmp_path / "killed"
     settings = {**SETTINGS, "num_epoch": 9}

@@ -27,7 +27,7 @@ from tests.support.s3 import BUCKET, S3, SECRET
 from tests.support.tiny import DATA, definition, new_study
 from tests.support.waiting import LONG_S, until
 
-pytestmark = pytest.mark.usefixtures("uncharted_module")
+pytestmark = pytest.mark.usefixtures("uncharted_module", "warm")
 
 URL = f"s3://{BUCKET}/lab"
 ROOT = Path(__file__).parents[2]

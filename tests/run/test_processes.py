@@ -456,6 +456,7 @@ def frames_kb(pid: int) -> tuple[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_trial_is_what_it_is_alone_when_its_neighbour_is_killed(alone: Shop, tmp_path: Path) -> None:
     shop = new_shop(tmp_path / "together", alone.data)
     gate = Gate.new(tmp_path / "gate")
@@ -481,6 +482,7 @@ def test_a_trial_is_what_it_is_alone_when_its_neighbour_is_killed(alone: Shop, t
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_workers_that_are_told_to_stop_leave_every_trial_to_whoever_comes_next(alone: Shop, tmp_path: Path) -> None:
     shop = new_shop(tmp_path / "together", alone.data)
     gate = Gate.new(tmp_path / "gate")

@@ -874,6 +874,7 @@ class Process:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_killed_worker_is_replaced_and_a_terminated_one_leaves_in_order(storage: Storage, tmp_path: Path) -> None:
     url = storage._source
     study = make_study(storage)

@@ -52,6 +52,10 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
+for name in [name for name in Finder.changes if name in sys.modules]:  # in a fork, see tests/support/warm.py
+    kind, method, change = Finder.changes.pop(name)
+    owner = getattr(sys.modules[name], kind)
+    setattr(owner, method, change(getattr(owner, method)))
 sys.meta_path.insert(0, Finder())
 """
 
