@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cvaeopt.commands import opening
+from cvaeopt.commands import options as opt
 from cvaeopt.commands.opening import open_console, open_existing, open_or_create, open_study
-from cvaeopt.commands.options import (
-    Artifacts,
-    CheckpointStore,
-    Data,
-    DryRun,
-    GpuHere,
-    Json,
-    Quiet,
-    StorageUrl,
-    Study,
-    Threads,
-    Verbose,
-)
 from cvaeopt.commands.places import Flags, Places, definition_file
 from cvaeopt.commands.search import open_process
 from cvaeopt.errors import StudyError
@@ -36,21 +24,21 @@ if TYPE_CHECKING:
 
 
 def claims(
-    study: Study,
+    study: opt.Study,
     seeds: Annotated[
         int | None,
         typer.Option("--seeds", min=2, max=100, help="Runs of each arm. Default: those registered, or 5 at first."),
     ] = None,
-    gpu: GpuHere = None,
-    storage: StorageUrl = None,
-    data: Data = None,
-    artifacts: Artifacts = None,
-    checkpoints: CheckpointStore = None,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    gpu: opt.GpuHere = None,
+    storage: opt.StorageUrl = None,
+    data: opt.Data = None,
+    artifacts: opt.Artifacts = None,
+    checkpoints: opt.CheckpointStore = None,
+    threads: opt.Threads = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Test what a report claims about a study's arms.
 

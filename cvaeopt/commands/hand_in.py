@@ -9,26 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cvaeopt.commands import options as opt
 from cvaeopt.commands.checkpoints import noise_of, shown_output
 from cvaeopt.commands.failure import writing
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import data_folder, load_data, open_console, open_study, require_checkpoint
-from cvaeopt.commands.options import (
-    Artifacts,
-    Data,
-    DryRun,
-    Gpu,
-    IgnoreExtra,
-    Json,
-    NoiseKind,
-    NoiseScale,
-    OutputKind,
-    Quiet,
-    Seed,
-    StorageUrl,
-    Threads,
-    Verbose,
-)
 from cvaeopt.commands.places import Flags
 from cvaeopt.errors import DataError, UserError
 from cvaeopt.terminal import results as show
@@ -52,21 +37,21 @@ def hand_in(
     without_submission: Annotated[
         bool, typer.Option("--without-submission", help="Write the folder although there is no test set.")
     ] = False,
-    data: Data = None,
-    noise: NoiseKind = None,
-    noise_scale: NoiseScale = 0.5,
-    seed: Seed = 0,
+    data: opt.Data = None,
+    noise: opt.NoiseKind = None,
+    noise_scale: opt.NoiseScale = 0.5,
+    seed: opt.Seed = 0,
     average: Annotated[int, typer.Option(min=1, help="Roll-outs whose frames are averaged.")] = 1,
-    output: OutputKind = None,
-    ignore_extra: IgnoreExtra = False,
-    storage: StorageUrl = None,
-    artifacts: Artifacts = None,
-    gpu: Gpu = None,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    output: opt.OutputKind = None,
+    ignore_extra: opt.IgnoreExtra = False,
+    storage: opt.StorageUrl = None,
+    artifacts: opt.Artifacts = None,
+    gpu: opt.Gpu = None,
+    threads: opt.Threads = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Write the folder that is graded.
 
