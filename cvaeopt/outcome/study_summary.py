@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from optuna.trial import FrozenTrial
 
 from cvaeopt.files import RunFolder
@@ -81,12 +84,7 @@ def study_summary(
 def _search(name: str, known: Sequence[TrialFacts]) -> Search:
     over = [trial for trial in known if trial.state in ("complete", "pruned", "failed")]
     over.sort(key=lambda trial: (trial.finished is None, trial.finished, trial.number))
-    epochs, seconds, best = [0], [0.0], [float("nan")]
-    for trial in over:
-        epochs.append(epochs[-1] + trial.epochs)
-        seconds.append(seconds[-1] + (trial.seconds or 0.0))
-        levels = [level for level in (best[-1], trial.value) if level is not None and level == level]
-        best.append(max(levels, default=float("nan")))
-    timed = all(trial.seconds is not None for trial in over)
-    hours = tuple(total / 3600 for total in seconds[1:]) if timed else ()
-    return Search(name, tuple(epochs[1:]), hours, tuple(best[1:]))
+    seconds = [trial.seconds for trial in over if trial.seconds is not None]
+    hours = tuple(total / 3600 for total in accumulate(seconds)) if len(seconds) == len(over) else ()
+    best = np.fmax.accumulate([math.nan if trial.value is None else trial.value for trial in over])
+    return Search(name, tuple(accumulate(trial.epochs for trial in over)), hours, tuple(best.tolist()))
