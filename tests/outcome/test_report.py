@@ -87,6 +87,7 @@ def test_a_page_needs_nothing_but_itself_and_describes_its_pictures(tmp_path: Pa
     assert len(identifiers) == len(set(identifiers))
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_names_and_reasons_are_text_and_never_markup(tmp_path: Path):
     shown = trials(8)
     shown[6].set_user_attr("reason", '<script>alert(1)</script> & "quotes"')
@@ -116,6 +117,7 @@ def test_a_study_of_any_size_renders_and_says_what_status_says(tmp_path: Path, c
     assert ("200 of 2000 trials" in text) == (count == 2000)
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_the_summary_compares_with_the_baselines(tmp_path: Path):
     good = page(tmp_path / "good", trials(16))
     assert "above the hardest baseline (nearest pose)" in good.text
@@ -126,6 +128,7 @@ def test_the_summary_compares_with_the_baselines(tmp_path: Path):
     assert "knows no baselines" in unknown.text
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_the_best_run_is_shown_and_what_is_missing_is_named(tmp_path: Path):
     shown = trials(16)
     best = max((t for t in shown if t.value is not None), key=lambda t: t.value or 0.0)
@@ -139,6 +142,7 @@ def test_the_best_run_is_shown_and_what_is_missing_is_named(tmp_path: Path):
     assert "history.jsonl, prediction.gif" in again.text
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_the_retrained_run_is_shown_beside_the_searchs_best(tmp_path: Path):
     shown = trials(16)
     best = max((t for t in shown if t.value is not None), key=lambda t: t.value or 0.0)
@@ -154,6 +158,7 @@ def test_the_retrained_run_is_shown_beside_the_searchs_best(tmp_path: Path):
     assert "The retrained run" not in page(tmp_path, shown, artifacts=tmp_path / "artifacts").text
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_the_retrained_run_shows_what_goes_with_its_psnr(tmp_path: Path):
     folder = retrained_folder(tmp_path / "retrain/made-up-500", trials(6)[0])
     assert "What may explain a low PSNR" not in page(tmp_path, trials(6), artifacts=tmp_path / "artifacts").text
@@ -162,6 +167,7 @@ def test_the_retrained_run_shows_what_goes_with_its_psnr(tmp_path: Path):
     assert (tmp_path / "out/retrained_psnr_explained.png").exists()
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_the_filmstrip_leads_to_the_best_median_and_worst_frame_without_a_script(tmp_path: Path):
     shown = trials(16)
     assert "frame by frame" not in page(tmp_path, shown).text
@@ -175,6 +181,7 @@ def test_the_filmstrip_leads_to_the_best_median_and_worst_frame_without_a_script
     assert found.text.count("frame 5, 27.5 dB") == 1
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_the_contour_shows_the_two_numbers_that_mattered_most(tmp_path: Path):
     def contours(found: Page) -> list[str]:
         return [picture["alt"] for picture in found.all("img") if "smoothed" in picture["alt"]]
@@ -192,6 +199,7 @@ def test_the_smoothed_plane_stays_within_the_values(points: list[tuple[float, fl
     assert values.min() - 1e-9 <= plane.min() and plane.max() <= values.max() + 1e-9
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_failures_are_listed_with_their_reasons_and_cost_is_counted(tmp_path: Path):
     found = page(tmp_path, trials(16))
     assert found.text.count("The training loss became nan in epoch 2.") == 3  # once for both trials, and once for each
@@ -233,6 +241,7 @@ def test_every_kind_of_ablation_that_is_shipped_has_its_comparison(tmp_path: Pat
     assert len(re.findall(r"<tr[^>]*><th scope=\"row\">(?:KL|forcing) ", found.source)) == len(shown)
 
 
+@pytest.mark.usefixtures("uncharted")
 def test_a_report_is_made_from_the_storage(tmp_path: Path):
     with open_storage(f"sqlite:///{tmp_path}/studies.db") as storage:
         create_or_open(storage, definition()).add_trials(trials(6))

@@ -206,7 +206,7 @@ def test_random_orders_of_events_keep_every_promise(tmp_path: Path) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with open_storage(f"sqlite:///{tmp_path}/x.db") as Leases.shared:
         Leases.TestCase.settings = settings(
-            max_examples=30,
+            max_examples=20,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
