@@ -72,9 +72,20 @@ class Diagnosis:
         return [row for row in self.rows if row.found]
 
     @property
-    def unchecked(self) -> list[Row]:
-        """The rows of checks that could not be made."""
-        return [row for row in self.rows if row.unchecked]
+    def unchecked(self) -> dict[str, list[str]]:
+        """The checks that could not be made, by the reason."""
+        reasons: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.unchecked:
+                reasons.setdefault(row.unchecked, []).append(row.check)
+        return reasons
+
+
+def require_file(trainer: Path) -> None:
+    """UserError unless `trainer` is a file."""
+    if not trainer.is_file():
+        found = f"{trainer} is a folder." if trainer.is_dir() else f"There is no file {trainer}."
+        raise UserError(found, "Expected: the Python file of a trainer, such as Trainer.py.")
 
 
 def diagnose(trainer: Path, timeout_s: float = TIMEOUT_S) -> Diagnosis:
@@ -82,8 +93,7 @@ def diagnose(trainer: Path, timeout_s: float = TIMEOUT_S) -> Diagnosis:
 
     UserError if the file does not exist, cannot be imported, or runs longer than `timeout_s`.
     """
-    if not trainer.is_file():
-        raise UserError(f"There is no file {trainer}.", "Expected: the Python file of a trainer, such as Trainer.py.")
+    require_file(trainer)
     with tempfile.TemporaryDirectory(prefix="cvaeopt-doctor-") as folder:
         result, output = Path(folder) / "result.json", Path(folder) / "output.txt"
         code = _run([str(trainer.resolve()), str(result)], Path(folder), output, timeout_s)
@@ -101,6 +111,12 @@ def diagnose(trainer: Path, timeout_s: float = TIMEOUT_S) -> Diagnosis:
                 "Run it with Python yourself, and mend the error.",
             )
         found = json.loads(result.read_text())
+    if "raised" in found:
+        raise UserError(
+            f"{trainer} cannot be imported, or its class cannot be built: {found['raised']}.",
+            "Expected: a file that Python can import, with the template's class.",
+            "Mend the error, and run the command again.",
+        )
     if "error" in found:
         reason = str(found["error"])
         return Diagnosis(tuple(Row(check, 0, "", reason) for check in COSTS), ())

@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -35,6 +36,13 @@ MAX_DIFFERENCE: Final = 2
 
 MAX_FAULTS: Final = 10
 _MAX_LINE: Final = 1 << 20  # bytes; a row of the lab's format has at most 25,000
+_KINDS: Final = (
+    (b"\x1f\x8b", "a gzip archive", "Unpack it with `gunzip`, and check the file in it."),
+    (b"PK\x03\x04", "a ZIP archive", "Unpack it with `unzip`, and check the submission.csv in it."),
+    (b"\xff\xfe", "text in UTF-16", "Save it as UTF-8 without a byte order mark."),
+    (b"\xfe\xff", "text in UTF-16", "Save it as UTF-8 without a byte order mark."),
+)
+"""The first bytes of files that are no plain CSV, what they are, and what to do."""
 _PIXELS: Final = frozenset(str(value).encode() for value in range(256))
 
 
@@ -134,9 +142,19 @@ class Checked:
 
 
 def check(path: Path, expected: Expected | None = None) -> Checked:
-    """Check the submission `path`. `expected` is the lab's format by default. DataError if the file cannot be read."""
+    """Check the submission `path`. `expected` is the lab's format by default.
+
+    DataError if the path is no regular file, if the file cannot be read, or if it is an archive or no UTF-8 text.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # opening a pipe would wait for its writer
+            raise DataError(f"{path} is no regular file.", "Expected: a submission.csv.", "Name another file.")
         with path.open("rb") as stream:
+            start = stream.read(4)
+            for begins, kind, todo in _KINDS:
+                if start.startswith(begins):
+                    raise DataError(f"{path} is {kind}.", "Expected: a submission.csv in plain UTF-8 text.", todo)
+            stream.seek(0)
             return _Check(path, expected or Expected()).run(stream)
     except OSError as error:
         raise DataError(
@@ -151,6 +169,9 @@ class _Check:
         self.path = path
         self.expected = expected
         self.rows = 0
+        self._ahead = 0  # how much higher the ids are than the number of rows, because of missing or repeated rows
+        self._odd: tuple[int, int, bytes] | None = None  # line, row and id of the last row, if its id was unexpected
+        self._jumps: list[tuple[int, int, int, int]] = []  # place in `faults`, row, expected id, id
         self.faults: list[Fault] = []
         self.fault_count = 0
         starts = itertools.accumulate(expected.lengths, initial=0)
@@ -174,7 +195,9 @@ class _Check:
                 self._check_row(number, line)
                 self.rows += 1
             else:
+                self._settle_id(None)
                 self._check_count()
+        self._count_shifted()
         known = self.expected.rows
         sequences = None
         if self.rows in known:
@@ -207,20 +230,52 @@ class _Check:
         if len(fields) != self.expected.pixels + 1:
             self._report(number, self.rows, None, count(len(fields), "column"), str(self.expected.pixels + 1))
             return
-        if fields[0] != str(self.rows).encode():
-            self._report(number, self.rows, "id", _shown(fields[0]), str(self.rows))
+        self._settle_id(fields[0])
+        if fields[0] != str(self.rows + self._ahead).encode():
+            self._odd = (number, self.rows, fields[0])
         pixels = fields[1:]
         if not _PIXELS.issuperset(pixels):
             for column, value in enumerate(pixels):
                 if value not in _PIXELS:
                     self._report(number, self.rows, str(column), _shown(value), "an integer 0-255")
-        elif self.rows in self._first_at:
-            name, first = self._first_at[self.rows]
+        elif self.rows + self._ahead in self._first_at:
+            name, first = self._first_at[self.rows + self._ahead]
             wrong = np.abs(np.array(pixels, dtype=np.int64) - first.ravel())
             if wrong.max() > MAX_DIFFERENCE:
                 column = int((wrong > MAX_DIFFERENCE).argmax())
                 what = f"{first.ravel()[column]}, as in the given frame of sequence {name}"
                 self._report(number, self.rows, str(column), pixels[column].decode(), what)
+
+    def _settle_id(self, following: bytes | None) -> None:
+        """Report the last row's unexpected id: rows are missing or repeated if the `following` id counts on from it.
+
+        following   None at the end of the file
+        """
+        if self._odd is None:
+            return
+        (line, row, found), self._odd = self._odd, None
+        expected = row + self._ahead
+        number = int(found) if found.isdigit() and len(found) < 10 and str(int(found)).encode() == found else None
+        counts_on = number is not None and following == str(number + 1).encode()
+        if number is None or not (counts_on or (following is None and number > expected)):
+            self._report(line, row, "id", _shown(found), str(expected))
+            return
+        self._ahead = number - row
+        self._jumps.append((len(self.faults), row, expected, number))
+        self._report(line, row, "id", _shown(found), str(expected))
+
+    def _count_shifted(self) -> None:
+        """Say in the faults of missing and repeated rows how many later rows are shifted."""
+        for place, row, expected, number in self._jumps:
+            if place >= len(self.faults):  # more faults than are shown
+                continue
+            later = count(self.rows - row - 1, "later row")
+            if number > expected:
+                lost = f"row {expected} is" if number == expected + 1 else f"rows {expected} to {number - 1} are"
+                text = f"{lost} missing, and {later} shifted"
+            else:
+                text = f"the ids begin again at {number}, in this row and {later}"
+            self.faults[place] = replace(self.faults[place], found=text)
 
     def _check_count(self) -> None:
         if self.rows in self.expected.rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -218,9 +219,25 @@ def examine(trainer: Trainer, keep: Callable[[list[dict[str, Any]]], None]) -> N
         except Unchecked as error:
             row["unchecked"] = str(error)
         except BaseException as error:  # the user's code may raise anything, and may end the process
-            row["unchecked"] = f"its code raised {type(error).__name__}: {error}"
+            row["unchecked"] = f"its code raised {raised(error, Path(trainer.log.file).parent)}"
         rows.append(row)
     keep(rows)
+
+
+def raised(error: BaseException, folder: Path) -> str:
+    """The error in words, with the place in the user's files: file, line and code. Other frames are left out."""
+    if isinstance(error, SyntaxError) and error.filename:
+        frames = [traceback.FrameSummary(error.filename, error.lineno, "", line=error.text or "")]
+        message = error.msg
+    else:
+        frames, message = traceback.extract_tb(error.__traceback__), str(error)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(folder)]
+    text = f"{type(error).__name__}{f': {message}' if message else ''}"
+    if not own:
+        return text
+    last = own[-1]
+    code = f": {last.line}" if last.line else ""
+    return f"{text} ({Path(last.filename).relative_to(folder)}, line {last.lineno}{code})"
 
 
 def _of(log: Log, what: str, missing: str) -> list[Call]:
@@ -258,12 +275,14 @@ def _near(curve: list[float], kind: str, formula: KlFormula) -> bool:
 def main() -> None:
     """Drive the trainer of the command line and write the results."""
     torch.manual_seed(0)
-    result = Path(sys.argv[2])
+    file, result = Path(sys.argv[1]), Path(sys.argv[2])
     try:
-        with opened(Path(sys.argv[1])) as trainer:
+        with opened(file) as trainer:
             examine(trainer, lambda rows: write_json(result, {"checks": rows, "missing": trainer.missing}))
     except Unchecked as error:
         write_json(result, {"error": str(error), "missing": []})
+    except BaseException as error:  # the user's code may raise anything while it is imported
+        write_json(result, {"raised": raised(error, file.parent)})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,13 @@ _TRUTH, _LABEL, _PREDICTION = 0.1, 0.4, 0.7
 _STEP = 1e-5  # difference between the values of two frames; a clip of the batch begins 1000 steps later
 _LENGTHS = {"F_dim": 8, "L_dim": 4, "N_dim": 4, "D_out_dim": 8, "frame_H": 8, "frame_W": 16}
 _NETWORKS = ("RGB_Encoder", "Label_Encoder", "Gaussian_Predictor", "Decoder_Fusion", "Generator")
+_CALLED: Final = {
+    "frame_transformation": ("frame", "F_dim"),
+    "label_transformation": ("label", "L_dim"),
+    "Gaussian_Predictor": ("posterior", "N_dim"),
+    "Decoder_Fusion": ("decoder", "D_out_dim"),
+}
+"""Attribute of the trainer -> what its calls are recorded as, and the option with its number of channels."""
 _OPTIONS: Final[dict[str, Any]] = {
     **_LENGTHS,
     "DR": ".",
@@ -313,7 +320,14 @@ def _load(path: Path, log: Log, missing: Missing) -> Trainer:
         if isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "training_one_step")
     ]
     if not kinds:
-        raise Unchecked("the file has no class with the method training_one_step, as the template has")
+        written = sorted(name for name, value in vars(module).items() if inspect.isfunction(value))
+        functions = f" It has the functions {', '.join(written[:6])}." if written else ""
+        raise Unchecked(
+            f"the file has no class (a torch Module) with the method training_one_step.{functions} Looked for are the "
+            "methods training_one_step(img, label, adapt_TeacherForcing), val_one_step(img, label) and eval(), and the "
+            f"networks {', '.join(_CALLED)}, Generator. Functions cannot be checked: put them into such a class as "
+            "methods that call its networks, and name the file of that class"
+        )
     model: Any = kinds[0](options())
     predictor = getattr(model, "Gaussian_Predictor", None)
     draw = getattr(model, "reparameterize", getattr(predictor, "reparameterize", None))
@@ -329,12 +343,7 @@ def options(**changes: Any) -> argparse.Namespace:
 
 
 def _record(model: Any, log: Log) -> None:
-    for name, what, size in (
-        ("frame_transformation", "frame", "F_dim"),
-        ("label_transformation", "label", "L_dim"),
-        ("Gaussian_Predictor", "posterior", "N_dim"),
-        ("Decoder_Fusion", "decoder", "D_out_dim"),
-    ):
+    for name, (what, size) in _CALLED.items():
         if not hasattr(model, name):
             raise Unchecked(f"the model has no network {name}")
         setattr(model, name, Recorder(log, what, _LENGTHS[size]))

@@ -10,7 +10,7 @@ import pytest
 
 from cvaeopt.errors import UserError
 from cvaeopt.outcome.doctor import COSTS, diagnose
-from cvaeopt.outcome.trainer_checks import CHECKS, examine
+from cvaeopt.outcome.trainer_checks import CHECKS, examine, raised
 from cvaeopt.outcome.trainer_probe import opened
 from tests.support.command import Shop
 
@@ -170,9 +170,43 @@ def test_the_command_says_that_it_runs_the_code_and_names_lines_and_costs(tmp_pa
     assert "Stand-ins were used for: dataloader" in said.text
     trainer.write_text("import nothing\nraise ValueError('at once')\n")
     said = shop.run("doctor", "Trainer.py", "--json")
-    assert said.code == 2 and "ValueError: at once" in said.text
-    with pytest.raises(UserError, match="no file"):
-        diagnose(tmp_path / "none.py")
+    assert said.code == 2 and "ValueError: at once (Trainer.py, line 2: raise ValueError('at once'))" in said.text
+    for name, says in (("none.py", "There is no file"), (".", "is a folder")):
+        for more in ([], ["--dry-run"]):
+            said = shop.run("doctor", name, *more)
+            assert said.code == 2 and says in said.text
+            assert "runs the code" not in said.text
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_syntax_error_is_shown_with_the_users_line_alone(tmp_path: Path, beside: bool) -> None:
+    trainer = written(tmp_path)
+    wrong = tmp_path / ("modules.py" if beside else "Trainer.py")
+    wrong.write_text(wrong.read_text() + "\nif True print(1)\n")
+    line = len(wrong.read_text().splitlines())
+    with pytest.raises(SyntaxError) as caught, opened(trainer):
+        pass
+    assert (
+        raised(caught.value, tmp_path)
+        == f"SyntaxError: {caught.value.msg} ({wrong.name}, line {line}: if True print(1))"
+    )
+
+
+def test_an_error_of_the_code_has_its_last_line_in_the_users_files(tmp_path: Path) -> None:
+    trainer = written(tmp_path)
+    trainer.write_text(trainer.read_text().replace("self.optim.step()", "torch.ones(2) @ torch.ones(3)"))
+    why = checked(trainer)["detach"]["unchecked"]
+    line = next(n for n, code in enumerate(trainer.read_text().splitlines(), 1) if "@ torch.ones(3)" in code)
+    assert f"(Trainer.py, line {line}: torch.ones(2) @ torch.ones(3))" in why
+
+
+def test_functions_without_a_class_are_named_and_the_reason_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "Trainer.py").write_text("def train_step(model, img):\n    return 0\n")
+    said = Shop(tmp_path, tmp_path).run("doctor", "Trainer.py")
+    assert said.code == 2
+    assert said.text.count("could be checked") == 1
+    for text in ("Nothing could be checked: ", "the functions train_step", "val_one_step(img, label)", "Generator"):
+        assert text in said.text
 
 
 def test_code_that_never_ends_is_stopped(tmp_path: Path) -> None:
