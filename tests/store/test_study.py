@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 
@@ -25,6 +24,7 @@ from cvaeopt.store.study import create_or_open, open_existing, record_facts
 from cvaeopt.store.tables import study_table
 from cvaeopt.store.workers import Place
 from tests.support.fakes import expire
+from tests.support.processes import context
 
 POINTS = [{"lr": 1e-3, "tfr": 0.8}, {"lr": 1e-3, "tfr": 0.0}, {"tfr": 1.0}]
 
@@ -240,7 +240,6 @@ def _create(url, start, suicide):
 
 @pytest.mark.slow
 def test_many_creators_some_of_them_killed_make_one_study_with_each_point_once(storage_url):
-    context = multiprocessing.get_context("spawn")
     start = context.Event()
     workers = [
         context.Process(target=_create, args=(storage_url, start, number < 2), daemon=True) for number in range(5)

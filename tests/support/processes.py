@@ -9,8 +9,8 @@ from typing import Any
 
 from tests.support.waiting import LONG_S
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.support.fakes"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.support.fakes", "torch"])
 
 
 def race(task: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
@@ -18,10 +18,10 @@ def race(task: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
 
     AssertionError with the first traceback if one of them failed.
     """
-    barrier = _context.Barrier(count)
-    answers: Any = _context.Queue()
+    barrier = context.Barrier(count)
+    answers: Any = context.Queue()
     processes = [
-        _context.Process(target=_enter, args=(task, index, barrier, answers, arguments)) for index in range(count)
+        context.Process(target=_enter, args=(task, index, barrier, answers, arguments)) for index in range(count)
     ]
     for process in processes:
         process.start()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import resource
@@ -29,6 +28,7 @@ from cvaeopt.vae import frame_cache, sequences
 from cvaeopt.vae.data_check import check
 from cvaeopt.vae.dataset import clip_starts, load, require_clips
 from cvaeopt.vae.png_folder import list_folder, stop
+from tests.support.processes import context
 from tests.support.waiting import LONG_S
 
 FRAMES, LABELS = "train/train_img", "train/train_label"
@@ -366,7 +366,6 @@ def test_a_full_disk_says_how_much_room_is_needed_and_leaves_nothing(root: Path)
 @pytest.mark.slow
 def test_four_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     root = make(tmp_path / "set", train=300)
-    context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(4), context.Queue()
     workers = [context.Process(target=_load_with_others, args=(root, barrier, answers)) for _ in range(4)]
     for worker in workers:
@@ -382,7 +381,7 @@ def test_four_processes_that_start_together_decode_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_process_killed_while_it_decodes_leaves_no_lock_and_no_half_cache(tmp_path: Path) -> None:
     root = make(tmp_path / "set")
-    worker = multiprocessing.get_context("spawn").Process(target=_die_while_decoding, args=(root,))
+    worker = context.Process(target=_die_while_decoding, args=(root,))
     worker.start()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL
