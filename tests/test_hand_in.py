@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,18 @@ def test_the_latex_is_sound_and_its_figures_exist(shop: Shop) -> None:
     headings = re.findall(r"section\{(.*?)\}", text)
     assert "Plot teacher forcing ratio" in headings
     assert text.count(r"\byauthor{") >= 8
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-base)")
+def test_the_latex_compiles_without_a_line_outside_its_margins(shop: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    shutil.copytree(shop.root / "hand-in", folder)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    ended = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    said = ended.stdout.decode(errors="replace")
+    assert ended.returncode == 0, said[-2000:]
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert "Overfull" not in said
 
 
 @pytest.mark.usefixtures("without_charts")
