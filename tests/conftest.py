@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -40,6 +41,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count()
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of garbage collection: a worker collects after every trial, and has to look at all."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
