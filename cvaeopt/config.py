@@ -15,6 +15,7 @@ from cvaeopt import spelling
 from cvaeopt.errors import SettingsError
 from cvaeopt.files import digest
 
+KlAnnealType = Literal["cyclical", "monotonic", "none"]
 KlFormula = Literal["fu", "seed000", "seed001", "seed003", "seed004"]
 TfrFormula = Literal["linear", "seed000", "seed001", "seed003"]
 
@@ -112,7 +113,7 @@ class Config(spelling.Table):
     posterior: Literal["current", "previous"] = Field(
         "current", description="frame that the posterior of z sees in training: the predicted one, or the one before it"
     )
-    kl_anneal_type: Literal["cyclical", "monotonic", "none"] = Field("cyclical", description="shape of the KL weight")
+    kl_anneal_type: KlAnnealType = Field("cyclical", description="shape of the KL weight")
     kl_anneal_cycle: int = Field(
         10,
         ge=1,

@@ -18,16 +18,31 @@ mkdir -p "$demo"
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 began=$SECONDS
 
+echo "Draws data, searches with $workers workers, retrains the best trial, predicts and reports: about 10 minutes on 2 cores."
+
 say "1/7  demonstration data"
 cvaeopt demo-data "$demo/data"
 cvaeopt check-data "$demo/data"
 
 say "2/7  search: study 'demo', $workers workers on $CVAEOPT_GPU"
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
+pids=() stopped=
+# Ctrl-C reaches the workers by itself. A second signal would stop them in the middle of an epoch.
+trap 'stopped=1' INT
+trap 'stopped=1; kill "${pids[@]}" 2>/dev/null || true' TERM
 # Lines that move need a terminal for themselves: several workers share this one.
 for _ in $(seq "$workers"); do TERM=dumb cvaeopt worker --study demo & pids+=($!); done
-for pid in "${pids[@]}"; do wait "$pid"; done
+failed=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  while [ "$code" -gt 128 ] && kill -0 "$pid" 2>/dev/null; do code=0; wait "$pid" || code=$?; done  # a trap ended `wait`
+  [ "$code" = 0 ] || failed=$code
+done
+if [ -n "$stopped" ]; then
+  echo "Stopped. The same command continues: what is in $demo is used again."
+  exit 130
+fi
+[ "$failed" = 0 ] || exit "$failed"
 trap - INT TERM
 cvaeopt status --study demo
 
@@ -48,9 +63,9 @@ cvaeopt report --study demo --out "$demo/report"
 
 say "done in $((SECONDS - began)) s; look at"
 cat <<EOF
+  $demo/predictions/pred_seq0.gif    a predicted sequence (and submission.csv)
   $demo/report/report.html           the study: curves, parameters, the best run
   $demo/retrain/                     the retrained network: best.pt, last.pt, history.jsonl, score.json
-  $demo/predictions/pred_seq0.gif    a predicted sequence (and submission.csv)
   $demo/score/psnr_per_frame.png     where it is good and where it is not
   cvaeopt dashboard --study demo --storage $CVAEOPT_STORAGE --artifacts $CVAEOPT_ARTIFACTS
 EOF

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from cvaeopt.config import KlFormula
+from cvaeopt.config import KlAnnealType, KlFormula
 from cvaeopt.files import write_json
 from cvaeopt.outcome.trainer_probe import EPOCHS, FRAMES, VAL_FRAMES, Log, Trainer, Unchecked, numbers, opened, options
 from cvaeopt.vae.schedules import kl_beta
@@ -29,7 +29,10 @@ _FORMULAS: Final[tuple[KlFormula, ...]] = ("fu", "seed001", "seed003", "seed000"
 _LENGTH: Final = ("seed000", "seed004")  # the formulas in which kl_anneal_cycle is the length of a cycle
 
 
-_SPELLINGS: Final = {"cyclical": ("Cyclical", "cyclical"), "none": ("None", "none", "Without", "without")}
+_SPELLINGS: Final[dict[KlAnnealType, tuple[str, ...]]] = {
+    "cyclical": ("Cyclical", "cyclical"),
+    "none": ("None", "none", "Without", "without"),
+}
 
 
 def truth_scored(trainer: Trainer) -> Found:
@@ -267,7 +270,7 @@ def _beta(kind: Callable[..., Any], spelling: str) -> list[float]:
     return curve
 
 
-def _near(curve: list[float], kind: str, formula: KlFormula) -> bool:
+def _near(curve: list[float], kind: KlAnnealType, formula: KlFormula) -> bool:
     expected = [kl_beta(epoch, EPOCHS, kind, 10, 1.0, formula) for epoch in range(EPOCHS)]
     return all(abs(found - right) < 1e-6 for found, right in zip(curve, expected, strict=True))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from cvaeopt.config import Config
 from cvaeopt.errors import SettingsError
@@ -74,24 +74,24 @@ def _proportional(config: Config, epochs: int) -> dict[str, Any]:
 def _proportional_kl(config: Config, stretch: float) -> dict[str, Any]:
     cyclical = config.kl_anneal_type == "cyclical"
     cycle, ratio = config.kl_anneal_cycle, config.kl_anneal_ratio
-    if config.kl_formula in ("fu", "seed001"):
+    if config.kl_formula == "fu" or config.kl_formula == "seed001":
         return {}  # These formulas are functions of the fraction of the run already.
     if config.kl_formula == "seed003":  # beta depends on the product of `ratio` and a number of epochs.
         return {"kl_anneal_ratio": ratio / stretch}
-    if config.kl_formula not in ("seed000", "seed004"):
-        raise AssertionError(config.kl_formula)
     longer = max(1, round(cycle * stretch))
     if config.kl_formula == "seed000" and not cyclical:
         # beta = ratio t (t + 1) / (2 cycle) must reach 1 at the same fraction of the run as before.
         meets = (math.sqrt(1 + 8 * cycle / ratio) - 1) / 2 * stretch
         return {"kl_anneal_cycle": longer, "kl_anneal_ratio": 2 * longer / (meets * (meets + 1))}
-    return {"kl_anneal_cycle": longer}
+    if config.kl_formula == "seed000" or config.kl_formula == "seed004":
+        return {"kl_anneal_cycle": longer}
+    assert_never(config.kl_formula)
 
 
 def _absolute(config: Config, epochs: int) -> dict[str, Any]:
     cyclical = config.kl_anneal_type == "cyclical"
     cycle, ratio = config.kl_anneal_cycle, config.kl_anneal_ratio
-    if config.kl_anneal_type == "none" or config.kl_formula in ("seed000", "seed004"):
+    if config.kl_anneal_type == "none" or config.kl_formula == "seed000" or config.kl_formula == "seed004":
         return {}  # These settings are epochs of a cycle or slopes per epoch. They do not depend on the run's length.
     more = epochs / config.num_epoch
     if cyclical:
@@ -103,7 +103,7 @@ def _absolute(config: Config, epochs: int) -> dict[str, Any]:
         return {"kl_anneal_cycle": cycles, "kl_anneal_ratio": min(1.0, ratio * cycles / (cycle * more))}
     if config.kl_formula == "seed003":  # `ratio` is the slope of beta per epoch.
         return {}
-    raise AssertionError(config.kl_formula)
+    assert_never(config.kl_formula)
 
 
 def _rising(milestones: list[int]) -> list[int]:

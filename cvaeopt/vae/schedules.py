@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Final, assert_never
 
-from cvaeopt.config import Config, KlFormula, TfrFormula
+from cvaeopt.config import Config, KlAnnealType, KlFormula, TfrFormula
 
 
 def teacher_forcing_ratio(
@@ -31,7 +31,7 @@ def teacher_forcing_ratio(
     return max(0.0, tfr - tfr_d_step * falls)
 
 
-def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formula: KlFormula = "fu") -> float:
+def kl_beta(epoch: int, epochs: int, kind: KlAnnealType, cycle: int, ratio: float, formula: KlFormula = "fu") -> float:
     """The weight of the KL term in this epoch, in [0, 1].
 
     kind      'cyclical', 'monotonic' or 'none'; 'none' gives 1, except that seed003 gives 0 in the first epoch
@@ -52,6 +52,8 @@ def kl_beta(epoch: int, epochs: int, kind: str, cycle: int, ratio: float, formul
         epoch -= 1
     if kind == "none":
         return 1.0
+    if kind != "cyclical" and kind != "monotonic":
+        assert_never(kind)
     cyclical = kind == "cyclical"
     if formula == "fu":
         cycles = cycle if cyclical else 1

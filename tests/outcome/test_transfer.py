@@ -166,3 +166,11 @@ def test_an_absolute_kl_weight_begins_as_the_short_one_did(formula, kind, cycle,
     long = transfer(short, short.num_epoch * times, "absolute")
     for epoch in range(short.num_epoch):
         assert beta_at(long, epoch) == pytest.approx(beta_at(short, epoch), abs=1e-9)
+
+
+@pytest.mark.parametrize("formula", get_args(KlFormula))
+@pytest.mark.parametrize("mode", ["proportional", "absolute"])
+@pytest.mark.parametrize("kind", ["cyclical", "monotonic", "none"])
+def test_every_formula_has_a_longer_run(formula, mode, kind):
+    longer = transfer(settings(kl_formula=formula, kl_anneal_type=kind), 500, mode)
+    assert (longer.num_epoch, longer.kl_formula, longer.kl_anneal_type) == (500, formula, kind)
