@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 from tests.support.made_up import definition, sequence_folder, trials
 
 ROOT = Path(__file__).parents[1]

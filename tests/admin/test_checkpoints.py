@@ -20,7 +20,7 @@ from cvaeopt.errors import (
 from cvaeopt.run.object_store import open_checkpoints
 from cvaeopt.run.objective import Objective
 from cvaeopt.store.study import create_or_open
-from tests.support import tiny
+from testbed import tiny
 from tests.support.s3 import BUCKET, SECRET
 from tests.support.sites import (
     STORE,

@@ -22,7 +22,7 @@ from cvaeopt.outcome.study_summary import study_summary
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 from tests.support.command import Shop
 from tests.support.made_up import BASELINES, NOON, definition, fill, history, registered, run_all, trials
 from tests.support.pages import Page

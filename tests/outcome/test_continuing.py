@@ -17,7 +17,7 @@ from cvaeopt.outcome.retrain import Retraining, resolve
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.schedules import SCHEDULES, first_differences
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 
 pytestmark = pytest.mark.usefixtures("uncharted_module")
 

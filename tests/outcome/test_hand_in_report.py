@@ -25,7 +25,7 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, open_existing
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 from tests.support.made_up import BASELINES, NOON, definition, registered, run_all, run_folder, trials
 from tests.support.tex import faults
 

@@ -19,7 +19,8 @@ from cvaeopt.vae.metrics import public_score
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import to_float
 from cvaeopt.vae.trainer import Trainer
-from tests.support import plain, tiny
+from testbed import tiny
+from tests.support import plain
 from tests.support.gifs import gif_frames
 from tests.support.made_up import frames, sequence_folder
 

@@ -19,7 +19,7 @@ from cvaeopt.outcome.retrain import Retraining, resolve
 from cvaeopt.outcome.transfer import Transfer
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 
 pytestmark = pytest.mark.usefixtures("uncharted_module")
 
@@ -32,7 +32,7 @@ import os, signal, sys
 from pathlib import Path
 from cvaeopt.files import RunFolder
 from cvaeopt.outcome.retrain import Retraining
-from tests.support import tiny
+from testbed import tiny
 
 run = Retraining(tiny.config(**{settings}), tiny.dataset(), RunFolder(Path(sys.argv[1])))
 print(run.epoch, flush=True)

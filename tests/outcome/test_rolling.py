@@ -16,7 +16,7 @@ from cvaeopt.vae import checkpoint
 from cvaeopt.vae.metrics import psnr_per_frame
 from cvaeopt.vae.rollout import Output, to_float
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 

@@ -16,7 +16,7 @@ from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.run_report import run_report, verdict
 from cvaeopt.pictures import curves
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 from tests.support.command import Shop
 from tests.support.made_up import BASELINES, NOON, history, retrained_folder, trials
 from tests.support.pages import Page

@@ -29,7 +29,7 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.store.tables import study_table
 from cvaeopt.store.workers import Beat, Place
-from tests.support import tiny
+from testbed import tiny
 from tests.support.fakes import FakeRun, Fakes, expire
 from tests.support.waiting import LONG_S, until
 

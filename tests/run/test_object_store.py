@@ -21,10 +21,10 @@ from cvaeopt.run.study_objects import parse
 from cvaeopt.store import identity
 from cvaeopt.store.opening import open_storage
 from cvaeopt.vae import checkpoint
+from testbed.tiny import DATA, definition, new_study
 from tests.support.command import Shop
 from tests.support.held import Gate
 from tests.support.s3 import BUCKET, S3, SECRET
-from tests.support.tiny import DATA, definition, new_study
 from tests.support.waiting import LONG_S, until
 
 pytestmark = pytest.mark.usefixtures("uncharted_module", "warm")

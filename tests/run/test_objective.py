@@ -22,7 +22,7 @@ from cvaeopt.store import identity
 from cvaeopt.suggest.estimate import estimate
 from cvaeopt.vae import checkpoint, trainer
 from cvaeopt.vae.trainer import Trainer
-from tests.support.tiny import DATA, definition, new_study
+from testbed.tiny import DATA, definition, new_study
 
 pytestmark = pytest.mark.usefixtures("uncharted_module")
 

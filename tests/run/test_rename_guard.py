@@ -18,7 +18,7 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.status import status
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
-from tests.support.tiny import definition
+from testbed.tiny import definition
 
 
 @pytest.fixture

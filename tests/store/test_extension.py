@@ -27,7 +27,7 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, newest, require, stored_definition
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 from tests.support.fakes import expire, leases
 from tests.support.sites import definition
 

@@ -28,8 +28,8 @@ from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open, identity_of
 from cvaeopt.store.tables import lease_table
 from cvaeopt.store.workers import Beat, Place
+from testbed.tiny import DATA, definition, new_study
 from tests.support.fakes import Events, FakeRun, Fakes, leases
-from tests.support.tiny import DATA, definition, new_study
 
 pytestmark = pytest.mark.usefixtures("uncharted_module")
 

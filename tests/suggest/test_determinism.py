@@ -16,7 +16,7 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.study import create_or_open
 from cvaeopt.store.workers import ask_stop
-from tests.support import tiny
+from testbed import tiny
 
 pytestmark = pytest.mark.usefixtures("uncharted_module")
 

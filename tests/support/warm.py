@@ -28,7 +28,7 @@ from typing import Any
 LOADED = (
     *("torch", "torch._dynamo", "alembic.runtime.environment", "matplotlib.figure", "optuna.artifacts"),
     *("cvaeopt.cli", "cvaeopt.run.worker_process", "cvaeopt.suggest.bayesian", "cvaeopt.outcome.retrain"),
-    *("cvaeopt.outcome.report", "tests.support.fakes", "tests.support.tiny"),
+    *("cvaeopt.outcome.report", "tests.support.fakes", "testbed.tiny"),
 )
 HIGH = 500  # the server's own open files have lower numbers
 

@@ -21,7 +21,7 @@ from cvaeopt.errors import CheckpointError
 from cvaeopt.vae import checkpoint
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 
 torch.manual_seed(0)
 WEIGHTS = {name: value.clone() for name, value in CVAE(8, 4, 4, 8).state_dict().items()}

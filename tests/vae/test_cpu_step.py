@@ -17,7 +17,7 @@ from cvaeopt.vae.cpu_step import StepThreads, cuts, one_thread
 from cvaeopt.vae.loss import LossSettings, clip_loss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 
 
 @given(batch=st.integers(1, 40), steps=st.integers(1, 60))

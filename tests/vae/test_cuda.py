@@ -13,7 +13,7 @@ from cvaeopt.vae.loss import LossSettings, clip_loss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import roll_chunks
 from cvaeopt.vae.trainer import Trainer
-from tests.support import tiny
+from testbed import tiny
 
 pytestmark = [
     pytest.mark.cuda,

@@ -20,7 +20,7 @@ from cvaeopt.pictures import snapshots as charts
 from cvaeopt.run.objective import Objective
 from cvaeopt.run.retention import tidy
 from cvaeopt.vae import checkpoint, snapshots
-from tests.support import tiny
+from testbed import tiny
 
 EPOCHS = st.integers(1, 60)
 

@@ -17,7 +17,8 @@ from cvaeopt.vae.loss import ClipLoss
 from cvaeopt.vae.model import CVAE
 from cvaeopt.vae.rollout import to_float
 from cvaeopt.vae.trainer import EpochResult, Trainer
-from tests.support import plain, tiny
+from testbed import tiny
+from tests.support import plain
 
 DATA = tiny.dataset()
 
