@@ -46,7 +46,7 @@ def parse(url: str) -> URL:
     if parsed.get_backend_name() == "postgresql" and parsed.password is None:
         parsed = parsed.set(password=password_file.from_file())
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
-        raise UserError(f"There is no database {mask(url)}.", todo="Change --storage.")
+        raise UserError(f"There is no database {Path(parsed.database or '').absolute()}.", todo="Change --storage.")
     return parsed
 
 

@@ -24,6 +24,9 @@ READ_LIMIT_S = 10.0
 START_LIMIT_S = 60.0
 """The time that a worker waits for the database when it starts, seconds. Later outages may last longer."""
 
+_SAY_AFTER_S = 0.5
+"""The time without an answer after which a command says that it waits for the database, seconds."""
+
 OPENED = contextlib.ExitStack()
 """The resources that the command has opened. They are closed when the command ends."""
 
@@ -83,8 +86,16 @@ def _open(console: Console, url: str, *, create: bool, limit_s: float, start_lim
     console.show_warnings("optuna")  # through the console, because Optuna's warnings hold texts from the database
     conceal_password(console, url)
     shown = mask(url)
-    with console.announce(f"{shown} has not answered yet; waiting up to {start_limit_s:.0f} s ..."):
-        store = open_storage(url, create=create, limit_s=limit_s, start_limit_s=start_limit_s)
+    said = False
+
+    def say_once(outage_s: float, reason: str) -> None:
+        nonlocal said
+        if outage_s >= _SAY_AFTER_S and not said:
+            state = f"cannot be used yet ({reason})" if url.startswith("sqlite") else "has not answered yet"
+            console.say(f"{shown} {state}; waiting up to {start_limit_s:.0f} s ...")
+            said = True
+
+    store = open_storage(url, create=create, limit_s=limit_s, start_limit_s=start_limit_s, on_retry=say_once)
     return OPENED.enter_context(store)
 
 

@@ -243,7 +243,10 @@ def _missing(path: Path) -> StudyError:
         todo = f"Did you mean '{near[0]}'?"
     else:
         todo = f"There are: {', '.join(here) or 'none'}. With cvaeopt come: {', '.join(shipped)}."
-    return StudyError(f"No study definition {path}.", todo=todo)
+    found = f"No study definition {path.absolute()}."
+    if not path.parent.exists() and not path.is_absolute():
+        found += f" You are in {Path.cwd()}, which has no folder {path.parent}."
+    return StudyError(found, todo=todo)
 
 
 def _check_together(definition: Definition, where: str) -> None:

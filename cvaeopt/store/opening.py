@@ -7,7 +7,7 @@ import functools
 import random
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from cvaeopt.errors import CvaeoptError, SchemaError, StudyError, UserError
 from cvaeopt.store import sqlite_file, urls, watchdog
 from cvaeopt.store.outage import first_line, is_outage, refused
-from cvaeopt.store.retries import repeat
+from cvaeopt.store.retries import ignore, repeat
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import SCHEMA_VERSION, metadata, schema_table
 
@@ -34,6 +34,7 @@ def open_storage(
     start_limit_s: float = 30.0,
     busy_s: float = 10.0,
     silence_s: float = watchdog.SILENCE_S,
+    on_retry: Callable[[float, str], None] = ignore,
 ) -> Storage:
     """The storage at `url`; missing tables are created. Any number of processes may call this at the same time.
 
@@ -42,6 +43,8 @@ def open_storage(
     start_limit_s   how long this call waits for the database, seconds; short, because the host name may be wrong
     busy_s          SQLite: how long one attempt waits for another process' lock, seconds
     silence_s       PostgreSQL: how long the server may be silent during one statement, seconds
+    on_retry        called before each repetition of this call with (seconds of the outage so far, the database's
+                    message); never called if the database refuses
 
     UserError for a URL that cannot work, StorageRefused if the server refuses, SchemaError for tables of another
     version, StorageUnreachable if no server answers, and at once if the disk of a SQLite file is full.
@@ -60,7 +63,7 @@ def open_storage(
     def describe(error: Exception) -> str | None:
         return _describe(error, url, target, absent)
 
-    return repeat(attempt, describe, url=shown, limit_s=min(start_limit_s, limit_s))
+    return repeat(attempt, describe, url=shown, limit_s=min(start_limit_s, limit_s), on_retry=on_retry)
 
 
 def _describe(error: Exception, url: str, target: URL, absent: list[Path]) -> str | None:

@@ -35,7 +35,7 @@ def check_path(target: URL, shown: str, create: bool) -> None:
         raise UserError(f"{shown} is a folder.", "Expected a file.", "Change --storage.")
     if not create and not path.exists():
         raise StudyError(
-            f"There is no database {shown} yet.",
+            f"There is no database {path.absolute()} yet.",
             todo="Start a worker, which creates it, or change --storage.",
         )
     try:

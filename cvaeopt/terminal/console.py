@@ -156,17 +156,6 @@ class Console:
                 drawing.join()
 
     @contextlib.contextmanager
-    def announce(self, text: str, after_s: float = 2.0) -> Iterator[None]:
-        """Write `text` as progress if the block takes longer than `after_s` seconds."""
-        timer = threading.Timer(after_s, self.say, [text])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
         """A callback (what, done, total) that shows a bar for each `what`; in a pipe, a line every few seconds."""
         if self.quiet:

@@ -266,7 +266,7 @@ def test_a_name_is_read_from_the_studies_folder_and_a_path_as_it_is(tmp_path, mo
     assert load_definition(str(tmp_path / "elsewhere" / "other.v2.toml")).name == "other.v2"
 
 
-def test_a_study_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+def test_a_study_that_is_not_there_is_answered_with_those_that_are(tmp_path, monkeypatch):
     (tmp_path / "main.toml").write_text("")
     (tmp_path / "wide.toml").write_text("")
     with pytest.raises(StudyError, match=r"mian\.toml\. Did you mean 'main'\?"):
@@ -275,6 +275,11 @@ def test_a_study_that_is_not_there_is_answered_with_those_that_are(tmp_path):
         load_definition("zzz", tmp_path)
     with pytest.raises(StudyError, match=r"There are: none\. With cvaeopt come: .*main.*smoke"):
         load_definition("zzz", tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        StudyError, match=rf"{tmp_path}/studies/zzz\.toml\. You are in {tmp_path}, which has no folder st"
+    ):
+        load_definition("zzz")
 
 
 def test_a_study_of_the_package_is_used_only_where_the_folder_has_none_of_its_name(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 
 import pytest
 from hypothesis import given
@@ -14,7 +13,7 @@ from cvaeopt.errors import DataError
 from cvaeopt.terminal.training import training
 from cvaeopt.text import SPARKS, Advice, duration, short, sparkline
 from tests.support.screens import console, pipe, plain, terminal, written
-from tests.support.waiting import LONG_S, until
+from tests.support.waiting import until
 
 # ---- figures
 
@@ -174,17 +173,6 @@ def test_logged_warnings_are_said() -> None:
     log.warning("a note could not be written (%s)", "disk full")
     log.info("nothing of interest")
     assert written(shown.err) == "Warning: a note could not be written (disk full)\n"
-
-
-def test_slow_work_is_announced_and_quick_work_is_not() -> None:
-    shown = console(pipe)
-    with shown.announce("quick", after_s=30):
-        pass
-    said = threading.Event()
-    shown.err.print = lambda *args, **options: said.set()  # type: ignore[method-assign]
-    with shown.announce("slow", after_s=0):
-        assert said.wait(LONG_S)
-    assert written(shown.err) == ""
 
 
 def test_advice_is_given_in_the_users_words_everywhere() -> None:
