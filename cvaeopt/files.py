@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,12 +46,17 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder for the files of `path`. If the block fails, `path` stays as it was.
 
-    The folder gets the name `path` when the block ends. A folder that had this name before is deleted then.
+    The folder gets the name `path` when the block ends. A folder that had this name before is deleted then. Scratch
+    folders that killed processes left for `path` are deleted at the start.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     outer = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     made, old = outer / "new", outer / "old"
+    lock = os.open(outer, os.O_RDONLY)  # held as long as this process lives, so that no other process deletes `outer`
     try:
+        with contextlib.suppress(OSError):  # the file system has no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         made.mkdir()
         yield made
         if path.exists():
@@ -62,6 +69,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete the scratch folders of `whole_folder(path)` whose processes have ended."""
+    scratch = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.part")
+    for folder in path.parent.iterdir():
+        # A folder without `new` may belong to a process that is about to lock it. If `path` was moved to `old` and
+        # nothing replaced it, `old` is the only copy of the user's files.
+        if not scratch.fullmatch(folder.name) or not (folder / "new").is_dir():
+            continue
+        if (folder / "old").exists() and not path.exists():
+            continue
+        with contextlib.suppress(OSError):  # another process writes into this folder, or it may not be deleted
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvaeopt.files import RunFolder, digest, inside, whole, write_bytes, write_json, write_text
+from cvaeopt.files import RunFolder, digest, inside, whole, whole_folder, write_bytes, write_json, write_text
 
 
 class Crash(BaseException):
@@ -27,6 +27,29 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
         raise crash
     assert target.read_text() == "old"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_scratch_folders_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for name in (".out.killed.part", ".out.v2.other.part"):
+        (tmp_path / name / "new").mkdir(parents=True)
+    with whole_folder(target) as living:
+        (living / "first").touch()
+        with whole_folder(target) as second:
+            (second / "second").touch()
+        assert (living / "first").exists()
+        assert not (tmp_path / ".out.killed.part").exists()
+    assert [path.name for path in target.iterdir()] == ["first"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.v2.other.part"}
+
+
+def test_the_only_copy_of_a_folder_is_never_removed(tmp_path: Path) -> None:
+    between = tmp_path / ".out.killed.part"  # killed after the old folder was moved away
+    for name in ("old", "new"):
+        (between / name).mkdir(parents=True)
+    for kept in (True, False):
+        with whole_folder(tmp_path / "out"):
+            assert between.exists() == kept
 
 
 def test_a_file_is_not_there_before_it_is_whole(tmp_path: Path) -> None:

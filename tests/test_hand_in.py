@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -189,11 +190,19 @@ def test_its_own_folder_is_replaced_and_a_failure_leaves_it_as_it_was(
     def broken(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(hand_in, "_write_report", broken)
-        for place, left in ((out, before), (tmp_path / "new", {})):
-            assert shop.run("hand-in", "--checkpoint", "run/best.pt", "--out", place).code == 2
-            assert digests(place) == left
+    def stopped(*given: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    for fault, place, left, code, text in (
+        (broken, out, before, 2, "disk is full"),
+        (stopped, tmp_path / "new", {}, 130, "Stopped; nothing was written."),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(hand_in, "_write_report", fault)
+            said = shop.run("hand-in", "--checkpoint", "run/best.pt", "--out", place)
+        assert (said.code, text in said.err, digests(place)) == (code, True, left), said.err
+        for step in ("rolling out the validation video", "predicting test sequences"):
+            assert f"{step}: 1 of 1" in said.err
     said = shop.run("hand-in", "--checkpoint", "run/best.pt", "--out", out, "--noise", "zero")
     assert said.code == 0, said.err
     assert digests(out)["submission.csv"] != before["submission.csv"]

@@ -15,7 +15,8 @@ from cvaeopt.commands.failure import writing
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import data_folder, load_data, open_console, open_study, require_checkpoint
 from cvaeopt.commands.places import Flags
-from cvaeopt.errors import DataError, UserError
+from cvaeopt.errors import DataError, Interrupted, UserError
+from cvaeopt.run.signals import Stop, StopNow
 from cvaeopt.terminal import results as show
 from cvaeopt.terminal.console import Console
 from cvaeopt.text import count
@@ -127,11 +128,15 @@ def _hand_in(console: Console, checkpoint: Path, out: Path, flags: Flags, option
         found = {"study": part.facts["name"], "trials": part.facts["trials"]} if part else {"study": "none given"}
         show.resolved(console, f"Would write {out} with {sequences}.", {"run": run, "report": found})
         return
-    data = load_data(console, root, frame_size(loaded.config))
     z = noise_of(options.noise, options.noise_scale, options.seed)
     chosen = folders.Options(z, options.average, options.output, options.ignore_extra)
-    with writing(out, folder=True), console.progress() as progress:
-        made = folders.make(checkpoint, data, out, device=device, options=chosen, study=part, progress=progress)
+    try:
+        with Stop(raise_at=1), writing(out, folder=True):
+            data = load_data(console, root, frame_size(loaded.config))
+            with console.progress() as progress:
+                made = folders.make(checkpoint, data, out, device=device, options=chosen, study=part, progress=progress)
+    except StopNow:
+        raise Interrupted("Stopped; nothing was written.", todo="The same command starts again.") from None
     if options.as_json:
         console.json(made.plain())
         return

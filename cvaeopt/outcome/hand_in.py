@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 MANIFEST: Final = "hand-in.json"
 CHECKPOINT: Final = "checkpoint.ckpt"
 SUMS: Final = "SHA256SUMS"
+_ROLL_OUT: Final = "rolling out the validation video"
+_FIGURES: Final = "drawing the figures of the report"
 _LIBRARIES: Final = ("torch", "numpy", "pillow", "optuna", "sqlalchemy", "matplotlib")
 
 
@@ -118,18 +120,21 @@ def make(
     device: str = "cpu",
     options: Options | None = None,
     study: StudyPart | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> HandIn:
     """Write the folder `out` for the checkpoint `path`.
 
-    study   facts and charts of the study that the settings come from; None without a study
+    study      facts and charts of the study that the settings come from; None without a study
+    progress   called with (step, done, total): the roll-out of the validation video, the test sequences, the figures
 
     UserError if `out` must not be replaced. CheckpointError or DataError as in `predict` and `score`.
     """
     require_free(out)
     chosen = options or Options()
     given: dict[str, Any] = {"device": device, "output": chosen.output, "ignore_extra": chosen.ignore_extra}
+    progress(_ROLL_OUT, 0, 1)
     sheet = score.score(path, data, z=chosen.z, **given)
+    progress(_ROLL_OUT, 1, 1)
     loaded = checkpoint.load_model(path, output=sheet.output["output"], ignore_extra=chosen.ignore_extra)
     with whole_folder(out) as folder:
         missing = list(_missing(data.root, loaded, study, sheet))
@@ -149,7 +154,7 @@ def make(
         tester, different = tester_notes(loaded, data, sheet)
         facts = _facts(loaded, sheet, prediction, study, {"environment": environment, "lab_tester": tester})
         write_json(folder / "facts.json", facts.values)
-        _write_report(folder, facts, _charts(loaded, sheet, data, study))
+        _write_report(folder, facts, _charts(loaded, sheet, data, study), progress)
         notes = tuple(dict.fromkeys((*sheet.notes, *different)))
         write_text(folder / "README.md", _readme(missing, notes, predicted=prediction is not None))
         files = _digests(folder)
@@ -311,11 +316,13 @@ def _charts(
     return {**charts, **(study.charts if study else {})}
 
 
-def _write_report(folder: Path, facts: Facts, charts: dict[str, Callable[[], bytes]]) -> None:
-    for name, draw in charts.items():
+def _write_report(folder: Path, facts: Facts, charts: dict[str, Callable[[], bytes]], progress: Progress) -> None:
+    for done, (name, draw) in enumerate(charts.items()):
+        progress(_FIGURES, done, len(charts))
         for kind in ("pdf", "png"):
             with curves.charts_as(kind):
                 write_bytes(folder / "figures" / f"{name}.{kind}", draw())
+    progress(_FIGURES, len(charts), len(charts))
     document = blocks(facts, charts.keys())
     write_text(folder / "report.md", markdown(TITLE, document))
     write_text(folder / "report.tex", latex(TITLE, document))

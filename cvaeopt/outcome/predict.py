@@ -142,7 +142,7 @@ def _write_sequences(
         rows = itertools.count()
         for index, sequence in enumerate(test_sequences(root, height, width)):
             if progress:
-                progress(f"sequence {sequence.name}", index, total)
+                progress("predicting test sequences", index, total)
             rolled = _averaged(loaded, sequence.first, sequence.labels[1:], z, average)
             span = span.joined(Span.of(rolled))
             frames = np.concatenate([sequence.first[None], to_pixels(rolled).numpy()])
@@ -152,7 +152,7 @@ def _write_sequences(
             score = None if sequence.truth is None else public_score(frames, sequence.truth)
             done.append(Predicted(sequence.name, gif, len(frames), score))
     if progress:
-        progress("done", total, total)
+        progress("predicting test sequences", total, total)
     return done, span
 
 
