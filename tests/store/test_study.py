@@ -319,6 +319,7 @@ def test_status_is_what_the_command_line_promises(storage):
             {"number": 5, "reason": "unknown"},
         ],
         "stopped": "asked to stop",
+        "over": True,
         "stopped_by_hand": [],
         "workers": [],
     }
