@@ -10,6 +10,7 @@ import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from cvaeopt import spelling
 from cvaeopt.errors import SettingsError
@@ -200,7 +201,11 @@ def settings_error(error: ValidationError, where: str, inside: int = 0) -> Setti
 
     inside   the number of leading keys in the problem's location that the message leaves out
     """
-    first = error.errors()[0]
+    return problem_error(error.errors()[0], where, inside)
+
+
+def problem_error(first: ErrorDetails, where: str, inside: int = 0) -> SettingsError:
+    """A SettingsError for one problem of a ValidationError; see `settings_error`."""
     name = ".".join(str(part) for part in first["loc"][inside:])
     message = first["msg"].removeprefix("Value error, ")
     if not name:

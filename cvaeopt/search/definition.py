@@ -16,6 +16,7 @@ from cvaeopt.errors import SettingsError, StudyError
 from cvaeopt.files import digest
 from cvaeopt.search import space
 from cvaeopt.search.claims import Claim, parse_claims
+from cvaeopt.search.mistakes import with_all_mistakes
 from cvaeopt.search.parsing import (
     check_conditions,
     check_effects,
@@ -95,8 +96,17 @@ class Definition(StudyTable):
         """The checked definition; SettingsError if a table is wrong, StudyError if `name` cannot name a study.
 
         where   the source of the tables, such as the path of a file, for error messages
+
+        If several keys are wrong, the error has a line for each.
         """
         check_name(name, where)
+        try:
+            return cls._parse(tables, name, where)
+        except SettingsError as error:
+            raise with_all_mistakes(error, tables, TABLES, where) from None
+
+    @classmethod
+    def _parse(cls, tables: dict[str, Any], name: str, where: str) -> Self:
         check_names(tables, list(TABLES), where, kind="table")
         for table in ("budget", "search"):
             if not tables.get(table):

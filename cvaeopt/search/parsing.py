@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from cvaeopt.config import Config, check_names, settings_error
+from cvaeopt.config import Config, check_names, problem_error, settings_error
 from cvaeopt.errors import SettingsError
 from cvaeopt.search import space
 from cvaeopt.search.space import (
@@ -39,19 +39,29 @@ def parse_table(model: type[_Model], table: dict[str, Any], where: str) -> _Mode
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        raise _complaint(error, where) from None
+        raise complaints(error, where)[0] from None
 
 
-def _complaint(error: ValidationError, where: str, inside: int = 0) -> SettingsError:
-    """The first complaint of `error` as a SettingsError.
+def complaints(
+    error: ValidationError, where: str, inside: int = 0, *, of_single_keys: bool = False
+) -> list[SettingsError]:
+    """The complaints of `error` as SettingsErrors, one for each key of the table.
 
-    inside   number of leading steps of the complaint's location that belong to the union and not to the file
+    inside           number of leading steps of a complaint's location that belong to the union, not the file
+    of_single_keys   whether to leave out complaints about missing keys and about the table as a whole
     """
-    first = error.errors()[0]
-    if first["type"] == "missing":
-        name = ".".join(str(part) for part in first["loc"][inside:])
-        return SettingsError(f"{where}: {name} is missing.", todo="Add it.")
-    return settings_error(error, where, inside)
+    made: dict[Any, SettingsError] = {}
+    for problem in error.errors():
+        location = problem["loc"][inside:]
+        if of_single_keys and (not location or problem["type"] == "missing"):
+            continue
+        if problem["type"] == "missing":
+            name = ".".join(str(part) for part in location)
+            complaint = SettingsError(f"{where}: {name} is missing.", todo="Add it.")
+        else:
+            complaint = problem_error(problem, where, inside)
+        made.setdefault(location[:1], complaint)
+    return list(made.values())
 
 
 def parse_kind(union: Any, default: str, table: dict[str, Any], where: str) -> Any:
@@ -72,7 +82,7 @@ def parse_kind(union: Any, default: str, table: dict[str, Any], where: str) -> A
                 f"Did you mean '{near}'?" if near else "",
             ) from None
         check_names(table, list(models[str(first["loc"][0])].model_fields), where, kind="key")
-        raise _complaint(error, where, inside=1) from None
+        raise complaints(error, where, inside=1)[0] from None
 
 
 def subtable(tables: dict[str, Any], name: str, where: str) -> dict[str, Any]:

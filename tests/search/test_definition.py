@@ -210,6 +210,24 @@ def test_a_definition_is_refused_with_the_reason(what):
     assert caught.value.expected or caught.value.todo
 
 
+def test_all_mistakes_of_a_file_are_named_at_once():
+    with pytest.raises(SettingsError) as caught:
+        parse(
+            study={"windw": 1, "seed": -1},
+            budget={"trials": "5", "epoch": 3},
+            fixed={"tfr_sd": 0.1, "batch_size": 0},
+            search={"lrr": dict(LR), "tfr": {"type": "flaot"}},
+            sampler={"kind": "tpee"},
+            extra={},
+        )
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"studies/test.toml has {len(lines)} mistakes; correct each of them:"
+    names = ("windw", "seed", "trials", "epoch'", "tfr_sd'", "batch_size", "lrr", "tfr has", "tpee", "extra")
+    for name in names:
+        assert sum(name in line for line in lines) == 1, name
+    assert len(lines) == len(names)
+
+
 def test_a_definition_says_what_it_is_with_its_defaults():
     definition = parse(fixed={"tfr": 0, "milestones": [3, 9]})
     assert (definition.metric, definition.window, definition.seed) == ("val_psnr", 1, 0)
