@@ -25,6 +25,7 @@ from cvaeopt.outcome.dips import LABELS, Explanation, explanations, interval_tex
 from cvaeopt.outcome.predict import file_digest
 from cvaeopt.outcome.rolling import Noise, Span, frame_size, notes, output_facts, roll_frames, with_output_decided
 from cvaeopt.outcome.run_files import DIPS, RETRAIN, SCORE
+from cvaeopt.pictures.curves import charts_as
 from cvaeopt.pictures.dips_chart import Strip, dips_chart
 from cvaeopt.pictures.run_pictures import Frames, film_strip, trial_artifacts, worst_indices
 from cvaeopt.vae import checkpoint
@@ -175,8 +176,11 @@ def write(sheet: ScoreSheet, data: Dataset, folder: Path) -> list[Path]:
     rows = {"truth": data.val.frames[1:], "pose": data.val.labels[1:], "prediction": sheet.prediction}
     write_bytes(folder / STRIP, film_strip(rows))
     write_bytes(folder / DIPS, sheet.dips_chart)
+    pdf = (folder / DIPS).with_suffix(".pdf")
+    with charts_as("pdf"):
+        write_bytes(pdf, sheet.dips_chart)
     write_json(folder / SCORE, sheet.plain())
-    return [folder / SCORE, *made, folder / STRIP, folder / DIPS]
+    return [folder / SCORE, *made, folder / STRIP, folder / DIPS, pdf]
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,14 @@ def test_a_run_leaves_checkpoints_history_and_a_score_sheet(tmp_path: Path):
     assert stored["val_psnr"] == pytest.approx(sheet.mean, abs=1e-4)
     assert set(stored["baselines"]) == {"copy_first", "train_mean", "nearest_pose"}
     assert json.loads((tmp_path / "config.json").read_text()) == run.config.plain()
-    for name in ("psnr_per_frame.png", "curves.png", "worst_frames.png", "prediction.gif", "film_strip.png"):
+    for name in (
+        "psnr_per_frame.png",
+        "curves.png",
+        "worst_frames.png",
+        "prediction.gif",
+        "film_strip.png",
+        "psnr_explained.pdf",
+    ):
         assert (tmp_path / name).stat().st_size > 0
 
 
