@@ -670,6 +670,7 @@ def test_what_cannot_be_parsed_is_answered_with_the_usage(shop: Shop, line: list
     said = shop.run(*line)
     assert said.code == 2
     assert said.out == "" and "Usage: cvaeopt" in said.err and "Error: " in said.err
+    assert ("There are: tiny." in said.err) == (line == ["worker"])
 
 
 def test_a_password_is_not_even_in_a_traceback(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -828,7 +829,9 @@ def test_a_dashboard_needs_the_file_of_its_study_only_where_the_storage_lacks_it
     for study in ("tiny", "elsewhere/tiny.toml"):
         said = empty.run("dashboard", "--study", study, STORAGE=url)
         assert said.code == 0, said.err
+        assert "the page is empty" not in said.err
     assert served == [url, url]
+    assert "the page is empty until a worker starts" in Shop.new(tmp_path / "new", done.data).run("dashboard").err
     one_message(empty.run("dashboard", "--study", "tinny", STORAGE=url), 2, "has no study 'tinny'", "'tiny'")
     before = empty.files()
     one_message(empty.run("dashboard", "--study", "tiny"), 2, "There is no database")

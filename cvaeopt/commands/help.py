@@ -77,6 +77,15 @@ def examples(command: str) -> str:
 class Grouped(TyperGroup):
     """Lists the commands in the panels that they name. The panels are in the order of their first commands."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. If --study is missing, the error names the studies that there are."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if type(error).__name__ == "MissingParameter" and getattr(error.param, "name", "") == "study":
+                error.message = f"There are: {', '.join(study_names(ctx, '')) or 'none'}."
+            raise
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):

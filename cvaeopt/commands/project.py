@@ -47,4 +47,4 @@ def init(
         console.result(f"already there, kept: {folder / name}")
     if not dry_run:
         enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))}, then: "
-        console.say(f"Next: {enter}cvaeopt worker --study main --data DIR --gpu 0 (README.md has the whole way)")
+        console.say(f"Next: {enter}cvaeopt check-data DIR (README.md has the whole way)")

@@ -14,7 +14,7 @@ from cvaeopt.commands.failure import writing
 from cvaeopt.commands.help import study_names
 from cvaeopt.commands.opening import load_data, open_console, open_study
 from cvaeopt.commands.options import Artifacts, Data, DryRun, Gpu, Json, Price, Quiet, StorageUrl, Verbose
-from cvaeopt.commands.places import Flags
+from cvaeopt.commands.places import Flags, Places
 from cvaeopt.errors import UserError
 from cvaeopt.terminal.console import Console
 
@@ -37,9 +37,7 @@ def report(
             "--study", help="Name (studies/NAME.toml) or path of a study; may be repeated.", autocompletion=study_names
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of report.html and its pictures. Default for a run folder: RUN/report.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page. Default: report/NAME, or RUN/report.")] = None,
     charts: Annotated[
         Literal["pdf", "svg", "all"] | None, typer.Option(help="Write every chart as such a file, or as both, too.")
     ] = None,
@@ -101,9 +99,13 @@ def _target(paths: Sequence[Path], studies: Sequence[str], out: Path | None) -> 
             "Expected: the folder of a run, or a checkpoint.",
             "Name a study with --study.",
         )
-    if out is None and (studies or len(paths) > 1 or not paths[0].is_dir()):
+    if out is not None:
+        return out
+    if len(studies) == 1 and not paths:
+        return Path("report") / Places.resolve(Flags(studies[0]), {}).study
+    if studies or len(paths) > 1 or not paths[0].is_dir():
         raise UserError("No folder was named for the page.", "Expected: --out DIR.")
-    return out or paths[0] / "report"
+    return paths[0] / "report"
 
 
 def _show_plan(

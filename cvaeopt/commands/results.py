@@ -24,7 +24,7 @@ def export_best(
     study: Study,
     storage: StorageUrl = None,
     out: Annotated[Path | None, typer.Option(help="Recipe to write. Default: studies/best/NAME.toml.")] = None,
-    lab: Annotated[bool, typer.Option("--lab", help="Keep to what the lab's own tester can apply.")] = False,
+    lab: Annotated[bool, typer.Option("--lab", help="Set output = linear, as the lab's own tester needs.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -41,8 +41,6 @@ def export_best(
     target = out or Path("studies") / "best" / f"{places.study}.toml"
     with writing(target):
         written = export.export_best(store, places.study, target, now=datetime.now(UTC), lab=lab)
-    for warning in written.warnings:
-        console.warn(warning)
     facts = written.recipe.provenance
     if as_json:
         console.json({"written": str(target), "warnings": list(written.warnings), "provenance": facts})
@@ -55,6 +53,8 @@ def export_best(
     else:
         for trial in facts["runners_up"]:
             console.result(f"within noise: trial {trial['trial']}, {trial['value']:.2f} dB")
+    for warning in written.warnings:
+        console.warn(warning)
     fetch_it = ("fetch", "--study", places.study, "--trial", str(facts["trial"]))
     console.say(Advice("Its checkpoint, if it is wanted:", *fetch_it))
 

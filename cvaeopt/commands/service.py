@@ -208,6 +208,10 @@ def dashboard(
 
     with Server(host, port) as server:
         store = open_or_create(console, places.storage, opening.READ_LIMIT_S)
+        begun = {one.study_name for one in store.get_all_studies()}
+        if places.study not in begun if places.study else not begun:
+            what = f"Study {places.study} has not begun" if places.study else "There is no study yet"
+            console.say(f"{what}: the page is empty until a worker starts.")
         names, guard = allow_host or (), [lambda inner: refuse_renames(inner, store)]
         files = artifact_store(folder)
         server.set_app(application(store, files, bound=host, names=names, read_only=read_only, layers=guard))

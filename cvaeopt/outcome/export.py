@@ -225,7 +225,7 @@ def _warnings(chosen: Recipe, fresh: Confirmation | None) -> list[str]:
         )
     name = said["study"]
     if fresh is None:
-        text = f"One value is not an answer: {value:.2f} dB is the highest of many, and so is its luck. "
+        text = f"{value:.2f} dB is the highest of many single runs, so a fresh run is likely to reach less. "
         text += "Train the leaders again from fresh seeds:"
         warnings.append(Advice(text, "confirm", "--study", name))
     elif not fresh.over:

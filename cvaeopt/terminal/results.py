@@ -35,8 +35,9 @@ def check_report(console: Console, report: dict[str, Any]) -> None:
         )
         for sequence in report["sequences"]
     ]
-    console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # the path is not folded
-    console.show(grid(("what", "files", ""), rows, (1,)))
+    if any(files for _, files, _ in rows):
+        console.result(f"{report['root']}: {count(report['clips'], 'clip')} of 16 frames")  # the path is not folded
+        console.show(grid(("what", "files", ""), rows, (1,)))
     if report["baselines"]:
         console.result("Baselines on the validation video, dB: " + baseline_texts(report["baselines"]))
     for problem in report["problems"]:
@@ -100,9 +101,12 @@ def score(console: Console, sheet: dict[str, Any]) -> None:
     also = f", {'but' if gain > 0 else 'and'} {missing:.2f} dB below the nearest pose" if missing >= 0 else ""
     console.result(f"That is {verdict} the better of copying the first frame and showing the mean frame{also}.")
     frames = ", ".join(str(number) for number in sheet["worst_frames"])
-    console.result(f"Worst frames: {frames}. What goes with the PSNR of a frame (a correlation is not a cause):")
-    for item in sheet["explained"]:
-        console.result(f"- {item['text']}")
+    if all(item["psnr_is"] == "unknown" for item in sheet["explained"]):
+        console.result(f"Worst frames: {frames}. No measure is clearly related to the PSNR of a frame.")
+    else:
+        console.result(f"Worst frames: {frames}. What goes with the PSNR of a frame (a correlation is not a cause):")
+        for item in sheet["explained"]:
+            console.result(f"- {item['text']}")
     for name, value in sheet["public"].items():
         console.result(f"Public score of sequence {name}: {value:.2f} dB")
 

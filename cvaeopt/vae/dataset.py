@@ -9,6 +9,7 @@ N is a number, alone or after a word (`frame000017.png`). The numbers start at 0
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -130,6 +131,9 @@ def list_videos(root: Path, report: Report) -> Listing:
     if not root.is_dir():
         _report_missing(root, root, report)
         return {folder: [] for folder in FOLDERS}
+    if not any((root / folder).exists() for folder in FOLDERS):
+        _report_missing(root, root / FOLDERS[0], report)
+        return {folder: [] for folder in FOLDERS}
     listing = {folder: list_part(root, folder, report) for folder in FOLDERS}
     for frames, labels in (FOLDERS[:2], FOLDERS[2:]):
         check_pairs(root / frames, listing[frames], root / labels, listing[labels], report)
@@ -151,7 +155,11 @@ def list_part(root: Path, folder: str, report: Report) -> list[Png]:
 
 
 def _report_missing(root: Path, missing: Path, report: Report) -> None:
-    near = next((path.parent.parent for path in sorted(root.glob("*/train/train_img"))), None)
+    below = [path.parent.parent for path in sorted(root.glob("*/train/train_img"))]
+    above = [place for place in root.absolute().parents[:2] if (place / FOLDERS[0]).is_dir()]
+    beside = [] if root.exists() else [path.name for path in sorted(root.parent.glob("*/"))]
+    alike = [root.with_name(name) for name in difflib.get_close_matches(root.name, beside, n=1)]
+    near = next(iter([*below, *above, *alike]), None)
     report(
         f"{missing} {'is not a folder' if missing.exists() else 'does not exist'}.",
         f"Expected a data folder with {', '.join(FOLDERS)}.",

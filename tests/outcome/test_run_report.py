@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cvaeopt.commands.report import _target
 from cvaeopt.errors import UserError
 from cvaeopt.files import RunFolder, write_json
 from cvaeopt.outcome import run_summary
@@ -131,7 +132,7 @@ def test_the_command_writes_into_the_run_folder_and_says_what_is_wrong(tmp_path:
     assert (said.code, said.out) == (0, "storage/train/mine/report/report.html\n"), said.err
     for words, message in (
         ([], "No study and no run was named"),
-        (["--study", "tiny"], "No folder was named"),
+        (["--study", "tiny", "--study", "other"], "No folder was named"),
         (["nowhere"], "nowhere does not exist"),
         (["storage", "--out", "page"], "storage has no history of a run"),
         (["studies/tiny.toml", "--out", "page"], "tiny.toml"),
@@ -139,3 +140,4 @@ def test_the_command_writes_into_the_run_folder_and_says_what_is_wrong(tmp_path:
         said = shop.run("report", *words, DATA="")
         assert (said.code, message in said.text) == (2, True), said.text
         assert not (shop.root / "page").exists()
+    assert _target([], ["studies/tiny.toml"], None) == Path("report/tiny")

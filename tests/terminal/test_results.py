@@ -137,6 +137,11 @@ def test_a_long_path_is_never_folded(make: Callable[[], Terminal]) -> None:
     shown = console(make)
     results.check_report(shown, REPORT)
     assert plain(written(shown.out)).splitlines()[0] == f"{REPORT['root']}: 2 clips of 16 frames"
+    shown = console(make)
+    results.check_report(
+        shown, {**REPORT, "counts": {"val/val_img": 0}, "ok": False, "problem_count": 1, "problems": ["x"]}
+    )
+    assert plain(written(shown.out)).split("\n")[:2] == ["- x", "1 problem: mend it first."]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +153,12 @@ def test_a_long_path_is_never_folded(make: Callable[[], Terminal]) -> None:
 )
 def test_a_score_says_also_when_the_nearest_pose_is_not_beaten(nearest: float, said: str) -> None:
     shown = console(pipe)
-    more = {"gain_over_baselines": 1.0, "public": {}, "worst_frames": [7, 3], "explained": [{"text": "speed"}]}
+    explained = [{"text": "speed", "psnr_is": "lower"}, {"text": "drift", "psnr_is": "unknown"}]
+    more = {"gain_over_baselines": 1.0, "public": {}, "worst_frames": [7, 3], "explained": explained}
     levels = {"copy_first": 25.0, "train_mean": 24.0, "nearest_pose": nearest}
     sheet = {"checkpoint": "x.pt", "epoch": 1, "val_psnr": 26.0, "val_psnr_late": 26.0, "baselines": levels}
     results.score(shown, {**sheet, **more})
-    assert said in written(shown.out)
+    assert said in written(shown.out) and "- speed\n- drift\n" in written(shown.out)
+    shown = console(pipe)
+    results.score(shown, {**sheet, **more, "explained": explained[1:]})
+    assert "No measure is clearly related" in written(shown.out) and "drift" not in written(shown.out)

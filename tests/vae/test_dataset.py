@@ -489,6 +489,11 @@ def test_a_missing_root_suggests_what_to_do(tmp_path: Path) -> None:
     make(tmp_path / "outer" / "set")
     with pytest.raises(DataError, match=r"Did you mean \S*outer/set\?"):
         load(tmp_path / "outer")
+    for inside in ("train", "train/train_img"):
+        report = check(tmp_path / "outer/set" / inside)
+        assert report.problem_count == 1 and report.problems[0].endswith("outer/set?")
+    with pytest.raises(DataError, match=r"Did you mean \S*/outer\?"):
+        load(tmp_path / "outter")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is not a folder"):
         load(tmp_path / "file")
