@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine
 
 from cvaeopt import __version__, files
 from cvaeopt.admin import studies
@@ -41,14 +41,16 @@ FORMAT = 1
 class Backup:
     """The content of a backup.
 
-    counts    numbers of trials, files and objects, by study
-    stores    the object stores with checkpoints of these studies, from the trials' attributes
-    fileless  the studies that have trials but no files in the backup
+    counts         numbers of trials, files and objects, by study
+    stores         the object stores with checkpoints of these studies, from the trials' attributes
+    fileless       the studies that have trials but no files in the backup
+    without_files  number and host of the trials without files, by study (`studies.without_files`)
     """
 
     counts: dict[str, dict[str, int]]
     stores: set[str]
     fileless: list[str]
+    without_files: dict[str, dict[int, str]]
 
 
 def backup(
@@ -87,15 +89,29 @@ def backup(
                 stores |= set(studies.object_stores(source, name))
         _fold_log(database)
         content = database.read_bytes()
+        entries: dict[str, list[str]] = {}
         with files.whole(target) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
             _add(tar, "cvaeopt.db", content)
             for name, owner in owners.items():
-                counts[name]["files"] = _add_files(tar, artifacts, owner, dashboard_files[name], checkpoints)
-                counts[name]["objects"] = 0 if remote is None else _add_objects(tar, remote, owner)
+                added = _add_files(tar, artifacts, owner, dashboard_files[name], checkpoints)
+                objects = [] if remote is None else _add_objects(tar, remote, owner)
+                counts[name] |= {"files": len(added), "objects": len(objects)}
+                entries[name] = [*added, *objects]
             manifest = _manifest(storage, content, checkpoints, remote, counts)
             _add(tar, "manifest.json", json.dumps(manifest, indent=2).encode())  # last: it marks a complete backup
+        missing = without_files(database, entries)
     fileless = [name for name, facts in counts.items() if facts["trials"] and not facts["files"]]
-    return Backup(counts, stores, fileless)
+    return Backup(counts, stores, fileless, missing)
+
+
+def without_files(database: Path, entries: dict[str, list[str]]) -> dict[str, dict[int, str]]:
+    """`studies.without_files` for each study of a backup's `database`; `entries` has the names of files by study."""
+    engine = create_engine(sqlite_url(database))
+    try:
+        with engine.connect() as connection:
+            return {name: studies.without_files(connection, name, held) for name, held in entries.items()}
+    finally:
+        engine.dispose()
 
 
 def sqlite_url(path: Path) -> str:
@@ -133,9 +149,9 @@ def _manifest(
 
 def _add_files(
     tar: tarfile.TarFile, artifacts: Path, owner: Identity, dashboard_files: list[str], checkpoints: bool
-) -> int:
-    """Add the files of a study; returns the number of added files."""
-    added = 0
+) -> list[str]:
+    """Add the files of a study; returns their names."""
+    added = []
     for entry, path in _files(artifacts, owner, dashboard_files):
         if not checkpoints and path.suffix == ".pt":
             continue
@@ -144,7 +160,7 @@ def _add_files(
         except FileNotFoundError:  # a worker has replaced or removed the file meanwhile
             continue
         _add(tar, f"artifacts/{entry}", data)
-        added += 1
+        added.append(entry)
     return added
 
 
@@ -160,14 +176,14 @@ def _files(artifacts: Path, owner: Identity, dashboard_files: list[str]) -> Iter
             yield f"{DASHBOARD_STORE}/{file}", artifacts / DASHBOARD_STORE / file
 
 
-def _add_objects(tar: tarfile.TarFile, remote: Checkpoints, owner: Identity) -> int:
-    """Add the study's checkpoints from the object store; returns the number of added checkpoints."""
-    added = 0
+def _add_objects(tar: tarfile.TarFile, remote: Checkpoints, owner: Identity) -> list[str]:
+    """Add the study's checkpoints from the object store; returns their names."""
+    added = []
     for file in remote.of_study(owner.objects):
         data = remote.read(owner.objects, file)
         if data is not None:
             _add(tar, f"checkpoints/{owner.study}/{file}", data)
-            added += 1
+            added.append(f"{owner.study}/{file}")
     return added
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from cvaeopt.admin import studies
-from cvaeopt.admin.backup import FORMAT
+from cvaeopt.admin.backup import FORMAT, without_files
 from cvaeopt.admin.rows import copy, refuse_taken
 from cvaeopt.errors import UserError
 from cvaeopt.run.dashboard_notes import DASHBOARD_STORE
@@ -25,6 +25,8 @@ _EXPECTED = "Expected: a file that `cvaeopt admin backup` wrote."
 
 def unpack(file: Path, folder: Path) -> dict[str, Any]:
     """Unpack a backup into `folder`; returns its manifest. UserError if `file` is not a complete backup."""
+    if not file.exists():
+        raise UserError(f"{file} does not exist.", _EXPECTED, "Give the path of a backup.")
     try:
         with tarfile.open(file) as tar:
             tar.extractall(folder, filter="data")
@@ -35,6 +37,27 @@ def unpack(file: Path, folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT or manifest.get("database_sha256") != digest:
         raise UserError(f"{file} is damaged, or from a newer cvaeopt.", _EXPECTED)
     return manifest
+
+
+def contents(manifest: dict[str, Any], unpacked: Path) -> dict[str, Any]:
+    """`manifest` with the key 'trials_without_files' for each study: a list of {'trial': number, 'host': name}.
+
+    unpacked   the folder into which `unpack` has put the backup
+    """
+    entries = {
+        name: [
+            path.relative_to(folder).as_posix()
+            for folder in (unpacked / "artifacts", unpacked / "checkpoints")
+            for path in (folder / name).rglob("*")
+        ]
+        for name in manifest["studies"]
+    }
+    missing = without_files(unpacked / "cvaeopt.db", entries)
+    described = {
+        name: {**facts, "trials_without_files": [{"trial": key, "host": host} for key, host in missing[name].items()]}
+        for name, facts in manifest["studies"].items()
+    }
+    return {**manifest, "studies": described}
 
 
 def restore(

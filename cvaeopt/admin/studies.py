@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -15,7 +15,7 @@ from cvaeopt.errors import StudyError, UserError
 from cvaeopt.search.tables import NAME
 from cvaeopt.store import identity
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.tables import study_table
+from cvaeopt.store.tables import lease_table, study_table
 from cvaeopt.store.workers import workers
 
 _ARTIFACT = re.compile(r"^(?:dashboard:)?artifacts:(?:\d+:)?([0-9a-f-]{36})$")
@@ -113,6 +113,24 @@ def identity_of(connection: Connection, name: str) -> identity.Identity:
     attributes = rows_of(connection, name)["study_system_attributes"]
     value = next((row["value_json"] for row in attributes if row["key"] == identity.KEY), None)
     return identity.stated(name, None if value is None else json.loads(value))
+
+
+def without_files(connection: Connection, name: str, entries: Iterable[str]) -> dict[int, str]:
+    """Number and host of each trial of study `name` that reported an epoch and has none of the files `entries`.
+
+    entries   files of the study in a backup, such as 'NAME/00042/config.json'
+
+    The host is '' if no host is recorded. The id of a worker begins with its host (`workers.Place.new_id`).
+    """
+    held = {parts[1] for parts in (Path(entry).parts for entry in entries) if parts[0] == name and len(parts) > 2}
+    rows = connection.execute(
+        select(lease_table.c.number, lease_table.c.checkpoint_host, lease_table.c.owner)
+        .where(lease_table.c.study == name, lease_table.c.epochs_done > 0)
+        .order_by(lease_table.c.number)
+    )
+    return {
+        number: host or (owner or "").rsplit("-", 2)[0] for number, host, owner in rows if f"{number:05d}" not in held
+    }
 
 
 def study_folder(artifacts: Path, owner: identity.Identity) -> Path | None:

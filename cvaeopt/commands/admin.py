@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from cvaeopt.commands.opening import open_console
 from cvaeopt.commands.options import Verbose
 from cvaeopt.commands.places import DEFAULT_ARTIFACTS, DEFAULT_STORAGE
 from cvaeopt.errors import StorageUnreachable, UserError
+from cvaeopt.terminal.backups import backup_table, missing_files
 from cvaeopt.terminal.console import Console
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ def backup(
     console.result(f"{file}: {', '.join(written)}, {file.stat().st_size / 1e6:.1f} MB")
     for name in made.fileless:
         console.warn(f"{name} has no files in {artifacts}; to have them: another file, and --artifacts DIR")
+    for name, hosts in made.without_files.items():
+        if hosts and name not in made.fileless:
+            console.warn(
+                f"{missing_files(name, hosts, f'in {artifacts} here')}. To have them, copy their folders from there "
+                f"into {artifacts}, and write another backup."
+            )
     for store in sorted(made.stores - {remote.url if remote is not None else ""}):
         if not no_checkpoints:
             console.result(
@@ -84,7 +90,8 @@ def restore(
     keep_files: Annotated[
         bool, typer.Option("--keep-files", help="Keep the files that exist (a lost database); add missing ones.")
     ] = False,
-    contents: Annotated[bool, typer.Option("--list", help="Show what the backup holds, and do nothing.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show what the backup holds, and do nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --list: print JSON on stdout.")] = False,
     storage: StorageUrl = DEFAULT_STORAGE,
     artifacts: Artifacts = Path(DEFAULT_ARTIFACTS),
     checkpoints: Store = None,
@@ -98,19 +105,22 @@ def restore(
     --keep-files is given.
     """
     from cvaeopt.admin.backup import sqlite_url
+    from cvaeopt.admin.restore import contents, unpack
     from cvaeopt.admin.restore import restore as put_back
-    from cvaeopt.admin.restore import unpack
     from cvaeopt.store.opening import open_storage
 
     console = _console(verbose)
-    if not contents:
+    if as_json and not listed:
+        raise UserError("--json shows what a backup holds.", todo="Add --list, or leave --json out.")
+    if not listed:
         artifacts.mkdir(parents=True, exist_ok=True)
     # The scratch folder is inside `artifacts`, so that whole folders can be moved to their place by a rename.
-    place = None if contents else artifacts
+    place = None if listed else artifacts
     with tempfile.TemporaryDirectory(prefix=".restore-", suffix=".part", dir=place) as scratch:
         manifest = unpack(file, Path(scratch))
-        if contents:
-            console.result(json.dumps(manifest, indent=2))
+        if listed:
+            content = contents(manifest, Path(scratch))
+            console.json(content) if as_json else backup_table(console, file, content)
             return
         with (
             open_storage(sqlite_url(Path(scratch) / "cvaeopt.db"), create=False) as source,

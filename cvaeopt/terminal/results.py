@@ -258,12 +258,12 @@ def extension(console: Console, facts: dict[str, Any], dry_run: bool) -> None:
         ("open", "are trained now", "they end under the version with which they began"),
     ):
         if facts[key]:
-            rows.append((str(len(facts[key])), label, f"{text}: {_numbers(facts[key])}"))
+            rows.append((str(len(facts[key])), label, f"{text}: {trial_numbers(facts[key])}"))
     by_reason: dict[str, list[int]] = {}
     for trial in facts["history"]:
         by_reason.setdefault(trial["reason"], []).append(trial["number"])
     for reason, numbers in list(by_reason.items())[:_MAX_REASONS]:
-        rows.append((str(len(numbers)), "are history", f"{reason}: {_numbers(numbers)}"))
+        rows.append((str(len(numbers)), "are history", f"{reason}: {trial_numbers(numbers)}"))
     if len(by_reason) > _MAX_REASONS:
         rest = sum(len(numbers) for numbers in list(by_reason.values())[_MAX_REASONS:])
         rows.append((str(rest), "are history", f"{len(by_reason) - _MAX_REASONS} more reasons, see --json"))
@@ -275,7 +275,7 @@ def extension(console: Console, facts: dict[str, Any], dry_run: bool) -> None:
         console.result(f"Trials that may still begin: {facts['free']}.")
 
 
-def _numbers(numbers: Sequence[int]) -> str:
+def trial_numbers(numbers: Sequence[int]) -> str:
     """The first numbers of trials, such as 'trials 1, 2, 5'."""
     shown = ", ".join(map(str, numbers[:_MAX_NUMBERS]))
     return f"trial{'' if len(numbers) == 1 else 's'} {shown}{' ...' if len(numbers) > _MAX_NUMBERS else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -256,3 +257,37 @@ def test_a_study_of_another_program_stops_no_backup_and_takes_no_files_along(
     admin("delete", [name, "--yes", *half.options()])
     assert everything(half) == ["main", "other"]
     assert {path: path.read_bytes() for path in files} == files
+
+
+def test_trials_of_another_machine_are_named_in_the_backup_and_in_its_list(
+    half: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backup = str(tmp_path / "backup.tar")
+    admin("backup", [str(tmp_path / "whole.tar"), *half.options()])
+    assert "Warning" not in capsys.readouterr().err
+    shutil.move(half.artifacts / "main" / "00001", tmp_path / "elsewhere")
+    storage = half.open()
+    with storage.transaction() as connection:
+        connection.exec_driver_sql("UPDATE cvaeopt_lease SET checkpoint_host = 'gpu-2' WHERE number = 1")
+    storage.close()
+    admin("backup", [backup, *half.options()])
+    said = capsys.readouterr()
+    assert f"main, trial 1: its files are not in {half.artifacts} here (it ran on gpu-2)" in said.err
+    assert said.err.count("files are not") == 1
+
+    admin("restore", [backup, "--list", "--json"])
+    listed = json.loads(capsys.readouterr().out)["studies"]
+    assert listed["main"]["trials_without_files"] == [{"trial": 1, "host": "gpu-2"}]
+    assert listed["other"]["trials_without_files"] == []
+    admin("restore", [backup, "--list"])
+    table = capsys.readouterr().out
+    assert "main, trial 1: its files are not in this backup (it ran on gpu-2)." in table
+    assert ["main", "4", str(listed["main"]["files"]), "0", "1"] in [line.split() for line in table.splitlines()]
+    with pytest.raises(UserError, match="Add --list"):
+        admin("restore", [backup, "--json"])
+
+
+def test_a_backup_that_does_not_exist_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.tar does not exist") as caught:
+        admin("restore", [str(tmp_path / "missing.tar"), "--list"])
+    assert "Errno" not in str(caught.value)
