@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cvaeopt.store.workers import beat_every_s
+
 
 def clock_with_sleep() -> float:
     """Seconds from a clock that also counts while the machine sleeps.
@@ -46,7 +48,7 @@ class Timing:
     @property
     def beat_every_s(self) -> float:
         """Pause between two signs of life, at most a quarter of `ttl_s`."""
-        return min(self.ttl_s / 4, 10.0)
+        return beat_every_s(self.ttl_s)
 
     @property
     def patience_s(self) -> float:

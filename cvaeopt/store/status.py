@@ -95,6 +95,7 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
             "patience_trials": definition.budget.patience_trials,
         },
         "trials": trials.counts,
+        "open_trials": trials.begun.open,
         "epochs_spent": trials.epochs_spent,
         "best": best,
         "versions": versions.plain(versions.read(storage, entry)),
@@ -103,10 +104,10 @@ def status(storage: Storage, name: str) -> dict[str, Any]:
         "failures": trials.failures,
         "stopped_by_hand": trials.by_hand,
         "stopped": None if _is_met(entry, trials) else entry["stopped_reason"],
-        "over": _is_met(entry, trials) or (entry["stopped_reason"] is not None and not trials.is_open),
+        "over": _is_met(entry, trials) or (entry["stopped_reason"] is not None and not trials.begun.open),
         "workers": [
             {key: getattr(worker, key) for key in ("id", "host", "device", "state", "trial", "epoch")}
-            | {"beat_age_s": round(worker.beat_age_s, 1)}
+            | {"beat_age_s": round(worker.beat_age_s, 1), "takeover_s": worker.takeover_s}
             for worker in workers(storage, name)
         ],
     }
@@ -127,13 +128,13 @@ def best_trials(storage: Storage, name: str, count: int) -> list[FrozenTrial]:
 
 @dataclass(frozen=True)
 class _OpenLeases:
-    """The ids of trials whose lease is open.
+    """The trials whose lease is open: they were begun and have not ended.
 
-    all    the trials that were begun and have not ended
-    free   those of `all` that no worker trains
+    open   number, finished epochs and epochs of a whole run, for each of these trials
+    free   the ids of those that no worker trains
     """
 
-    all: frozenset[int]
+    open: list[dict[str, int]]
     free: frozenset[int]
 
 
@@ -141,14 +142,14 @@ class _OpenLeases:
 class _Trials:
     """The facts about a study's trials, read from the database.
 
-    is_open        whether any trial was begun and has not ended
+    begun          the trials that were begun and have not ended
     epochs_spent   number of reported epochs, summed over all trials
     failures       number and reason of every failed trial
     by_hand        numbers of the trials that a user has stopped
     """
 
     counts: dict[str, int]
-    is_open: bool
+    begun: _OpenLeases
     epochs_spent: int
     failures: list[dict[str, Any]]
     by_hand: list[int]
@@ -178,7 +179,7 @@ def _read_trials(connection: Connection, name: str, study_id: int, now: float) -
     epochs_spent = connection.execute(select(func.sum(deepest.c.epochs))).scalar()
     return _Trials(
         counts=_count(states, set(notes), begun),
-        is_open=bool(begun.all),
+        begun=begun,
         epochs_spent=int(epochs_spent or 0),
         failures=failures,
         by_hand=[number for trial_id, number, _ in states if str(notes.get((trial_id, "reason"))).startswith(BY_HAND)],
@@ -189,7 +190,7 @@ def _read_trials(connection: Connection, name: str, study_id: int, now: float) -
 
 def _is_met(entry: dict[str, Any], trials: _Trials) -> bool:
     """Whether the study has used its whole budget of trials or epochs. A request to stop then had no effect."""
-    if trials.is_open:
+    if trials.begun.open:
         return False
     ended = sum(trials.counts[state] for state in _ENDED.values())
     if entry["trials"] is not None and ended >= entry["trials"]:
@@ -200,12 +201,14 @@ def _is_met(entry: dict[str, Any], trials: _Trials) -> bool:
 
 def _open_leases(connection: Connection, name: str, now: float) -> _OpenLeases:
     rows = connection.execute(
-        select(lease_table.c.trial_id, lease_table.c.owner, lease_table.c.expires_at).where(
-            lease_table.c.study == name, lease_table.c.state == "open"
-        )
+        select(lease_table)
+        .where(lease_table.c.study == name, lease_table.c.state == "open")
+        .order_by(lease_table.c.number)
     ).all()
     free = frozenset(row.trial_id for row in rows if row.owner is None or row.expires_at <= now)
-    return _OpenLeases(frozenset(row.trial_id for row in rows), free)
+    return _OpenLeases(
+        [{"trial": row.number, "epoch": row.epochs_done, "epochs": row.epochs_reserved} for row in rows], free
+    )
 
 
 def _last(connection: Connection, study_id: int, notes: dict[tuple[int, str], Any]) -> dict[str, Any] | None:

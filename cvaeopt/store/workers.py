@@ -17,10 +17,13 @@ from cvaeopt.errors import UserError
 from cvaeopt.files import digest
 from cvaeopt.store.damage import explained
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.tables import study_table, worker_table
+from cvaeopt.store.tables import lease_table, study_table, worker_table
 
 _SHOWN_S: Final = 86400.0
 """How long a worker is still shown after its last sign of life, seconds."""
+
+_MISSED_BEATS: Final = 3
+"""A worker is silent after so many missed signs of life."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ class Place:
 class WorkerRow:
     """One worker as `status` shows it.
 
-    state   "dead" if the worker gave no sign of life for the duration of a lease, if another worker saw that its
-            process has ended, or if another worker took its trial over
+    state        "dead" if the worker gave no sign of life for the duration of a lease, if another worker saw that its
+                 process has ended, or if another worker took its trial over; "silent" if the worker missed its last
+                 three signs of life
+    trial        the trial whose lease the worker holds; otherwise the trial of its last sign of life
+    epoch        finished epochs of this trial
+    takeover_s   seconds until others may take the worker's trial over, if it is silent or its training hangs; else None
     """
 
     id: str
@@ -79,6 +86,7 @@ class WorkerRow:
     state: str
     trial: int | None
     epoch: int | None
+    takeover_s: float | None
     beat_age_s: float
     uptime_s: float
     stopping: bool
@@ -94,6 +102,11 @@ class Beat:
     epoch: int | None = None
     message: str = ""
     saved: tuple[int, str] | None = None
+
+
+def beat_every_s(ttl_s: float) -> float:
+    """Pause between two signs of life of a worker whose leases last `ttl_s`, seconds."""
+    return min(ttl_s / 4, 10.0)
 
 
 def enter(connection: Connection, study: str, worker: str, place: Place, device: str, ttl_s: float, now: float) -> None:
@@ -146,7 +159,22 @@ def mark_dead(connection: Connection, workers: Iterable[str]) -> None:
 def workers(storage: Storage, study: str | None = None) -> list[WorkerRow]:
     """The workers of `study` in the order of their start; without `study`, the workers of all studies."""
 
-    query = select(worker_table).order_by(worker_table.c.started_at, worker_table.c.id)
+    lease = and_(lease_table.c.owner == worker_table.c.id, lease_table.c.state == "open")
+    query = (
+        select(
+            worker_table,
+            lease_table.c.number,
+            lease_table.c.epochs_done,
+            lease_table.c.expires_at,
+            study_table.c.grace_until,
+        )
+        .select_from(
+            worker_table.outerjoin(lease_table, lease).outerjoin(
+                study_table, study_table.c.name == worker_table.c.study
+            )
+        )
+        .order_by(worker_table.c.started_at, worker_table.c.id)
+    )
     if study is not None:
         query = query.where(worker_table.c.study == study)
 
@@ -169,7 +197,7 @@ def ask_stop(storage: Storage, study: str, worker: str | None = None, *, dry_run
         storage.lock_study(connection, study)
         now = storage.now(connection)
         rows = connection.execute(select(worker_table).where(worker_table.c.study == study)).all()
-        live = [row for row in rows if _shown(row, now).state not in ("stopped", "dead")]
+        live = [row for row in rows if _state(row, now) not in ("stopped", "dead")]
         asked = [row.id for row in live if worker in (None, row.id)]
         if worker is not None and not asked:
             names = ", ".join(row.id for row in live) or "none"
@@ -187,14 +215,28 @@ def ask_stop(storage: Storage, study: str, worker: str | None = None, *, dry_run
         return storage.write(ask)
 
 
+def _state(row: Row[Any], now: float) -> str:
+    age_s = now - row.beat_at
+    if row.state in ("stopped", "dead") or age_s > row.ttl_s:
+        return "stopped" if row.state == "stopped" else "dead"
+    return "silent" if age_s > _MISSED_BEATS * beat_every_s(row.ttl_s) else str(row.state)
+
+
 def _shown(row: Row[Any], now: float) -> WorkerRow:
-    age_s = max(now - row.beat_at, 0.0)
-    dead = row.state != "stopped" and age_s > row.ttl_s
-    same = {name: getattr(row, name) for name in ("id", "study", "host", "pid", "device", "trial", "epoch", "message")}
+    state, trial, epoch, takeover_s = _state(row, now), row.trial, row.epoch, None
+    if row.number is not None:
+        epoch = max(row.epochs_done, (row.epoch or 0) if row.trial == row.number else 0)
+        trial = row.number
+        if state in ("silent", "stalled"):
+            takeover_s = max(row.expires_at - now, (row.grace_until or 0.0) - now, 0.0)
+    same = {name: getattr(row, name) for name in ("id", "study", "host", "pid", "device", "message")}
     return WorkerRow(
         **same,
-        state="dead" if dead else row.state,
-        beat_age_s=age_s,
+        state=state,
+        trial=trial,
+        epoch=epoch,
+        takeover_s=takeover_s,
+        beat_age_s=max(now - row.beat_at, 0.0),
         uptime_s=max(now - row.started_at, 0.0),
         stopping=bool(row.stop),
     )

@@ -4,7 +4,7 @@ On a terminal:
 
     trial 7  lr 0.00123, tfr 0.44, kl_anneal_type cyclical
     ━━━━━━━━━━━━━━━━━━━━━━━━────────────  epoch 3/5, 1.2 s each, 2 s left
-    27.31 dB  ▁▃▅▆█  best 28.10 (-0.79), mean frame 22.56 (+4.75)
+    27.31 dB  ▁▃▅▆█  study's best 28.10 (-0.79), mean frame 22.56 (+4.75)
     study demo: 4 of 8 trials, 2 workers, best 28.10 dB (trial 3), 40 s left
 
 If a supervisor runs several workers on one device, each line begins with the number of the worker, such as [0].

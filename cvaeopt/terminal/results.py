@@ -132,6 +132,19 @@ def workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
         for row in workers
     ]
     console.show(grid(("worker", "study", "device", "state", "trial", "epoch", "last beat"), shown, (4, 5, 6)))
+    for line in _takeovers(workers):
+        console.result(line)
+
+
+def _takeovers(workers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each worker that trains no more, about when others take its trial over."""
+    lines = []
+    for worker in workers:
+        if (left_s := worker["takeover_s"]) is not None:
+            cause = "is silent" if worker["state"] == "silent" else "ends no epoch"
+            when = f"goes to others in {duration(left_s)}" if left_s > 0 else "waits for another worker"
+            lines.append(f"{worker['id']} {cause}: its trial {worker['trial']} {when}.")
+    return lines
 
 
 def trial_counts(trials: dict[str, int]) -> str:
@@ -235,13 +248,16 @@ def _workers_of_study(workers: list[dict[str, Any]]) -> RenderableType:
     for worker in [*running, *stopped[:_MAX_STOPPED]]:
         cells = [worker[key] for key in ("id", "device", "state", "trial", "epoch")]
         texts = ["-" if cell is None else str(cell) for cell in cells]
-        style = {"dead": "red", "stalled": "red", "stopped": "dim", "stopping": "yellow"}.get(worker["state"], "")
+        style = {"dead": "red", "stalled": "red", "silent": "yellow", "stopped": "dim", "stopping": "yellow"}.get(
+            worker["state"], ""
+        )
         table.add_row(*(Text(text) for text in (*texts, f"{duration(worker['beat_age_s'])} ago")), style=style)
     if not workers:
         return Text("No worker yet.")
+    below = [Text(line, style="yellow") for line in _takeovers(running)]
     if len(stopped) > _MAX_STOPPED:
-        return Group(table, Text(f"and {len(stopped) - _MAX_STOPPED} that stopped before", style="dim"))
-    return table
+        below.insert(0, Text(f"and {len(stopped) - _MAX_STOPPED} that stopped before", style="dim"))
+    return Group(table, *below)
 
 
 def extension(console: Console, facts: dict[str, Any], dry_run: bool) -> None:

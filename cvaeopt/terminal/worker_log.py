@@ -6,10 +6,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from cvaeopt.run import events
 from cvaeopt.text import BASELINES, baseline_texts, count, duration, settings_text, sparkline
+
+_AWAY: Final = ("stopped", "dead", "silent")
+"""The states of workers that train nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,32 +31,32 @@ class Line:
 def time_left_s(facts: dict[str, Any], epoch_s: float, since: int = 0) -> float | None:
     """The time that the present workers need for the rest of a study, seconds.
 
-    None if the budget limits neither the number of trials nor the total number of epochs.
+    None if the budget limits neither the number of trials nor the total number of epochs, or if the facts do not tell.
 
     facts     the facts of the study, as `status` reads them
     epoch_s   seconds that one worker needs for one epoch
     since     epochs that this worker has trained since the facts were read
 
-    A future trial is assumed to train for as many epochs as the average ended trial, pruned trials included.
+    A trial that was begun is assumed to train all its epochs. A trial that was not begun is assumed to train for as
+    many epochs as the average ended trial, pruned trials included.
     """
-    trials, budget = facts["trials"], facts["budget"]
-    training = [
-        int(worker["epoch"] or 0)
-        for worker in facts["workers"]
-        if worker["trial"] is not None and worker["state"] != "dead"
-    ]
-    workers = len(training) or 1
-    begun = sum(training)
+    trials, budget, begun = facts["trials"], facts["budget"], facts["open_trials"]
+    workers: int = sum(worker["trial"] is not None and worker["state"] not in _AWAY for worker in facts["workers"])
     ended = trials["complete"] + trials["pruned"] + trials["failed"]
+    left: list[float] = []
     if budget["trials"] is not None:
         over = ended + trials.get("history", 0)
-        each = (facts["epochs_spent"] - begun) / over if over else budget["epochs"]
-        left = float(max(budget["trials"] - ended, 0) * each - begun)
-    elif budget["total_epochs"] is not None:
-        left = float(budget["total_epochs"] - facts["epochs_spent"])
-    else:
+        spent = facts["epochs_spent"] - sum(trial["epoch"] for trial in begun)
+        each = spent / over if over else budget["epochs"]
+        new = max(budget["trials"] - ended - len(begun), 0)
+        if new and each <= 0:
+            return None
+        left.append(sum(max(trial["epochs"] - trial["epoch"], 0) for trial in begun) + new * each)
+    if budget["total_epochs"] is not None:
+        left.append(float(budget["total_epochs"] - facts["epochs_spent"]))
+    if not left:
         return None
-    return max(left - since, 0.0) * epoch_s / workers
+    return max(min(left) - since, 0.0) * epoch_s / max(workers, 1)
 
 
 def settings(params: dict[str, Any]) -> str:
@@ -222,7 +225,7 @@ class WorkerLog:
         text = f"{value:.2f} dB"
         best = self.best
         if best is not None:
-            text += f", best {best[0]:.2f} ({value - best[0]:+.2f})"
+            text += f", study's best {best[0]:.2f} ({value - best[0]:+.2f})"
         if self._floor is not None:
             level = self._baselines[self._floor]
             text += f", {BASELINES[self._floor]} {level:.2f} ({value - level:+.2f})"
@@ -233,4 +236,8 @@ class WorkerLog:
         if self.facts is None or not self.pace_s:
             return ""
         left_s = time_left_s(self.facts, self.pace_s, self._since_read)
-        return "" if left_s is None else f"about {duration(left_s)} left"
+        if left_s is None:
+            return ""
+        # The facts may be older than this trial, and several workers do not shorten it.
+        own_s = 0.0 if self.trial is None else self.pace_s * (self.trial.epochs - self.epoch)
+        return f"about {duration(max(left_s, own_s))} left"

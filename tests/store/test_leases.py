@@ -17,8 +17,8 @@ from cvaeopt.errors import LeaseLost, StudyError, UserError
 from cvaeopt.store.leases import Idle, Lease, LeaseRegistry
 from cvaeopt.store.opening import open_storage
 from cvaeopt.store.storage import Storage
-from cvaeopt.store.tables import study_table, worker_table
-from cvaeopt.store.workers import Beat, Place, ask_stop, workers
+from cvaeopt.store.tables import lease_table, study_table, worker_table
+from cvaeopt.store.workers import Beat, Place, WorkerRow, ask_stop, workers
 from tests.support.fakes import EVIL, expire, leases, make_study
 from tests.support.outages import Lossy
 from tests.support.processes import race
@@ -403,6 +403,31 @@ def test_workers_are_shown_with_what_they_do(storage: Storage) -> None:
     with storage.transaction() as connection:
         connection.execute(worker_table.update().values(beat_at=storage.now(connection) - 3601))
     assert workers(storage, "main")[0].state == "stopped"
+
+
+def test_a_worker_that_misses_beats_is_silent_until_others_may_take_its_trial(storage: Storage) -> None:
+    make_study(storage)
+    registry = LeaseRegistry(storage, "main")  # leases of 120 s, so a beat every 10 s
+    registry.register("a", HERE, "cpu")
+    registry.beat("a", Beat("running"))
+    lease = claimed(registry, "a")
+    registry.report(lease, 1, 0.5)
+
+    def aged(seconds: float) -> WorkerRow:
+        with storage.transaction() as connection:
+            now = storage.now(connection)
+            connection.execute(worker_table.update().values(beat_at=now - seconds))
+            connection.execute(lease_table.update().values(expires_at=now + 120 - seconds))
+        return workers(storage, "main")[0]
+
+    fresh, silent, dead = aged(15), aged(85), aged(121)
+    assert (fresh.state, fresh.takeover_s) == ("running", None)
+    assert (fresh.trial, fresh.epoch) == (lease.number, 1)  # of the report, which is newer than the last beat
+    assert silent.state == "silent" and silent.takeover_s == pytest.approx(35, abs=5)
+    assert (dead.state, dead.takeover_s) == ("dead", None)
+    assert ask_stop(storage, "main", dry_run=True) == []
+    aged(85)
+    assert ask_stop(storage, "main", dry_run=True) == ["a"]
 
 
 def test_a_stop_reaches_the_workers_that_run_and_not_those_that_start_later(storage: Storage) -> None:

@@ -300,6 +300,7 @@ def test_status_is_what_the_command_line_promises(storage):
             "patience_trials": 40,
         },
         "trials": {"complete": 3, "pruned": 1, "running": 1, "waiting": 1, "failed": 2},
+        "open_trials": [],
         "epochs_spent": 3 + 4 + 5 + 6 + 7 + 8,
         "best": {"number": 1, "value": 24.1235, "params": {"lr": 1e-3, "tfr": 0.0}},
         "versions": [
@@ -443,7 +444,7 @@ def test_status_lists_the_workers_of_its_study(storage):
     for name in ("main", "grid"):
         LeaseRegistry(storage, name).register(f"{name}-worker", Place.here(), "cpu")
     (worker,) = status(storage, "main")["workers"]
-    assert list(worker) == ["id", "host", "device", "state", "trial", "epoch", "beat_age_s"]
+    assert list(worker) == ["id", "host", "device", "state", "trial", "epoch", "beat_age_s", "takeover_s"]
     assert (worker["id"], worker["device"], worker["trial"]) == ("main-worker", "cpu", None)
     assert 0 <= worker["beat_age_s"] < 30
 

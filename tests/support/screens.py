@@ -46,6 +46,7 @@ FACTS: dict[str, Any] = {
     "metric": "val_psnr",
     "budget": {"trials": 60, "epochs": 100, "total_epochs": 4000, "wall_clock_h": 12.0},
     "trials": {"complete": 12, "pruned": 30, "running": 2, "waiting": 0, "failed": 7},
+    "open_trials": [{"trial": 43, "epoch": 7, "epochs": 100}, {"trial": 44, "epoch": 20, "epochs": 100}],
     "epochs_spent": 2345,
     "best": {"number": 17, "value": 33.1, "params": {"lr": 0.0012345678, "tfr": 0.0, "kl_anneal_type": "cyclical"}},
     "baselines": {"copy_first": 24.1, "train_mean": 21.9, "nearest_pose": 26.0},
@@ -61,6 +62,7 @@ FACTS: dict[str, Any] = {
             "trial": 43 if state == "running" else None,
             "epoch": 7 if state == "running" else None,
             "beat_age_s": 1.2 + n,
+            "takeover_s": None,
         }
         for n, state in enumerate(["running", "dead", "stopped", "stopped", "stopped", "stopped"])
     ],
@@ -69,6 +71,7 @@ EMPTY: dict[str, Any] = {
     **FACTS,
     "budget": {"trials": None, "epochs": 5, "total_epochs": None, "wall_clock_h": None},
     "trials": dict.fromkeys(FACTS["trials"], 0),
+    "open_trials": [],
     "epochs_spent": 0,
     "best": None,
     "baselines": {},

@@ -10,7 +10,7 @@ import pytest
 
 from cvaeopt.run import events
 from cvaeopt.terminal.live import WorkerView
-from cvaeopt.terminal.worker_log import time_left_s
+from cvaeopt.terminal.worker_log import WorkerLog, time_left_s
 from tests.support.screens import FACTS, console, pipe, plain, terminal, written
 
 BASELINES = {"copy_first": 24.1, "train_mean": 21.9, "nearest_pose": 26.0}
@@ -85,7 +85,7 @@ def test_the_live_lines_show_the_trial_its_curve_and_the_study() -> None:
     text = " ".join(" ".join(lines).split())
     assert "trial 7 lr 0.001235, tfr 0.4431, tfr_sde 12, tfr_d_step 0.0712, kl_anneal_type cyclical" in text
     assert "epoch 3/5, 2.0 s each, 4 s left" in text
-    assert "▁▅█ 30.00 dB, best 33.10 (-3.10), copy first 24.10 (+5.90)" in text
+    assert "▁▅█ 30.00 dB, study's best 33.10 (-3.10), copy first 24.10 (+5.90)" in text
     assert "study main: 49 of 60 trials, 1 worker, best 33.10 dB (trial 17), 7 failed" in text
     assert max(map(len, lines)) <= 77
 
@@ -107,7 +107,8 @@ def test_a_pipe_gets_one_line_an_event_that_says_which_process_speaks() -> None:
         "[4711] trial 7 epoch 2/5: 25.00 dB, copy first 24.10 (+0.90), 3.0 s an epoch, 9 s left "
         "(the report waits for the database)",
         "[4711] trial 7 complete 25.00 dB (the best so far) after 5 epochs: all epochs trained ▁█",
-        "[4711] trial 7 epoch 1/5: 24.00 dB, best 25.00 (-1.00), copy first 24.10 (-0.10), 2.0 s an epoch, 8 s left",
+        "[4711] trial 7 epoch 1/5: 24.00 dB, study's best 25.00 (-1.00), copy first 24.10 (-0.10), 2.0 s an epoch, "
+        "8 s left",
         "[4711] finished: all 60 trials are taken; 1 trial ended here",
     ]
 
@@ -123,9 +124,9 @@ def test_the_best_is_that_of_the_study_and_not_of_this_worker() -> None:
         view.heard(epoch(1, 31.0))
     said = written(shown.err)
     assert "30.00 dB after 5 epochs" in said
-    assert "31.00 dB, best 33.10 (-2.10)" in said
+    assert "31.00 dB, study's best 33.10 (-2.10)" in said
     assert "34.00 dB (the best so far)" in said
-    assert "31.00 dB, best 34.00 (-3.00)" in said
+    assert "31.00 dB, study's best 34.00 (-3.00)" in said
 
 
 def test_what_was_known_of_one_study_is_not_said_of_the_next_one() -> None:
@@ -154,6 +155,7 @@ def facts(ended: int, spent: int, running: list[int], **budget: Any) -> dict[str
     return {
         "budget": {"trials": None, "epochs": 10, "total_epochs": None, **budget},
         "trials": {"complete": ended, "pruned": 0, "running": len(running), "waiting": 0, "failed": 0},
+        "open_trials": [{"trial": 1, "epoch": done, "epochs": 10} for done in running],
         "epochs_spent": spent,
         "workers": [{"state": "running", "trial": 1, "epoch": done} for done in running],
     }
@@ -164,8 +166,9 @@ def facts(ended: int, spent: int, running: list[int], **budget: Any) -> dict[str
     [
         (facts(0, 0, [], trials=4), 40),
         (facts(0, 6, [3, 3], trials=4), (40 - 6) / 2),  # two workers share them
-        (facts(2, 13, [3], trials=4), 2 * 5 - 3),  # trials that ended had 5 epochs each: most were pruned
+        (facts(2, 13, [3], trials=4), 7 + 5),  # trials that ended had 5 epochs each: most were pruned
         (facts(4, 40, [], trials=4), 0),
+        (facts(1, 0, [], trials=4), None),  # how long the others take is not known
         (facts(4, 45, [5], total_epochs=100), 55),
         (facts(4, 45, [5]), None),
     ],
@@ -185,4 +188,18 @@ def test_epochs_since_the_study_was_read_are_not_left() -> None:
 def test_the_dead_do_not_help() -> None:
     known = facts(0, 4, [2, 2], trials=2)
     known["workers"][1]["state"] = "dead"
-    assert time_left_s(known, 1.0) == 18
+    assert time_left_s(known, 1.0) == 16
+
+
+def test_a_trial_that_was_taken_over_is_counted_once_and_those_not_begun_too() -> None:
+    known = facts(1, 10 + 6, [6], trials=4)  # one of 4 trials has ended, and two were not begun
+    known["workers"].insert(0, {"state": "silent", "trial": 1, "epoch": 6})
+    assert time_left_s(known, 2.0) == 2.0 * (4 + 2 * 10)
+
+
+def test_a_study_never_ends_before_the_trial_in_training() -> None:
+    log = WorkerLog()
+    log.lines(TRIAL)
+    log.lines(events.StudyRead({**facts(4, 40, [], trials=4), "best": None}))
+    (line,) = log.lines(epoch(1, 20.0))
+    assert "8 s left (about 8 s left for the study)" in line.text

@@ -162,3 +162,13 @@ def test_a_score_says_also_when_the_nearest_pose_is_not_beaten(nearest: float, s
     shown = console(pipe)
     results.score(shown, {**sheet, **more, "explained": explained[1:]})
     assert "No measure is clearly related" in written(shown.out) and "drift" not in written(shown.out)
+
+
+def test_a_silent_worker_is_shown_with_the_time_until_its_trial_goes_to_others() -> None:
+    worker = {**FACTS["workers"][0], "id": "vm-1-ab", "study": "main", "stopping": False, "beat_age_s": 85.0}
+    for takeover_s, said in ((35.2, "goes to others in 35 s."), (0.0, "waits for another worker.")):
+        silent = {**worker, "state": "silent", "takeover_s": takeover_s}
+        shown = console(pipe)
+        results.status(shown, {**FACTS, "workers": [silent]})
+        results.workers(shown, [silent])
+        assert written(shown.out).count(f"vm-1-ab is silent: its trial 43 {said}") == 2
