@@ -83,9 +83,19 @@ class StorageRefused(UserError):  # noqa: N818 - the name describes a state
 
 
 class StorageUnreachable(CvaeoptError):  # noqa: N818 - the name describes a state
-    """The database did not answer within the time limit, or its disk is full."""
+    """The database did not answer within the time limit, or its disk is full.
+
+    reason   the cause alone, without the database's name and the time, for a sentence that states these itself
+    """
 
     exit_code = 3
+
+    def __init__(self, found: str, expected: str = "", todo: str = "", reason: str = "") -> None:
+        super().__init__(found, expected, todo)
+        self.reason = reason or found.rstrip(".")
+
+    def __reduce__(self) -> tuple[type[StorageUnreachable], tuple[str, str, str, str]]:  # type: ignore[override]
+        return (type(self), (self.found, self.expected, self.todo, self.reason))
 
 
 class TryAgain(CvaeoptError):  # noqa: N818

@@ -15,7 +15,7 @@ def move(source: Storage, target: Storage, wanted: list[str]) -> dict[str, dict[
 
     Either all of these studies are copied or none. UserError if workers of these studies run.
     """
-    if source.url == target.url:
+    if source.engine.url == target.engine.url:
         raise UserError(f"{source.url} is both ends of the move.", "Expected: two databases.", "Change --from or --to.")
     with studies.snapshot(source) as rows:
         names = studies.with_confirmations(rows, wanted, source.url)

@@ -150,6 +150,7 @@ def move(
     """
     from cvaeopt.admin.move import move as copy
     from cvaeopt.store.opening import open_storage
+    from cvaeopt.store.urls import mask
 
     console = _console(verbose)
     with open_storage(source, create=False) as old, open_storage(target) as new:
@@ -158,8 +159,8 @@ def move(
                 f"{name}: {rows['trials']} trials and {rows['trial_intermediate_values']} reports are in {new.url}, "
                 "and equal"
             )
-        secret = new.url != new.engine.url.render_as_string(hide_password=False)
-        url = "the URL that you gave as --to (its password is not shown)" if secret else shlex.quote(new.url)
+        secret = "the URL that you gave as --to (its password is not shown)"
+        url = shlex.quote(new.url) if mask(target) == target else secret
         console.result("The trials' files stay where they are: start workers with the same --artifacts as before.")
         console.result(f"Now start workers with --storage, or CVAEOPT_STORAGE: {url}")
 

@@ -109,7 +109,7 @@ class DatabaseThread(threading.Thread):
             try:
                 pause_s = self._round()
             except StorageUnreachable as error:
-                shared.note_outage(began, error.found)
+                shared.note_outage(began, error.reason)
             except StorageRefused as error:  # waiting does not help: the worker's next report raises the error
                 with shared.lock:
                     if shared.trial is not None:

@@ -151,7 +151,7 @@ class Reporter:
             with self._leases.storage.patience(self._timing.patience_s):
                 self._leases.renew(trial.lease)
         except StorageUnreachable as error:
-            shared.note_outage(asked_at, error.found)
+            shared.note_outage(asked_at, error.reason)
         except LeaseLost:
             trial.lost = True
             raise

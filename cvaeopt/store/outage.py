@@ -126,8 +126,10 @@ def unreachable(url: str, outage_s: float, said: str) -> StorageUnreachable:
         return StorageUnreachable(
             f"The database {url} could not be written for {outage_s:.0f} s ({said}).",
             todo="Make room on its disk; then run the same command again.",
+            reason=said,
         )
     return StorageUnreachable(
         f"The database {url} did not answer for {outage_s:.0f} s ({said}).",
         todo="Bring it back, or check --storage; then run the same command again.",
+        reason=said,
     )

@@ -25,12 +25,18 @@ def from_file() -> str | None:
     path = os.environ.get(VARIABLE)
     if not path or os.environ.get("PGPASSWORD"):
         return None
-    todo = f"Correct {VARIABLE}, or let this user read the file (chmod 644)."
+    todo = f"Correct {VARIABLE}, or write the password into the file."
     try:
         password = Path(path).read_text(encoding="utf-8").rstrip("\n")
     except UnicodeDecodeError:
         raise UserError(f"{VARIABLE}: {path} is not UTF-8 text.", "Expected: the password alone.", todo) from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{VARIABLE}: {path} does not exist.", "Expected: a file that holds the password.", todo
+        ) from None
     except OSError as error:
+        if isinstance(error, PermissionError):
+            todo = f"Make the file this user's own (chown, chmod 600), or correct {VARIABLE}."
         raise UserError(
             f"{VARIABLE}: {path} cannot be read ({error.strerror}).", "Expected: a file that holds the password.", todo
         ) from None

@@ -77,7 +77,7 @@ class Storage(RepeatedStorage):
             if hasattr(self, "scoped_session"):
                 self.close()
             raise
-        self.url = urls.mask(target.render_as_string(hide_password=False))
+        self.url = urls.as_typed(url, target)
         event.listen(self.engine, "handle_error", self._refuse)
         if self.engine.name == "sqlite":
             self._harden_sqlite()

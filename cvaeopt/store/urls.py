@@ -47,6 +47,12 @@ def mask(url: str) -> str:
     return f"{scheme}://{user}:***{rest[end:]}"
 
 
+def as_typed(url: str, target: URL) -> str:
+    """`target`, which `parse` made of `url`, for messages: with the driver as the user typed it, without a password."""
+    typed = make_url(url).drivername
+    return mask(target.set(drivername=typed).render_as_string(hide_password=False))
+
+
 def scrub(text: str, url: str) -> str:
     """`text` with the password of `url` masked, in every spelling that URLs and drivers use.
 

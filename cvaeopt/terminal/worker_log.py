@@ -137,9 +137,11 @@ class WorkerLog:
                 self.note = f"waiting: {reason}"
                 return [Line(self.note)]
             case events.Outage(seconds=seconds, reason=reason):
-                self.note = f"the database does not answer ({reason})"
-                text = f"the database has not answered for {duration(seconds)} ({reason}); training goes on, "
-                return [Line(f"{text}reports are kept and delivered later", kind="warning")]
+                self.note = f"the database does not answer: {reason}"
+                text = (
+                    f"training goes on without the database, which has not answered for {duration(seconds)}: {reason}"
+                )
+                return [Line(f"{text}; reports are kept and delivered later", kind="warning")]
             case events.Recovered(seconds=seconds, delivered=delivered):
                 self.note = ""
                 reports = count(delivered, "report")

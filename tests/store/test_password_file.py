@@ -42,7 +42,11 @@ def test_what_states_a_password_more_closely_counts(file: Path, monkeypatch: pyt
 
 
 def test_a_file_without_a_password_is_named_and_its_content_is_not_shown(file: Path) -> None:
-    for content, says in ((None, "cannot be read"), (b"\n", "is empty"), (b"geheim\xff", "is not UTF-8")):
+    for content, says in (
+        (None, "does not exist.*or write the password into the file"),
+        (b"\n", "is empty"),
+        (b"geheim\xff", "is not UTF-8"),
+    ):
         file.unlink(missing_ok=True)
         if content is not None:
             file.write_bytes(content)

@@ -27,7 +27,7 @@ from cvaeopt.store.opening import open_storage
 from cvaeopt.store.outage import is_outage
 from cvaeopt.store.storage import Storage
 from cvaeopt.store.tables import schema_table
-from cvaeopt.store.urls import mask
+from cvaeopt.store.urls import as_typed, mask, parse
 from testbed.postgres import Postgres
 from tests.support.fakes import leases, make_study
 from tests.support.outages import Lossy, Outages
@@ -53,6 +53,12 @@ SECRET = "s3cr/t:x%41"
 )
 def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
     assert mask(url) == shown
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
+def test_messages_show_the_driver_that_was_typed(scheme: str) -> None:
+    url = f"{scheme}://me:pw@db/x"
+    assert as_typed(url, parse(url)) == f"{scheme}://me:***@db/x"
 
 
 @given(password=st.text(min_size=1), user=st.sampled_from(["me", "a b", "ü"]))

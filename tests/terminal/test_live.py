@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import typing
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from cvaeopt.run import events
+from cvaeopt.store.outage import unreachable
 from cvaeopt.terminal.live import WorkerView
 from cvaeopt.terminal.worker_log import WorkerLog, time_left_s
 from tests.support.screens import FACTS, console, pipe, plain, terminal, written
@@ -203,3 +205,15 @@ def test_a_study_never_ends_before_the_trial_in_training() -> None:
     log.lines(events.StudyRead({**facts(4, 40, [], trials=4), "best": None}))
     (line,) = log.lines(epoch(1, 20.0))
     assert "8 s left (about 8 s left for the study)" in line.text
+
+
+def test_an_outage_is_said_once_in_one_sentence() -> None:
+    """The reason is that of the driver alone: time and database are said before it."""
+    driver = 'connection to server at "localhost" (127.0.0.1), port 5432 failed: Connection refused'
+    error = unreachable("postgresql://lab:***@localhost/x", 5.0, driver)
+    (line,) = WorkerLog().lines(events.Outage(5.0, error.reason))
+    assert line.text == (
+        f"training goes on without the database, which has not answered for 5 s: {driver}; "
+        "reports are kept and delivered later"
+    )
+    assert pickle.loads(pickle.dumps(error)).reason == driver
