@@ -102,7 +102,7 @@ def _work_together(
 
 def _show_worker(console: Console, definition: Definition, places: Places, trials_per_gpu: int) -> None:
     """Print the output of `worker --dry-run`: the places of the worker, and every setting of its trials."""
-    from cvaeopt.search.space import settled
+    from cvaeopt.search.space import settled, without_effect
     from cvaeopt.store.urls import mask
 
     tables = definition.plain()
@@ -110,6 +110,8 @@ def _show_worker(console: Console, definition: Definition, places: Places, trial
     one_seed = definition.seeds == "common"
     seed = "one for all, from the study's seed; repeats of settings take the next" if one_seed else ""
     seed = seed or "from the study's seed and the trial's number"
+    settings = {**settled(definition.search, definition.fixed), "num_epoch": definition.epochs}
+    idle = without_effect(definition.search, settings)
     show.resolved(
         console,
         f"Would take trials of study {definition.name}, definition {definition.digest()}.",
@@ -126,9 +128,9 @@ def _show_worker(console: Console, definition: Definition, places: Places, trial
             "study": tables["study"],
             "budget": tables["budget"],
             "settings of every trial": {
-                **settled(definition.search, definition.fixed),
-                "num_epoch": definition.epochs,
+                **{name: value for name, value in settings.items() if name not in idle},
                 "seed": definition.fixed.get("seed", seed),
+                **({"without effect here": ", ".join(sorted(idle))} if idle else {}),
             },
             "search": tables["search"],
             "sampler": tables["sampler"],

@@ -361,6 +361,14 @@ def has_effect(name: str, values: Mapping[str, Any]) -> bool:
     return rules.get(name, True)
 
 
+def without_effect(search: Search, fixed: Mapping[str, Any]) -> set[str]:
+    """The settings that no trial varies and that have no effect at any corner of the search space."""
+    defaults, idle = settled({}, fixed), set(NEEDS) - set(search)
+    for point in corners(search, fixed):
+        idle = {name for name in idle if not has_effect(name, {**defaults, **point})}
+    return idle
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two TOML values are equal and have the same type; `1`, `1.0` and `true` are three different values."""
     return type(one) is type(other) and one == other

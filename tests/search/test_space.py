@@ -176,3 +176,12 @@ def test_every_condition_of_effect_is_explained():
     }
     assert without == set(space.NEEDS)
     assert set(space.NOT_SEARCHED) <= set(Config.model_fields)
+
+
+def test_a_setting_without_effect_is_one_that_changes_no_run_of_the_study() -> None:
+    assert {"kl_formula", "kl_anneal_cycle", "gamma", "momentum"} <= space.without_effect(
+        {}, {"kl_anneal_type": "none", "lr_scheduler": "constant", "optim": "Adam"}
+    )
+    definition = define({"kl_anneal_type": KIND, "lr": LR})
+    assert "kl_anneal_cycle" not in space.without_effect(definition.search, definition.fixed)
+    assert "momentum" not in space.without_effect({}, {"optim": "SGD"})
