@@ -71,7 +71,8 @@ def copy(url: URL, target: Path) -> None:
     if url.get_backend_name() != "postgresql":
         raise UserError(f"{mask(str(url))} is copied with its own tools.", todo="Then add --no-copy.")
     environment = {**os.environ, **({"PGPASSWORD": url.password} if url.password else {})}
-    plain = urls.libpq_url(url).set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    # Not `set`, which ignores a password of None: every user of the machine can read the arguments of a process.
+    plain = urls.libpq_url(url).set(drivername="postgresql")._replace(password=None).render_as_string()
     with files.whole(target) as stream:
         try:
             subprocess.run(

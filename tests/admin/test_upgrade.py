@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cvaeopt.admin import upgrade
 from cvaeopt.errors import (
     SchemaError,
     UserError,
@@ -96,3 +97,12 @@ def test_an_upgrade_refuses_running_workers(half: Site) -> None:
         connection.exec_driver_sql("UPDATE cvaeopt_worker SET state = 'stopped'")
     storage.close()
     admin("upgrade", ["--no-copy", "--storage", half.url])
+
+
+def test_the_password_is_no_argument_of_pg_dump(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(subprocess, "run", lambda words, env, **_: calls.append((words, env)))
+    upgrade.copy(upgrade.parse("postgresql://lab:geheim@db/x"), tmp_path / "copy.dump")
+    ((words, environment),) = calls
+    assert words[-1] == "--dbname=postgresql://lab@db/x"
+    assert environment["PGPASSWORD"] == "geheim"
