@@ -47,7 +47,7 @@ def with_all_mistakes(first: SettingsError, tables: dict[str, Any], known: Seque
     if len(different) == 1:
         return first
     lines = "".join(f"\n- {str(error).removeprefix(f'{where}: ')}" for error in different)
-    return SettingsError(f"{where} has {len(different)} mistakes; correct each of them:{lines}")
+    return SettingsError(f"{where} has {len(different)} mistakes.", todo=f"Correct each of them:{lines}")
 
 
 def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def test_all_mistakes_of_a_file_are_named_at_once():
             extra={},
         )
     first, *lines = str(caught.value).splitlines()
-    assert first == f"studies/test.toml has {len(lines)} mistakes; correct each of them:"
+    assert first == f"studies/test.toml has {len(lines)} mistakes. Correct each of them:"
     names = ("windw", "seed", "trials", "epoch'", "tfr_sd'", "batch_size", "lrr", "tfr has", "tpee", "extra")
     for name in names:
         assert sum(name in line for line in lines) == 1, name
