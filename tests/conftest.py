@@ -36,9 +36,12 @@ settings.register_profile(
 )
 settings.load_profile("cvaeopt")
 
-# A shell starts what runs in its background with Ctrl-C ignored, and so would be every process that a test starts.
+# A shell starts what runs in its background with Ctrl-C ignored, and `nohup` ignores SIGHUP. Every process that a test
+# starts would ignore them, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _numbers = itertools.count()
 
