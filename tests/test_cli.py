@@ -190,7 +190,7 @@ def test_status_is_machine_readable_as_promised(done: Shop) -> None:
     assert set(facts["best"]["params"]) == {"lr"}
     assert {"copy_first", "train_mean"} <= set(facts["baselines"])
     (worker,) = facts["workers"]
-    assert list(worker) == ["id", "host", "device", "state", "trial", "epoch", "beat_age_s"]
+    assert list(worker) == ["id", "host", "device", "state", "trial", "epoch", "beat_age_s", "takeover_s"]
     assert (worker["device"], worker["state"]) == ("cpu", "stopped")
 
 
