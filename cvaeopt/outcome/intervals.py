@@ -54,7 +54,7 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
     """
     squares, freedom = 0.0, 0
     for values in groups:
-        if values:
+        if len(values):
             mean = math.fsum(values) / len(values)
             squares += math.fsum((value - mean) ** 2 for value in values)
             freedom += len(values) - 1
