@@ -82,9 +82,11 @@ class Diagnosis:
 
 
 def require_file(trainer: Path) -> None:
-    """UserError unless `trainer` is a file."""
-    if not trainer.is_file():
-        found = f"{trainer} is a folder." if trainer.is_dir() else f"There is no file {trainer}."
+    """UserError unless `trainer` is a file of Python code."""
+    if not trainer.is_file() or trainer.suffix != ".py":
+        found = f"There is no file {trainer}."
+        if trainer.exists():
+            found = f"{trainer} is a folder." if trainer.is_dir() else f"{trainer} is no .py file."
         raise UserError(found, "Expected: the Python file of a trainer, such as Trainer.py.")
 
 

@@ -171,7 +171,8 @@ def test_the_command_says_that_it_runs_the_code_and_names_lines_and_costs(tmp_pa
     trainer.write_text("import nothing\nraise ValueError('at once')\n")
     said = shop.run("doctor", "Trainer.py", "--json")
     assert said.code == 2 and "ValueError: at once (Trainer.py, line 2: raise ValueError('at once'))" in said.text
-    for name, says in (("none.py", "There is no file"), (".", "is a folder")):
+    (tmp_path / "notes.md").write_text("no code")
+    for name, says in (("none.py", "There is no file"), (".", "is a folder"), ("notes.md", "is no .py file")):
         for more in ([], ["--dry-run"]):
             said = shop.run("doctor", name, *more)
             assert said.code == 2 and says in said.text
